@@ -1,0 +1,160 @@
+"""CO2-Net: snippet features of two modalities -> T-CAM and attention.
+
+Hong et al., "Cross-modal Consensus Network for Weakly Supervised Temporal Action Localization", ACM MM 2021
+(arXiv:2107.12589), Sections 3.3 and 3.4; equation numbers are the paper's. Where the paper is silent the
+authors' implementation ("release") is followed, because the published numbers came from it.
+
+Shapes: B videos, T snippets, D channels (D1, D2 of the two modalities), C action classes; the background class
+is class C, the last. Features come as (B, T, D); inside, convolutions see (B, D, T).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LEAKY_SLOPE = 0.2
+
+
+class ConsensusModule(nn.Module):
+    """Cross-modal consensus module (CCM): re-calibrates the main modality, Section 3.3."""
+
+    def __init__(self, main_dim: int, auxiliary_dim: int, dropout: float = 0.5):
+        super().__init__()
+        # The pooled main modality is one vector, so F^G is a 1-tap convolution. The release gives it three taps, of
+        # which the outer two only ever see zero padding; the initialisation below still counts them.
+        self.global_context = nn.Sequential(
+            nn.Conv1d(main_dim, main_dim, 1), nn.LeakyReLU(LEAKY_SLOPE), nn.Dropout(dropout)
+        )
+        self.cross_modal = nn.Sequential(
+            nn.Conv1d(auxiliary_dim, main_dim, 3, padding=1), nn.LeakyReLU(LEAKY_SLOPE), nn.Dropout(dropout)
+        )
+
+    def forward(self, main: Tensor, auxiliary: Tensor) -> Tensor:
+        """main (B, D1, T), auxiliary (B, D2, T) -> re-calibrated main modality (B, D1, T)."""
+        global_descriptor = self.global_context(main.mean(dim=2, keepdim=True))  # M^G (B, D1, 1), Eq. 1
+        local_descriptor = self.cross_modal(auxiliary)  # M^L (B, D1, T), Eq. 2
+        return torch.sigmoid(global_descriptor * local_descriptor) * main  # Eq. 3
+
+
+class AttentionUnit(nn.Module):
+    """Modality-specific attention unit F^A: how much each snippet is foreground, Section 3.4, Eq. 4."""
+
+    def __init__(self, dim: int, hidden_dim: int = 512, dropout: float = 0.5, logit_dropout: float = 0.5):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv1d(dim, hidden_dim, 3, padding=1),
+            nn.LeakyReLU(LEAKY_SLOPE),
+            nn.Dropout(dropout),
+            nn.Conv1d(hidden_dim, hidden_dim, 3, padding=1),
+            nn.LeakyReLU(LEAKY_SLOPE),
+            nn.Conv1d(hidden_dim, 1, 1),
+            nn.Dropout(logit_dropout),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features (B, D, T) -> attention (B, T) in [0, 1]."""
+        return torch.sigmoid(self.layers(features).squeeze(1))
+
+
+class CO2Net(nn.Module):
+    """Two CCMs, two attention units, and a classifier over the fused features (Figure 2).
+
+    Args:
+        num_classes: action classes C; the network adds the background class itself.
+        modality_dims: channels (D1, D2) of the two modalities, in the order the features hold them.
+        temporal_pool: odd kernel, in snippets, of an average pool over time on T-CAM and attention, in training
+            and at test (release, ActivityNet1.2 only: 13), or None.
+        attention_logit_dropout: dropout on the attention logit in training (release: 0.5, so that half of the
+            snippets get attention 0.5; paper: 0).
+
+    Raises:
+        ValueError: for fewer than one class, not two modalities, or an even kernel.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        modality_dims: Sequence[int] = (1024, 1024),
+        temporal_pool: int | None = None,
+        attention_logit_dropout: float = 0.5,
+    ):
+        super().__init__()
+        _check_sizes(num_classes, modality_dims, temporal_pool)
+        first_dim, second_dim = self.modality_dims = tuple(modality_dims)
+        fused_dim = first_dim + second_dim
+        self.num_classes = num_classes
+        self.temporal_pool = temporal_pool
+        self.consensus = nn.ModuleList(
+            [ConsensusModule(first_dim, second_dim), ConsensusModule(second_dim, first_dim)]
+        )
+        self.attention_units = nn.ModuleList(
+            [AttentionUnit(dim, logit_dropout=attention_logit_dropout) for dim in self.modality_dims]
+        )
+        self.fusion = nn.Sequential(
+            nn.Conv1d(fused_dim, fused_dim, 1), nn.LeakyReLU(LEAKY_SLOPE), nn.Dropout(0.7)
+        )
+        self.classifier = nn.Sequential(
+            nn.Dropout(0.7),
+            nn.Conv1d(fused_dim, fused_dim, 3, padding=1),
+            nn.LeakyReLU(LEAKY_SLOPE),
+            nn.Dropout(0.7),
+            nn.Conv1d(fused_dim, num_classes + 1, 1),
+        )
+        self.apply(_initialise)
+        for module in self.consensus:
+            _initialise(module.global_context[0], taps=3)
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """Snippet features (B, T, D1 + D2), first modality first, T >= 1, to a dict of
+
+        * ``cas`` (B, T, C + 1): T-CAM logits S, background last
+        * ``attention`` (B, T): fused attention A, Eq. 5
+        * ``modality_attention`` (B, 2, T): A of each modality, Eq. 4
+        * ``features`` (B, T, D1 + D2): fused features X_bar, which the co-activity similarity loss sees
+
+        Raises:
+            ValueError: if the features are not of that shape.
+        """
+        if features.ndim != 3 or features.shape[1] < 1 or features.shape[2] != sum(self.modality_dims):
+            expected = f"(videos, snippets >= 1, {sum(self.modality_dims)})"
+            raise ValueError(f"features have shape {tuple(features.shape)}, expected {expected}")
+        first, second = features.transpose(1, 2).split(self.modality_dims, dim=1)  # (B, D1, T), (B, D2, T)
+        enhanced = [self.consensus[0](first, second), self.consensus[1](second, first)]
+        modality_attention = torch.stack(
+            [unit(x) for unit, x in zip(self.attention_units, enhanced, strict=True)], dim=1
+        )  # (B, 2, T)
+        fused = self.fusion(torch.cat(enhanced, dim=1))  # (B, D1 + D2, T)
+        cas = self.classifier(fused)  # (B, C + 1, T)
+        if self.temporal_pool is not None:
+            cas, modality_attention = self._pool(cas), self._pool(modality_attention)
+        return {
+            "cas": cas.transpose(1, 2),
+            "attention": modality_attention.mean(dim=1),
+            "modality_attention": modality_attention,
+            "features": fused.transpose(1, 2),
+        }
+
+    def _pool(self, x: Tensor) -> Tensor:
+        # Zero padding counts in the mean, as in the release.
+        return F.avg_pool1d(x, self.temporal_pool, stride=1, padding=self.temporal_pool // 2)
+
+
+def _check_sizes(num_classes: int, modality_dims: Sequence[int], temporal_pool: int | None) -> None:
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}, expected at least 1")
+    if len(modality_dims) != 2 or min(modality_dims) < 1:
+        raise ValueError(f"modality_dims is {tuple(modality_dims)}, expected the widths of two modalities")
+    if temporal_pool is not None and (temporal_pool < 1 or temporal_pool % 2 == 0):
+        raise ValueError(f"temporal_pool is {temporal_pool}, expected an odd number of snippets or None")
+
+
+def _initialise(module: nn.Module, taps: int | None = None) -> None:
+    """Kaiming uniform (a = 0, fan in) weights and zero biases for a convolution (release)."""
+    if isinstance(module, nn.Conv1d):
+        fan_in = module.in_channels * (taps or module.kernel_size[0])
+        bound = math.sqrt(6 / fan_in)
+        nn.init.uniform_(module.weight, -bound, bound)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,234 @@
+"""What the user asked for: command line over a YAML config over defaults.
+
+An option has one name: ``--weight-decay 1e-3`` on the command line, ``weight_decay: 1e-3`` in YAML and in the
+namespace. A config may name another one to start from (``base: thumos14.yaml``) and then only lists what differs.
+"""
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+
+from utils.datasets import DATASETS
+from utils.losses import resolve_weights
+
+NOT_IN_CONFIG = ("help", "config", "resume")
+# What a resumed run may change; anything else would make it another run.
+FREE_ON_RESUME = ("config", "resume", "run_dir", "path_dataset", "max_iter", "device")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+class _LossWeights(argparse.Action):
+    """``mil=1 oppo=0`` -> {"mil": 1.0, "oppo": 0.0}, names checked."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        weights = {}
+        for item in values:
+            name, _, number = item.partition("=")
+            try:
+                weights[name] = float(number)
+            except ValueError:
+                parser.error(f"{option_string}: '{item}' is not NAME=NUMBER, as in oppo=0.8")
+        try:
+            resolve_weights(weights)
+        except ValueError as error:
+            parser.error(f"{option_string}: {error}")
+        setattr(namespace, self.dest, weights)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Options of a training run; a wrong one ends the program with one line and status 2."""
+    parser = _train_parser()
+    first, _ = parser.parse_known_args(argv)
+    if first.config:
+        parser.set_defaults(**_read_config(parser, Path(first.config)))
+    args = parser.parse_args(argv)
+    if args.path_dataset is None:
+        parser.error("--path-dataset is missing: the folder with annotations.json and the features")
+    if args.run_dir is None:
+        name = Path(args.config).stem if args.config else args.dataset
+        args.run_dir = f"runs/{name}_s{args.seed}"
+    if args.batch_size < 2 * args.num_pairs:
+        parser.error(f"--batch-size is {args.batch_size}, too small for --num-pairs {args.num_pairs}")
+    return args
+
+
+def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Options of test.py; the rest of a run's options come with its checkpoint."""
+    parser = _Parser(
+        prog="test.py",
+        description="Localise and score with a trained checkpoint: a table of every protocol, metrics.json, "
+        "detections.json (ActivityNet submission form, in seconds) and a picture of a few videos.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, help="a run's best.pt or last.pt, or a released .pkl (with --config)"
+    )
+    parser.add_argument("--path-dataset", required=True, help="folder with annotations.json and the features")
+    parser.add_argument("--output-dir", required=True, help="where metrics.json and detections.json go")
+    parser.add_argument("--config", help="options of a released .pkl, which holds none, e.g. configs/thumos14.yaml")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
+    args = parser.parse_args(argv)
+    args.options = None
+    if args.config:
+        args.options = parse_args(["--config", args.config, "--path-dataset", args.path_dataset])
+    return args
+
+
+def _train_parser() -> _Parser:
+    parser = _Parser(
+        prog="main.py",
+        description="Train CO2-Net from video-level labels, evaluate it, and keep everything about the run in one "
+        "folder. Start from a config: python main.py --config configs/demo.yaml --path-dataset data/demo",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument("--config", help="YAML file of options; the command line wins over it")
+    run.add_argument("--run-dir", help="folder of the run (default: runs/CONFIG_sSEED)")
+    run.add_argument("--resume", action="store_true", help="continue the run in --run-dir if there is one")
+    run.add_argument("--seed", type=int, default=0, help="of weights, batches and dropout")
+    run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU if any")
+    run.add_argument(
+        "--precision",
+        choices=("float32", "bf16"),
+        default="float32",
+        help="of the training step; bf16 is autocast. Evaluation is always float32",
+    )
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--path-dataset", help="folder with annotations.json and the features")
+    data.add_argument(
+        "--dataset", choices=tuple(DATASETS), default="thumos14", help="subsets, thresholds and rules to use"
+    )
+    data.add_argument(
+        "--modalities",
+        nargs=2,
+        default=["rgb", "flow"],
+        metavar=("FIRST", "SECOND"),
+        help="the two feature streams by name; NAME_diff is the change of stream NAME between snippets",
+    )
+    data.add_argument(
+        "--missing-features",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do about annotated videos without features; skip leaves out their ground truth too",
+    )
+
+    training = parser.add_argument_group("training (Section 4.2)")
+    training.add_argument("--max-iter", type=_positive_int, default=5000, help="iterations to train for")
+    training.add_argument("--eval-every", type=_positive_int, default=200, help="iterations between evaluations")
+    training.add_argument("--batch-size", type=_positive_int, default=10, help="videos in a batch")
+    training.add_argument("--num-pairs", type=_natural, default=3, help="pairs of them that share a class")
+    training.add_argument("--num-snippets", type=_positive_int, default=500, help="snippets sampled a video")
+    training.add_argument("--lr", type=_positive, default=5e-5, help="Adam's learning rate")
+    training.add_argument("--weight-decay", type=_nonnegative, default=1e-3, help="Adam's weight decay")
+    training.add_argument(
+        "--evaluate-untrained", action="store_true", help="also evaluate before the first step, for the end table"
+    )
+
+    method = parser.add_argument_group("method (Sections 3.4 and 3.5)")
+    method.add_argument("--topk-ratio", type=_positive_int, default=7, help="top-k MIL takes T // RATIO snippets")
+    method.add_argument(
+        "--loss-weights",
+        nargs="+",
+        action=_LossWeights,
+        default={},
+        metavar="TERM=WEIGHT",
+        help="terms that differ from mil=1 cas=1 ml=1 oppo=0.8 norm=0.8; 0 removes a term",
+    )
+    method.add_argument(
+        "--suppression",
+        choices=("shifted", "product"),
+        default="shifted",
+        help="suppressed T-CAM in training: as in the release, or the paper's Eq. 9",
+    )
+    method.add_argument(
+        "--attention-logit-dropout",
+        type=_probability,
+        default=0.5,
+        help="dropout on the attention logit; 0.5 as in the release, 0 as in the paper",
+    )
+    return parser
+
+
+def _read_config(parser: _Parser, path: Path, seen: tuple[Path, ...] = ()) -> dict:
+    """The options of a YAML file over those of its ``base``, each checked as if given on the command line."""
+    if path in seen:
+        parser.error(f"{path}: configs name each other as base")
+    values = _load_yaml(parser, path)
+    base = values.pop("base", None)
+    options = _read_config(parser, path.parent / str(base), (*seen, path)) if base is not None else {}
+    actions = {action.dest: action for action in parser._actions if action.dest not in NOT_IN_CONFIG}
+    for key, value in values.items():
+        if key not in actions:
+            parser.error(f"{path}: unknown option '{key}'; options are: {', '.join(sorted(actions))}")
+        options[key] = _checked(parser, actions[key], value, path)
+    return options
+
+
+def _load_yaml(parser: _Parser, path: Path) -> dict:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        parser.error(f"{path}: cannot read the config ({error.strerror})")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        parser.error(f"{path}: not a YAML file ({' '.join(str(error).split())})")
+    if not isinstance(values, dict):
+        parser.error(f"{path}: expected a list of 'option: value' lines")
+    return values
+
+
+def _checked(parser: _Parser, action: argparse.Action, value: object, path: Path) -> object:
+    """One YAML value, brought to the option's type by the command line's own rules."""
+    if isinstance(action, argparse._StoreTrueAction):
+        if not isinstance(value, bool):
+            parser.error(f"{path}: {action.dest} is {value!r}, expected true or false")
+        return value
+    if isinstance(action, _LossWeights):
+        value = [f"{name}={weight}" for name, weight in value.items()] if isinstance(value, dict) else value
+    many = action.nargs is not None
+    if many != isinstance(value, list) or value is None:
+        expected = "a list" if many else "a single value"
+        parser.error(f"{path}: {action.dest} is {value!r}, expected {expected}")
+    words = [str(item) for item in value] if many else [str(value)]
+    checker = _Parser(prog=parser.prog, add_help=False)
+    checker.error = lambda message: parser.error(f"{path}: {message}")
+    checker._add_action(action)
+    # "--name=value" so that a value with a leading minus is a value
+    argv = [action.option_strings[0], *words] if many else [f"{action.option_strings[0]}={words[0]}"]
+    return getattr(checker.parse_args(argv), action.dest)
+
+
+def _number(kind: type, text: str, holds, expected: str):
+    try:
+        value = kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}") from None
+    if not holds(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+    return value
+
+
+def _positive_int(text: str) -> int:
+    return _number(int, text, lambda x: x >= 1, "a whole number of at least 1")
+
+
+def _natural(text: str) -> int:
+    return _number(int, text, lambda x: x >= 0, "a whole number of at least 0")
+
+
+def _positive(text: str) -> float:
+    return _number(float, text, lambda x: 0 < x < float("inf"), "a number above 0")
+
+
+def _nonnegative(text: str) -> float:
+    return _number(float, text, lambda x: 0 <= x < float("inf"), "a number of at least 0")
+
+
+def _probability(text: str) -> float:
+    return _number(float, text, lambda x: 0 <= x < 1, "a probability in [0, 1)")

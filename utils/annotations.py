@@ -1,0 +1,232 @@
+"""The annotation file -> videos, video-level labels, segments, ambiguous segments. All times in seconds.
+
+Two forms are read into the same `Annotations`:
+
+* `annotations.json`, ActivityNet's schema plus four optional things: `classes`, `labels` (the weak,
+  video-level labels), `ambiguous`, and times written as strings.
+* the `<name>-Annotations/` folder of .npy files that W-TALC and its descendants share. Its `labels_all.npy`
+  are the weak labels; in 28 of the 412 THUMOS14 videos they differ from the set of annotated classes.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import InputError
+from utils.release_format import as_text, load_array
+
+RELEASE_SUFFIX = "-Annotations"
+_NOT_VIDEOS = ("classes", "version", "taxonomy", "database")
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video and what is known about it."""
+
+    video_id: str
+    subset: str
+    duration: float | None  # seconds
+    labels: tuple[str, ...]  # weak, video-level labels in class order: all that training may read
+    segments: np.ndarray  # (N, 2) float64, [start, end] in seconds
+    segment_labels: tuple[str, ...]  # (N,)
+    ambiguous: np.ndarray  # (M, 2) float64, seconds
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The videos of one annotation file, in its order, and the classes in the order that numbers them."""
+
+    classes: tuple[str, ...]
+    videos: dict[str, Video]
+
+    def subset(self, name: str) -> list[Video]:
+        """The videos of one subset, in file order; InputError if there is none."""
+        videos = [video for video in self.videos.values() if video.subset == name]
+        if not videos:
+            present = sorted({video.subset for video in self.videos.values()})
+            raise InputError(f"no video of subset '{name}' in the annotations; subsets present: {present}")
+        return videos
+
+
+def load_annotations(path: str | Path) -> Annotations:
+    """Read a JSON file, a release folder, or a dataset folder that holds either.
+
+    InputError, one line: no such path, no annotations in the folder, a file that is empty, cut off or of
+    another kind, a label that `classes` lacks, a segment that is inverted or not finite.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if path.is_file():
+        return parse_annotations(_read_json(path), str(path))
+    if (path / "annotations.json").is_file():
+        return load_annotations(path / "annotations.json")
+    if (path / "videoname.npy").is_file():
+        return parse_annotations(_read_release(path), str(path))
+    folders = sorted(folder for folder in path.glob(f"*{RELEASE_SUFFIX}") if folder.is_dir())
+    if len(folders) != 1:
+        found = "several folders" if folders else "neither"
+        raise InputError(f"{path}: looked for annotations.json or a *{RELEASE_SUFFIX} folder, found {found}")
+    return parse_annotations(_read_release(folders[0]), str(folders[0]))
+
+
+def parse_annotations(data: dict, where: str) -> Annotations:
+    """The content of an annotation file -> Annotations; `where` names the file in messages.
+
+    Without `classes` the classes are numbered in order of first appearance. InputError names the file, the
+    video and the row of whatever cannot be used.
+    """
+    database = _database(data, where)
+    classes = data.get("classes")
+    if classes is None:
+        classes = _classes_by_appearance(database, where)
+    elif not isinstance(classes, list) or len(set(map(str, classes))) != len(classes):
+        raise InputError(f"{where}: 'classes' must be a list of different names")
+    order = {str(name): index for index, name in enumerate(classes)}
+    videos = {video_id: _parse_video(video_id, entry, order, where) for video_id, entry in database.items()}
+    return Annotations(tuple(order), videos)
+
+
+def _database(data: object, where: str) -> dict[str, dict]:
+    """The `{video_id: entry}` part: `data["database"]`, or all of `data` where the file has no such key."""
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected a JSON object with a 'database', found a {type(data).__name__}")
+    database = data.get("database")
+    if database is None:
+        database = {key: value for key, value in data.items() if key not in _NOT_VIDEOS}
+    if not isinstance(database, dict) or not database:
+        raise InputError(f"{where}: 'database' must hold at least one video ({{video_id: {{...}}}})")
+    for video_id, entry in database.items():
+        if not isinstance(entry, dict) or "subset" not in entry:
+            raise InputError(f"{where}: video '{video_id}' has no 'subset'; is this an annotation file?")
+        if not all(isinstance(entry.get(key, []), list) for key in ("annotations", "labels")):
+            raise InputError(f"{where}: video '{video_id}': 'annotations' and 'labels' must be lists")
+    return database
+
+
+def _classes_by_appearance(database: dict[str, dict], where: str) -> list[str]:
+    classes: dict[str, None] = {}
+    for video_id, entry in database.items():
+        rows = entry.get("annotations", [])
+        classes.update(dict.fromkeys(map(str, entry.get("labels", []))))
+        classes.update(dict.fromkeys(_row_label(row, video_id, where) for row in rows))
+    return list(classes)
+
+
+def _parse_video(video_id: str, entry: dict, order: dict[str, int], where: str) -> Video:
+    rows = entry.get("annotations", [])
+    segment_labels = tuple(_row_label(row, video_id, where) for row in rows)
+    labels = {str(label) for label in entry["labels"]} if "labels" in entry else set(segment_labels)
+    for label in (*segment_labels, *sorted(labels)):
+        if label not in order:
+            raise InputError(
+                f"{where}: video '{video_id}' has the label '{label}', which 'classes' lacks; "
+                "add it to 'classes' or correct the label"
+            )
+    place = f"{where}: video '{video_id}'"
+    return Video(
+        video_id=video_id,
+        subset=str(entry["subset"]),
+        duration=_duration(entry.get("duration"), place),
+        labels=tuple(sorted(labels, key=order.__getitem__)),
+        segments=_segments([row.get("segment") for row in rows], f"{place}, annotation"),
+        segment_labels=segment_labels,
+        ambiguous=_segments(entry.get("ambiguous", []), f"{place}, ambiguous segment"),
+    )
+
+
+def _row_label(row: object, video_id: str, where: str) -> str:
+    if not isinstance(row, dict) or "label" not in row:
+        raise InputError(
+            f"{where}: video '{video_id}': expected {{'label': ..., 'segment': [...]}}, found {row!r:.80}"
+        )
+    return str(row["label"])
+
+
+def _duration(value: object, place: str) -> float | None:
+    if value is None:
+        return None
+    try:
+        duration = float(value)
+    except (TypeError, ValueError):
+        duration = math.nan
+    if not (math.isfinite(duration) and duration >= 0):
+        raise InputError(f"{place}: duration {value!r} is not a number of seconds")
+    return duration
+
+
+def _segments(rows: object, place: str) -> np.ndarray:
+    """Rows of [start, end], numbers or strings -> (N, 2) float64; InputError names the bad row (from 0)."""
+    if not isinstance(rows, list):
+        raise InputError(f"{place}s must be a list of [start, end] in seconds")
+    segments = np.empty((len(rows), 2), dtype=np.float64)
+    for index, row in enumerate(rows):
+        try:
+            start, end = (float(time) for time in row)
+        except (TypeError, ValueError):
+            raise InputError(f"{place} {index}: expected [start, end] in seconds, found {row!r}") from None
+        if not (math.isfinite(start) and math.isfinite(end) and start <= end):
+            raise InputError(f"{place} {index}: [{start}, {end}] is not a segment (finite, start <= end)")
+        segments[index] = start, end
+    return segments
+
+
+def _read_json(path: Path) -> object:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not text.strip():
+            raise InputError(f"{path}: the file is empty")
+        return json.loads(text)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); is the file complete?") from None
+
+
+def _read_release(folder: Path) -> dict:
+    """A release's <name>-Annotations folder -> the content of the annotations.json that says the same.
+
+    classlist (C,) and videoname, subset (N,) bytes; duration (N, 1) float64; labels_all, labels and
+    segments (N,) objects: one list of names, of names and of [start, end] a video.
+    """
+    names = ("videoname", "subset", "duration", "labels_all", "labels", "segments")
+    columns = {name: load_array(folder / f"{name}.npy") for name in names}
+    if len({len(column) for column in columns.values()}) != 1:
+        sizes = {name: len(column) for name, column in columns.items()}
+        raise InputError(f"{folder}: the files disagree on the number of videos: {sizes}")
+    ambiguous = _read_ambiguous(folder / "Ambiguous_test.txt")
+    database = {}
+    for video_id, subset, duration, weak_labels, labels, segments in zip(*columns.values(), strict=True):
+        video_id = as_text(video_id)
+        if len(labels) != len(segments):
+            counts = f"{len(labels)} labels for {len(segments)} segments"
+            raise InputError(f"{folder}: video '{video_id}' has {counts}")
+        database[video_id] = {
+            "subset": as_text(subset),
+            "duration": float(np.squeeze(duration)),
+            "labels": [as_text(label) for label in weak_labels],
+            "annotations": [
+                {"label": as_text(label), "segment": list(segment)}
+                for label, segment in zip(labels, segments, strict=True)
+            ],
+            "ambiguous": ambiguous.get(video_id, []),
+        }
+    return {"classes": [as_text(name) for name in load_array(folder / "classlist.npy")], "database": database}
+
+
+def _read_ambiguous(path: Path) -> dict[str, list[list[str]]]:
+    """Lines of `video_id start end` -> {video_id: [[start, end], ...]}; {} where there is no such file."""
+    segments: dict[str, list[list[str]]] = {}
+    if not path.is_file():
+        return segments
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if fields := line.split():
+            if len(fields) != 3:
+                raise InputError(f"{path}: line {number}: expected 'video_id start end', found {line!r}")
+            segments.setdefault(fields[0], []).append(fields[1:])
+    return segments

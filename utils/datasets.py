@@ -1,0 +1,58 @@
+"""What differs between the datasets is data, here and only here."""
+
+from dataclasses import dataclass
+
+SNIPPET_RATE = 25 / 16  # snippets a second: 16 frames at 25 fps, the releases' I3D features
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """The published protocol of one dataset."""
+
+    name: str
+    train_subset: str
+    test_subset: str
+    tiou_thresholds: tuple[float, ...]
+    average_ranges: tuple[tuple[float, float], ...]  # tIoU ranges (both ends included) averaged in tables
+    main_range: tuple[float, float]  # the one whose mean mAP selects the best checkpoint
+    snippet_rate: float = SNIPPET_RATE  # Hz; used where the feature file does not say
+    min_snippets: int = 1  # shorter videos are left out, in training and test
+    pools_over_time: bool = False  # whether the model averages T-CAM and attentions over time
+
+    def temporal_pool(self, num_snippets: int) -> int | None:
+        """Kernel of the model's temporal average pool, in snippets (odd; 13 for 60), None for no pool."""
+        return (num_snippets // 5) // 2 * 2 + 1 if self.pools_over_time else None
+
+
+# Literals, not linspace or arange: 0.3 and 0.30000000000000004 give different AP on a snippet grid.
+_THUMOS_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_THUMOS_RANGES = ((0.1, 0.5), (0.1, 0.7), (0.1, 0.9))
+
+DATASETS = {
+    "thumos14": DatasetSpec(
+        name="thumos14",
+        train_subset="validation",
+        test_subset="test",
+        tiou_thresholds=_THUMOS_THRESHOLDS,
+        average_ranges=_THUMOS_RANGES,
+        main_range=(0.1, 0.7),
+    ),
+    "activitynet12": DatasetSpec(
+        name="activitynet12",
+        train_subset="training",
+        test_subset="validation",
+        tiou_thresholds=(0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95),
+        average_ranges=((0.5, 0.95),),
+        main_range=(0.5, 0.95),
+        min_snippets=11,  # the release leaves out videos with 10 snippets or fewer
+        pools_over_time=True,
+    ),
+    "demo": DatasetSpec(
+        name="demo",
+        train_subset="train",
+        test_subset="test",
+        tiou_thresholds=_THUMOS_THRESHOLDS,
+        average_ranges=_THUMOS_RANGES,
+        main_range=(0.1, 0.7),
+    ),
+}

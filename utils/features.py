@@ -1,0 +1,231 @@
+"""Feature stores: precomputed snippet features of a video, whatever the form they lie in.
+
+`open_features(path, modalities)` gives a `FeatureStore`, and `store[video_id]` is (T, D) float32, the asked
+modalities side by side. Three forms are read (utils/feature_files.py):
+
+* HDF5: `/<modality>/<video_id>` (T, D); attributes `fps` and `stride` (frames a snippet) on the modality's
+  group, else on the file's root, give the snippet rate.
+* `<modality>/<video_id>.npy` folders.
+* the releases' `<name>-I3D-JOINTFeatures.npy` (RGB first, flow last, 25 fps, stride 16), whose rows
+  `<name>-Annotations/videoname.npy` names.
+
+Run `python -m utils.features DIR` to see what a folder holds and whether it fits its annotations.
+"""
+
+import argparse
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.annotations import Annotations, Video, load_annotations
+from utils.errors import InputError, exit_on_input_error
+from utils.feature_files import Source, open_source
+
+DIFFERENCE_SUFFIX = "_diff"
+LISTED = 5  # how many video_ids a message names
+
+
+class FeatureStore:
+    """Features by video_id: (T, D) float32, D = sum(modality_dims), modalities in the order asked for."""
+
+    def __init__(self, source: Source, modalities: Sequence[str]):
+        self.source = source
+        self.modalities = tuple(modalities)
+        self._stored = tuple(_stored_modality(source, modality) for modality in self.modalities)
+
+    @cached_property
+    def video_ids(self) -> list[str]:
+        """The videos that have every asked modality, in the file's order."""
+        shared = set.intersection(*(set(self.source.video_ids(stored)) for stored in self._stored))
+        return [video_id for video_id in self.source.video_ids(self._stored[0]) if video_id in shared]
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.video_ids)
+
+    def __contains__(self, video_id: object) -> bool:
+        return video_id in self._known
+
+    @cached_property
+    def modality_dims(self) -> tuple[int, ...]:
+        """Channels of each modality, those of its first video; every other video is checked against it."""
+        if not self.video_ids:
+            raise InputError(f"{self.source.path}: no video has all of {list(self.modalities)}")
+        shapes = [self.source.shape(stored, self.video_ids[0]) for stored in self._stored]
+        return tuple(shape[-1] if shape else 0 for shape in shapes)
+
+    @cached_property
+    def snippet_rate(self) -> float | None:
+        """Snippets a second; None where the features do not say. InputError if the modalities disagree."""
+        rates = {self.source.rate(stored) for stored in self._stored} - {None}
+        if len(rates) > 1:
+            raise InputError(
+                f"{self.source.path}: the modalities have different snippet rates: {sorted(rates)}"
+            )
+        return rates.pop() if rates else None
+
+    def num_snippets(self, video_id: str) -> int:
+        """T of one video, from its stored shape. InputError: not (T, D), another width, different T."""
+        self._require(video_id)
+        lengths = {}
+        for modality, stored, width in zip(self.modalities, self._stored, self.modality_dims, strict=True):
+            shape = self.source.shape(stored, video_id)
+            if len(shape) != 2 or shape[1] != width:
+                raise InputError(
+                    f"{self.source.path}: '{stored}' of video '{video_id}' has shape {tuple(shape)}, "
+                    f"expected (snippets, {width})"
+                )
+            lengths[modality] = shape[0]
+        if len(set(lengths.values())) > 1:
+            raise InputError(
+                f"{self.source.path}: the modalities of video '{video_id}' differ in snippets: {lengths}; "
+                "extract them again from the same frames"
+            )
+        return lengths[self.modalities[0]]
+
+    def __getitem__(self, video_id: str) -> np.ndarray:
+        """(T, D) float32. InputError: no such video, bad shape or dtype, values that are NaN or infinite."""
+        features = np.empty((self.num_snippets(video_id), sum(self.modality_dims)), dtype=np.float32)
+        start = 0
+        for modality, stored, width in zip(self.modalities, self._stored, self.modality_dims, strict=True):
+            values = self._read(stored, video_id)
+            features[:, start : start + width] = values if modality == stored else mean_difference(values)
+            start += width
+        return features
+
+    def _read(self, stored: str, video_id: str) -> np.ndarray:
+        values = self.source.read(stored, video_id)
+        if values.dtype.kind != "f":
+            raise InputError(
+                f"{self.source.path}: '{stored}' of video '{video_id}' has dtype {values.dtype}, "
+                "expected float16 or float32"
+            )
+        values = values.astype(np.float32, copy=False)
+        if not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+            raise InputError(
+                f"{self.source.path}: '{stored}' of video '{video_id}' has NaN or infinite values, "
+                f"first in row {row}"
+            )
+        return values
+
+    def _require(self, video_id: str) -> None:
+        if video_id not in self:
+            lacking = [
+                modality
+                for modality, stored in zip(self.modalities, self._stored, strict=True)
+                if video_id not in set(self.source.video_ids(stored))
+            ]
+            raise InputError(f"{self.source.path}: video '{video_id}' has no features ({', '.join(lacking)})")
+
+
+def open_features(path: str | Path, modalities: Sequence[str] | None = ("rgb", "flow")) -> FeatureStore:
+    """The features in a dataset folder or a file, by the names of the modalities (None: all that are there).
+
+    `<modality>_diff` is `mean_difference` of a stored modality. In a folder, features.h5 or the only *.h5
+    comes first, then the release's joint file, then folders of .npy. InputError: no such path, nothing found,
+    a modality that is not there.
+    """
+    source = open_source(Path(path))
+    if not source.modalities:
+        raise InputError(
+            f"{source.path}: holds no modality; expected groups or folders <modality>/<video_id>"
+        )
+    return FeatureStore(source, source.modalities if modalities is None else modalities)
+
+
+def mean_difference(features: np.ndarray) -> np.ndarray:
+    """(T, D) -> (T, D): mean absolute difference to the neighbouring snippets (at the ends the one).
+
+    A stand-in for motion where there is one stream only; zeros for a single snippet.
+    """
+    differences = np.zeros_like(features)
+    if len(features) > 1:
+        steps = np.abs(np.diff(features, axis=0))  # (T - 1, D)
+        differences[0], differences[-1] = steps[0], steps[-1]
+        differences[1:-1] = (steps[:-1] + steps[1:]) / 2
+    return differences
+
+
+def _stored_modality(source: Source, modality: str) -> str:
+    """The stored modality that `modality` is made from: itself, or what `<modality>_diff` differentiates."""
+    for name in (modality, modality.removesuffix(DIFFERENCE_SUFFIX)):
+        if name in source.modalities:
+            return name
+    found = ", ".join(source.modalities)
+    raise InputError(
+        f"{source.path}: no modality '{modality}'; found {found} (and <modality>{DIFFERENCE_SUFFIX} of each)"
+    )
+
+
+def describe(path: str | Path, modalities: Sequence[str] | None = None) -> None:
+    """Print what the features in a folder or file are and how they fit the annotations beside them.
+
+    InputError as `open_features` and `FeatureStore` raise it: every video is read, so no NaN stays hidden.
+    """
+    path = Path(path)
+    store = open_features(path, modalities)
+    print(f"features     {store.source.path} ({store.source.form})")
+    for modality, width in zip(store.modalities, store.modality_dims, strict=True):
+        print(f"modality     {modality}: {width} channels")
+    lengths = {video_id: store.num_snippets(video_id) for video_id in store.video_ids}
+    counts = sorted(lengths.values())
+    print(f"videos       {len(counts)}")
+    print(f"snippets     {counts[0]} / {int(np.median(counts))} / {counts[-1]} a video (min / median / max)")
+    rate = store.snippet_rate
+    print(f"rate         {f'{rate:g} snippets a second' if rate else 'not given (the dataset says it)'}")
+    try:
+        annotations = load_annotations(path if path.is_dir() else path.parent)
+    except InputError as error:
+        print(f"annotations  none used: {error}")
+    else:
+        _describe_fit(annotations, store, lengths)
+    for video_id in tqdm(store.video_ids, desc="reading all values", unit="video"):
+        store[video_id]
+    print("values       all finite")
+
+
+def _describe_fit(annotations: Annotations, store: FeatureStore, lengths: dict[str, int]) -> None:
+    """Which annotated videos have features, and whether T / rate is the annotated duration."""
+    for subset in dict.fromkeys(video.subset for video in annotations.videos.values()):
+        videos = annotations.subset(subset)
+        lacking = [video.video_id for video in videos if video.video_id not in store]
+        print(f"subset       {subset}: {len(videos) - len(lacking)} of {len(videos)} videos have features")
+        if lacking:
+            print(f"             lacking: {_first(lacking)}")
+    if store.snippet_rate:
+        gaps = _duration_gaps(annotations.videos.values(), lengths, store.snippet_rate)
+        far = sorted((video_id for video_id, gap in gaps.items() if gap > 2), key=gaps.get, reverse=True)
+        print(f"durations    {len(gaps) - len(far)} of {len(gaps)} agree with T / rate within 2 snippets")
+        if far:
+            print(f"             largest gaps, in snippets: {_first([f'{v} {gaps[v]:.1f}' for v in far])}")
+
+
+def _duration_gaps(videos: Sequence[Video], lengths: dict[str, int], rate: float) -> dict[str, float]:
+    """abs(T - duration * rate) of each video that has features and a duration, in snippets."""
+    return {
+        video.video_id: abs(lengths[video.video_id] - video.duration * rate)
+        for video in videos
+        if video.video_id in lengths and video.duration is not None
+    }
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED]) + (f", ... ({len(names)} in all)" if len(names) > LISTED else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.features", description=describe.__doc__.split("\n")[0]
+    )
+    parser.add_argument("path", type=Path, help="a dataset folder or a feature file")
+    parser.add_argument("--modalities", nargs="+", help="which to look at (default: all that are stored)")
+    arguments = parser.parse_args()
+    describe(arguments.path, arguments.modalities)
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)

@@ -1,0 +1,61 @@
+"""Which videos make a training batch, and which snippets of them.
+
+Each draw comes from a generator of its own, whose state goes into the checkpoint, so that a resumed run sees
+the batches that an uninterrupted one would have seen.
+"""
+
+import numpy as np
+
+from utils.errors import InputError
+
+
+class PairSampler:
+    """Batches whose first rows are pairs of videos that share a class, as co-activity similarity needs.
+
+    A pair's class is drawn uniformly among the classes with at least two videos, then two different videos
+    of it; the rest of the batch is drawn uniformly from all videos, with replacement (W-TALC and the release).
+    """
+
+    def __init__(self, labels: np.ndarray, batch_size: int = 10, num_pairs: int = 3, seed: int = 0):
+        """labels: (N, C) multi-hot. InputError: more pairs than fit, or no class with two videos to pair."""
+        if num_pairs < 0 or batch_size < max(1, 2 * num_pairs):
+            raise InputError(f"{num_pairs} pairs do not fit in a batch of {batch_size} videos")
+        self.batch_size = batch_size
+        self.num_videos = len(labels)
+        members = [np.flatnonzero(column) for column in np.asarray(labels).T]
+        self.pairable = [videos for videos in members if len(videos) >= 2]
+        if num_pairs and not self.pairable:
+            raise InputError(
+                "no class has two videos, so no pair shares a class; set the number of pairs to 0"
+            )
+        self.pairs = np.arange(2 * num_pairs).reshape(num_pairs, 2)  # rows (0, 1), (2, 3), ...
+        self._generator = np.random.default_rng(seed)
+
+    def draw(self) -> tuple[np.ndarray, np.ndarray]:
+        """Video indices (batch_size,), and the pairs (P, 2) as rows of the batch."""
+        indices = np.empty(self.batch_size, dtype=np.int64)
+        for first, second in self.pairs:
+            videos = self.pairable[self._generator.integers(len(self.pairable))]
+            indices[[first, second]] = self._generator.choice(videos, size=2, replace=False)
+        rest = indices[self.pairs.size :]
+        rest[:] = self._generator.integers(self.num_videos, size=len(rest))
+        return indices, self.pairs.copy()
+
+    def state_dict(self) -> dict:
+        """The generator's state, in plain Python values."""
+        return self._generator.bit_generator.state
+
+    def load_state_dict(self, state: dict) -> None:
+        self._generator.bit_generator.state = state
+
+
+def stratified_snippets(lengths: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """One snippet from each of `count` equal strata of [0, n), for every video.
+
+    (B,) lengths n >= 1 -> (B, count) indices, non-decreasing; snippets repeat where a stratum is shorter than
+    a snippet (n < count).
+    """
+    lengths = np.asarray(lengths)[:, None]  # (B, 1)
+    places = np.arange(count) + generator.random((len(lengths), count))  # (B, count), one in each [i, i + 1)
+    snippets = (places * (lengths / count)).astype(np.int64)
+    return np.minimum(snippets, lengths - 1)  # rounding can carry a place just below n to n

@@ -1,0 +1,184 @@
+"""Weakly labelled videos: features and video-level labels, and the training batches drawn from them.
+
+Nothing here reads when an action happens: of a `Video`, only its id and its weak labels are used.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.annotations import Annotations, Video
+from utils.errors import InputError
+from utils.features import FeatureStore
+from utils.sampler import PairSampler, stratified_snippets
+
+
+class WeakVideoDataset:
+    """The videos of one subset that have features: `dataset[i]` is (T, D) float32, `dataset.labels[i]` (C,).
+
+    Attributes:
+        video_ids: the N videos used, in annotation order.
+        labels: (N, C) float32, multi-hot weak labels.
+        lengths: (N,) snippets a video.
+        skipped: videos without features (only with missing_features="skip").
+        too_short: videos with fewer than min_snippets snippets.
+    """
+
+    def __init__(
+        self,
+        annotations: Annotations,
+        store: FeatureStore,
+        subset: str,
+        *,
+        missing_features: str = "error",
+        min_snippets: int = 1,
+        in_memory: bool = True,
+        video_ids: Sequence[str] | None = None,
+    ):
+        """video_ids: use only these of the subset. in_memory: hold all features, else read them each time.
+
+        InputError: no such subset or video, a video without features, no video left, unusable features.
+        """
+        videos = _choose(annotations.subset(subset), video_ids, subset)
+        self.classes = annotations.classes
+        self.modality_dims = store.modality_dims
+        self.snippet_rate = store.snippet_rate
+        self._store = store
+        self.skipped = [video.video_id for video in videos if video.video_id not in store]
+        if self.skipped and missing_features == "error":
+            raise InputError(_missing_message(self.skipped, len(videos), subset))
+        lengths = {v.video_id: store.num_snippets(v.video_id) for v in videos if v.video_id in store}
+        self.too_short = [video_id for video_id, length in lengths.items() if length < max(1, min_snippets)]
+        used = [video for video in videos if lengths.get(video.video_id, 0) >= max(1, min_snippets)]
+        if not used:
+            raise InputError(
+                f"no video of subset '{subset}' can be used: {len(self.skipped)} have no features, "
+                f"{len(self.too_short)} have fewer than {min_snippets} snippets"
+            )
+        self.video_ids = [video.video_id for video in used]
+        self.labels = _multi_hot(used, self.classes)
+        self.lengths = np.array([lengths[video_id] for video_id in self.video_ids])
+        self._offsets = np.cumsum(self.lengths) - self.lengths
+        self._rows = self._load() if in_memory else None
+
+    def __len__(self) -> int:
+        return len(self.video_ids)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """(T, D) float32; where the features are in memory a view of them, not to be written to."""
+        if self._rows is None:
+            return self._store[self.video_ids[index]]
+        start = self._offsets[index]
+        return self._rows[start : start + self.lengths[index]].numpy()
+
+    def gather(self, indices: np.ndarray, snippets: np.ndarray, out: Tensor) -> None:
+        """Snippets (B, T) of the videos (B,) -> out (B, T, D) float32, contiguous."""
+        if self._rows is not None:
+            rows = torch.from_numpy(self._offsets[indices][:, None] + snippets)
+            # Writing into memory that is already mapped is what makes this fast (7x over a fresh tensor).
+            torch.index_select(self._rows, 0, rows.view(-1), out=out.view(-1, out.shape[-1]))
+            return
+        for row, (index, chosen) in enumerate(zip(indices, snippets, strict=True)):
+            np.take(self[index], chosen, axis=0, out=out[row].numpy(), mode="clip")
+
+    def _load(self) -> Tensor:
+        """All videos after one another: (sum of lengths, D) float32."""
+        rows = torch.empty(int(self.lengths.sum()), sum(self.modality_dims))
+        videos = zip(self.video_ids, self._offsets, self.lengths, strict=True)
+        for video_id, start, length in tqdm(videos, "loading features", len(self), leave=False, unit="video"):
+            rows.numpy()[start : start + length] = self._store[video_id]
+        return rows
+
+
+class Batch(NamedTuple):
+    features: Tensor  # (B, T, D) float32
+    labels: Tensor  # (B, C) float32, multi-hot
+    pairs: Tensor  # (P, 2) int64, rows of the batch that share a class
+
+
+class BatchLoader:
+    """An endless iterator of training batches; two loaders with equal state give equal batches.
+
+    `features` lie in one of two buffers in turn, so a batch stays valid while the next one is drawn and is
+    overwritten by the one after that. Whoever keeps a batch for longer, or copies it to a GPU without waiting
+    for the copy (`non_blocking=True`) for two batches, needs a copy of their own.
+    """
+
+    def __init__(
+        self,
+        dataset: WeakVideoDataset,
+        batch_size: int = 10,
+        num_pairs: int = 3,
+        num_snippets: int = 500,
+        seed: int = 0,
+        pin_memory: bool = False,
+    ):
+        """num_snippets: T, drawn from each video. pin_memory: page-locked buffers, for copies to a GPU."""
+        if num_snippets < 1:
+            raise InputError(f"a batch needs at least 1 snippet a video, not {num_snippets}")
+        self.dataset = dataset
+        self.num_snippets = num_snippets
+        self.sampler = PairSampler(dataset.labels, batch_size, num_pairs, seed)
+        self._generator = np.random.default_rng([seed, 1])  # a stream apart from the sampler's
+        shape = (batch_size, num_snippets, sum(dataset.modality_dims))
+        self._buffers = [torch.empty(shape, pin_memory=pin_memory) for _ in range(2)]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        indices, pairs = self.sampler.draw()
+        snippets = stratified_snippets(self.dataset.lengths[indices], self.num_snippets, self._generator)
+        self._buffers.reverse()
+        features = self._buffers[0]
+        self.dataset.gather(indices, snippets, features)
+        return Batch(features, torch.from_numpy(self.dataset.labels[indices]), torch.from_numpy(pairs))
+
+    def state_dict(self) -> dict:
+        """Both generators' states, in plain Python values."""
+        return {"sampler": self.sampler.state_dict(), "snippets": self._generator.bit_generator.state}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.sampler.load_state_dict(state["sampler"])
+        self._generator.bit_generator.state = state["snippets"]
+
+
+def seconds_per_batch(loader: BatchLoader, repeats: int = 50) -> float:
+    """Median time to draw a batch, in seconds; the first two, which map the buffers' memory, do not count."""
+    times = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        next(loader)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[2:]))
+
+
+def _choose(videos: list[Video], video_ids: Sequence[str] | None, subset: str) -> list[Video]:
+    if video_ids is None:
+        return videos
+    known = {video.video_id: video for video in videos}
+    if unknown := [video_id for video_id in video_ids if video_id not in known]:
+        raise InputError(f"subset '{subset}' has no video '{unknown[0]}' ({len(unknown)} such ids)")
+    return [known[video_id] for video_id in dict.fromkeys(video_ids)]
+
+
+def _multi_hot(videos: list[Video], classes: tuple[str, ...]) -> np.ndarray:
+    """(N, C) float32: 1 where the video has the weak label."""
+    order = {name: index for index, name in enumerate(classes)}
+    labels = np.zeros((len(videos), len(classes)), dtype=np.float32)
+    for row, video in enumerate(videos):
+        labels[row, [order[label] for label in video.labels]] = 1
+    return labels
+
+
+def _missing_message(missing: list[str], total: int, subset: str) -> str:
+    names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    return (
+        f"{len(missing)} of the {total} videos of subset '{subset}' have no features ({names}); "
+        "extract them, or leave them out with missing_features: skip"
+    )
