@@ -230,3 +230,18 @@ def _read_ambiguous(path: Path) -> dict[str, list[list[str]]]:
                 raise InputError(f"{path}: line {number}: expected 'video_id start end', found {line!r}")
             segments.setdefault(fields[0], []).append(fields[1:])
     return segments
+
+
+def annotations_to_json(annotations: Annotations) -> dict:
+    """The inverse of `parse_annotations`: a dict to write as annotations.json."""
+    database = {}
+    for video in annotations.videos.values():
+        rows = zip(video.segment_labels, video.segments.tolist(), strict=True)
+        database[video.video_id] = {
+            "subset": video.subset,
+            "duration": video.duration,
+            "labels": list(video.labels),
+            "annotations": [{"label": label, "segment": segment} for label, segment in rows],
+            "ambiguous": video.ambiguous.tolist(),
+        }
+    return {"classes": list(annotations.classes), "database": database}

@@ -1,9 +1,11 @@
 """Checkpoints: written whole or not at all, opened without running code, resumed bit for bit.
 
-A checkpoint is one dict: ``model`` (state dict), ``architecture`` (CO2Net's arguments), ``options`` (the run's), and,
-in ``last.pt``, ``training`` (iteration, optimiser, and every random state that the next step depends on).
+A checkpoint is one dict: ``model`` (state dict), ``architecture`` (CO2Net's arguments), ``options`` (the run's),
+``iteration``, ``metrics`` of its evaluation, and, in ``last.pt``, ``training``: optimiser, batches, running losses and
+every random state that the next step depends on.
 """
 
+import math
 import os
 import pickle
 import random
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import InputError
+from wsad_dataset import BatchLoader
 
 # The release's module names -> ours. X.channel_conv keeps only its middle tap; see model.ConsensusModule.
 RELEASED_MODULES = {
@@ -118,6 +121,100 @@ def _check_state(net: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
             )
         if not torch.isfinite(state[name]).all():
             raise InputError(f"{path}: {name} holds NaN or infinite values; the checkpoint is damaged")
+
+
+class Training:
+    """What changes while a network trains: saved whole, and resumed as if it had never stopped.
+
+    Attributes:
+        iteration: steps done.
+        metrics: of the last evaluation, None before it or after a stop between evaluations.
+        best: iteration and score of best.pt, None before it.
+        untrained: metrics before the first step, if they were asked for.
+
+    Args:
+        identity: ``architecture`` and ``options``, written into every checkpoint.
+        run: the run folder; checkpoints go to its ``checkpoints``.
+    """
+
+    def __init__(
+        self, net: nn.Module, optimiser: torch.optim.Optimizer, loader: BatchLoader, identity: dict, run: Path
+    ):
+        self.net, self.optimiser, self.loader, self.identity = net, optimiser, loader, identity
+        self.folder = run / "checkpoints"
+        self.iteration, self.metrics, self.best, self.untrained = 0, None, None, None
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def advance(self, terms: dict[str, Tensor]) -> None:
+        """Count a step; its losses are summed on the device, so that no step waits for them."""
+        self.iteration += 1
+        self._count += 1
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.double()
+
+    def losses(self) -> dict[str, float]:
+        """Means of the loss terms since the last evaluation; InputError with all of them if one is not finite."""
+        means = {name: value.item() / self._count for name, value in self._sums.items()}
+        if not all(math.isfinite(value) for value in means.values()):
+            values = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+            raise InputError(
+                f"the loss is not finite at iteration {self.iteration} ({values}); lower --lr, or check the features "
+                "with python -m utils.features DIR; last.pt holds the last good state"
+            )
+        return means
+
+    def evaluated(self, metrics: dict, score: float, on_schedule: bool) -> None:
+        """Save last.pt, and best.pt if no evaluation had a higher score.
+
+        An evaluation off the schedule, at the end of a run whose length is no multiple of its interval, is no
+        candidate for best: the run may be resumed, and must then be the run that was not stopped there.
+        """
+        self.metrics = metrics
+        if on_schedule:
+            self._sums, self._count = {}, 0
+        if self.best is None or (on_schedule and score > self.best["score"]):
+            self.best = {"iteration": self.iteration, "score": score}
+            save_checkpoint(self.folder / "best.pt", self._weights())
+        self.save_last()
+
+    def save_last(self) -> None:
+        training = {
+            "optimiser": self.optimiser.state_dict(),
+            "batches": self.loader.state_dict(),
+            "random": random_states(),
+            "losses": {"sums": self._sums, "count": self._count},
+            "best": self.best,
+            "untrained": self.untrained,
+        }
+        save_checkpoint(self.folder / "last.pt", {**self._weights(), "training": training})
+
+    def resume(self, eval_every: int) -> None:
+        """Continue from last.pt, if there is one."""
+        path = self.folder / "last.pt"
+        if not path.exists():
+            return
+        checkpoint = read_checkpoint(path)
+        load_state(self.net, checkpoint, path)
+        self.iteration, self.metrics = checkpoint["iteration"], checkpoint["metrics"]
+        training = checkpoint["training"]
+        self.optimiser.load_state_dict(training["optimiser"])
+        self.loader.load_state_dict(training["batches"])
+        device = next(self.net.parameters()).device
+        self._sums = {name: value.to(device) for name, value in training["losses"]["sums"].items()}
+        self._count = training["losses"]["count"]
+        self.best, self.untrained = training["best"], training["untrained"]
+        if self.best and self.best["iteration"] % eval_every:
+            self.best = None
+        restore_random_states(training["random"])
+
+    def _weights(self) -> dict:
+        return {
+            **self.identity,
+            "model": self.net.state_dict(),
+            "iteration": self.iteration,
+            "metrics": self.metrics,
+        }
 
 
 def random_states() -> dict:

@@ -13,7 +13,7 @@ class PairSampler:
     """Batches whose first rows are pairs of videos that share a class, as co-activity similarity needs.
 
     A pair's class is drawn uniformly among the classes with at least two videos, then two different videos
-    of it; the rest of the batch is drawn uniformly from all videos, with replacement (W-TALC and the release).
+    of it; the rest of the batch is drawn uniformly from all videos, with replacement (as W-TALC does).
     """
 
     def __init__(self, labels: np.ndarray, batch_size: int = 10, num_pairs: int = 3, seed: int = 0):

@@ -30,7 +30,7 @@ def tiou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     intersection = np.maximum(intersection, 0.0)
     # The order of these sums is ActivityNet's: another one moves tIoU by a bit, and so across a threshold.
     union = (second[..., 1] - second[..., 0]) + (first[..., 1] - first[..., 0]) - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+    return intersection / np.where(union > 0, union, 1.0)
 
 
 def runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

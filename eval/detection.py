@@ -1,0 +1,293 @@
+"""Detections and ground truth -> mAP@tIoU: ActivityNet's evaluation, exactly, under every published protocol.
+
+    python -m eval.detection --ground-truth annotations.json --predictions detections.json --protocol all
+
+Where it departs from ActivityNet's code: ties have a stable order (among equal scores the later row of the file
+ranks first, among equal tIoU the last ground truth is taken); two zero-length segments do not match (0 / 0 is
+a hit there); numbers that are not finite and inverted segments are refused; detections of a class without any
+annotation are dropped and reported (a KeyError there).
+"""
+
+import argparse
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from eval.detection_files import (
+    DetectionSource,
+    GroundTruth,
+    GroundTruthSource,
+    Table,
+    read_detections,
+    read_ground_truth,
+)
+from eval.matching import match
+from eval.protocols import PROTOCOLS, apply_protocol
+from utils.datasets import DATASETS, SNIPPET_RATE
+from utils.errors import InputError, exit_on_input_error
+
+
+@dataclass(frozen=True, eq=False)
+class DetectionResult:
+    """mAP of one list of detections under one protocol; fractions, NaN where undefined.
+
+    The last three say which detection is a hit, so that nothing that builds on it has to match again: the tables
+    as the protocol left them (detections by falling score), and `matched[t, d]`, the ground-truth row that
+    detection d takes at threshold t, or -1.
+    """
+
+    protocol: str
+    classes: tuple[str, ...]
+    tiou_thresholds: np.ndarray  # (T,)
+    ap: np.ndarray  # (T, C); NaN for a class without ground truth
+    map: np.ndarray  # (T,) mean over the defined classes
+    average_map: float  # mean over the thresholds
+    notes: tuple[str, ...]  # what was not counted as it stands, a line each
+    ground_truth: Table = field(repr=False)
+    detections: Table = field(repr=False)
+    matched: np.ndarray = field(repr=False)  # (T, N) int32
+
+    def mean_map(self, low: float, high: float) -> float:
+        """Mean mAP over the thresholds from low to high, both included; NaN if there are none."""
+        inside = (self.tiou_thresholds > low - 1e-9) & (self.tiou_thresholds < high + 1e-9)
+        return float(self.map[inside].mean()) if inside.any() else float("nan")
+
+    def as_dict(self) -> dict:
+        """What is written to disk: fractions at full precision, None for what is undefined."""
+        return {
+            "protocol": self.protocol,
+            "classes": list(self.classes),
+            "tiou_thresholds": self.tiou_thresholds.tolist(),
+            "ap": [[_defined(value) for value in row] for row in self.ap.tolist()],
+            "map": [_defined(value) for value in self.map.tolist()],
+            "average_map": _defined(self.average_map),
+            "notes": list(self.notes),
+        }
+
+
+def evaluate_detections(
+    ground_truth: GroundTruthSource,
+    detections: DetectionSource,
+    tiou_thresholds: Iterable[float],
+    *,
+    subset: str | None = None,
+    protocol: str = "seconds",
+    snippet_rate: float = SNIPPET_RATE,
+    videos: Iterable[str] | None = None,
+    classes: Iterable[str] | None = None,
+) -> DetectionResult:
+    """Mean average precision at each tIoU threshold.
+
+    ground_truth: annotations (a path or the dict of an ActivityNet-form file), a Table, or a structured array with
+        the fields video, label, start, end; what `read_ground_truth` returned saves reading a file twice.
+    detections: a path (.json, .csv), an ActivityNet-form dict, a Table, or a structured array with a score too.
+    tiou_thresholds: in (0, 1], used as given (0.3 and linspace's 0.30000000000000004 are two thresholds).
+    subset: of the annotations; None for `test` where there is one, else the only one.
+    protocol: a name in `eval.protocols.PROTOCOLS`. All input is in seconds; `snippet_rate` (Hz) is the grid.
+    videos, classes: evaluate on these only. Classes are also the columns of `.ap`; by default the annotations' own
+        list, else the classes of the subset in order of first appearance.
+
+    Detections of videos that the subset lacks are false positives, those of unknown classes are dropped; both
+    are reported in `.notes`. Raises InputError, one line, for whatever cannot be used.
+    """
+    thresholds = _checked_thresholds(tiou_thresholds)
+    if protocol not in PROTOCOLS:
+        raise InputError(f"unknown protocol '{protocol}'; choose one of {sorted(PROTOCOLS)}")
+    if not (np.isfinite(snippet_rate) and snippet_rate > 0):
+        raise InputError(f"snippet rate must be a positive number of snippets a second, got {snippet_rate}")
+    truth, found = read_ground_truth(ground_truth, subset), read_detections(detections)
+    truth, found, notes = _align(truth, found, videos, classes)
+    segments, found = apply_protocol(PROTOCOLS[protocol], truth, found, snippet_rate)
+    if len(segments) == 0:
+        raise InputError("ground truth: no annotated segment to evaluate on")
+
+    found = found.select(_score_order(found.score))
+    matched = match(segments, found, thresholds)
+    ap = _average_precisions(segments, found, matched)
+    counted = ~np.isnan(ap[0])
+    mean = np.ascontiguousarray(ap[:, counted]).mean(axis=1)
+    return DetectionResult(
+        protocol, segments.classes, thresholds, ap, mean, float(mean.mean()), notes, segments, found, matched
+    )
+
+
+def average_precision(ranks: np.ndarray, num_positives: int) -> float:
+    """Interpolated average precision (VOC 2010), summed in ActivityNet's order, so equal to the last bit.
+
+    ranks (K,): the places of the hits in the list by score, from 1, ascending; num_positives >= 1.
+    """
+    hits = np.arange(1, len(ranks) + 1)
+    precision, recall = hits / ranks, hits / num_positives
+    # Precision falls between hits, so the best precision at or beyond a recall is found at a hit.
+    interpolated = np.maximum.accumulate(precision[::-1])[::-1]
+    terms = np.diff(recall, prepend=0.0) * interpolated
+    if len(ranks) < num_positives:
+        terms = np.append(terms, 0.0)  # the recall never reached: one more term in the pairwise sum
+    return float(terms.sum())
+
+
+def _average_precisions(ground_truth: Table, detections: Table, matched: np.ndarray) -> np.ndarray:
+    """AP (T, C) of matched (T, N) detections by falling score; NaN for a class without ground truth."""
+    num_classes = len(ground_truth.classes)
+    rank = _class_ranks(detections.label, num_classes)
+    threshold, hit = np.nonzero(matched >= 0)
+    column = threshold * num_classes + detections.label[hit]
+    by_column = np.argsort(column, kind="stable")  # within a column hits stay in order of score
+    bounds = np.searchsorted(column[by_column], np.arange(len(matched) * num_classes + 1))
+    ranks = rank[hit[by_column]]
+    positives = np.bincount(ground_truth.label, minlength=num_classes)
+    ap = [
+        average_precision(ranks[begin:end], count) if count else np.nan
+        for begin, end, count in zip(bounds[:-1], bounds[1:], np.tile(positives, len(matched)), strict=True)
+    ]
+    return np.array(ap).reshape(len(matched), num_classes)
+
+
+def _class_ranks(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """The place of each row within its class (N,), from 1."""
+    # numpy sorts 16-bit integers by radix, ten times faster than others
+    by_class = np.argsort(labels.astype(np.min_scalar_type(num_classes)), kind="stable")
+    first = np.searchsorted(labels[by_class], np.arange(num_classes))
+    ranks = np.empty(len(labels), dtype=np.int64)
+    ranks[by_class] = np.arange(1, len(labels) + 1) - first[labels[by_class]]
+    return ranks
+
+
+def _score_order(scores: np.ndarray) -> np.ndarray:
+    """Rows by falling score (N,); among equal scores the later row comes first.
+
+    That is a stable ascending sort read backwards, which is what ActivityNet's reversed argsort gives on small
+    input; on large input its order of ties depends on the processor.
+    """
+    order = np.argsort(scores)  # much faster than a stable sort, and the same where no score occurs twice
+    ascending = scores[order]
+    if (ascending[1:] == ascending[:-1]).any():
+        order = np.argsort(scores, kind="stable")
+    return order[::-1]
+
+
+def _align(
+    truth: GroundTruth, found: Table, videos: Iterable[str] | None, classes: Iterable[str] | None
+) -> tuple[GroundTruth, Table, tuple[str, ...]]:
+    """The same numbering of videos and classes for all, checked, and notes on what had to be set aside."""
+    segments, ambiguous = truth.segments, truth.ambiguous
+    _check_rows(segments, "ground truth")
+    _check_rows(found, "detections")
+    names = segments.videos if videos is None else tuple(videos)
+    columns = segments.classes if classes is None else tuple(classes)
+    if unknown := sorted(set(names) - set(segments.videos)):
+        raise InputError(f"videos: the ground truth lacks {_named(unknown)}")
+    if videos is not None:
+        found = found.select(np.isin(found.video, [n for n, name in enumerate(found.videos) if name in set(names)]))
+    segments, aligned = segments.renumbered(names, columns), found.renumbered(names, columns)
+    segments = segments.select((segments.video >= 0) & (segments.label >= 0))
+
+    notes = []
+    if (strangers := aligned.video < 0).any():
+        lost = sorted({str(found.videos[number]) for number in np.unique(found.video[strangers])})
+        notes.append(
+            f"{strangers.sum()} detections of {len(lost)} videos that the ground truth lacks count as false "
+            f"positives: {_named(lost)}"
+        )
+    if (strangers := aligned.label < 0).any():
+        lost = sorted({str(found.classes[number]) for number in np.unique(found.label[strangers])})
+        notes.append(
+            f"{strangers.sum()} detections of {len(lost)} classes that the ground truth lacks are dropped: "
+            f"{_named(lost)}"
+        )
+        aligned = aligned.select(~strangers)
+    ambiguous = ambiguous.renumbered(names, ambiguous.classes)
+    return replace(truth, segments=segments, ambiguous=ambiguous), aligned, tuple(notes)
+
+
+def _check_rows(table: Table, where: str) -> None:
+    """InputError naming the first row that is not finite or ends before it starts."""
+    finite = np.isfinite(table.start) & np.isfinite(table.end)
+    if table.score is not None:
+        finite &= np.isfinite(table.score)
+    bad = ~finite | (table.end < table.start)
+    if bad.any():
+        row = int(bad.argmax())
+        problem = "ends before it starts" if finite[row] else "is not finite, or its score is not"
+        segment = f"[{table.start[row]}, {table.end[row]}]"
+        raise InputError(f"{where}: video '{table.videos[table.video[row]]}', row {row}: {segment} {problem}")
+
+
+def _checked_thresholds(tiou_thresholds: Iterable[float]) -> np.ndarray:
+    thresholds = np.array(list(tiou_thresholds), dtype=np.float64)
+    if thresholds.ndim != 1 or len(thresholds) == 0 or not ((thresholds > 0) & (thresholds <= 1)).all():
+        raise InputError(f"tIoU thresholds must lie in (0, 1], got {thresholds.tolist()}")
+    return thresholds
+
+
+def _named(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def format_table(results: Iterable[DetectionResult], average_ranges: Iterable[tuple[float, float]]) -> str:
+    """mAP in percent, a line a result: each threshold, then the mean over each range of thresholds."""
+    results = list(results)
+    ranges = [bounds for bounds in average_ranges if not np.isnan(results[0].mean_map(*bounds))]
+    heads = [f"{threshold:g}" for threshold in results[0].tiou_thresholds] + [f"{a:g}:{b:g}" for a, b in ranges]
+    width = max(8, *(len(result.protocol) for result in results))
+    lines = [f"{'mAP@tIoU':<{width}}" + "".join(f"{head:>9}" for head in heads)]
+    for result in results:
+        values = [*result.map, *(result.mean_map(*bounds) for bounds in ranges)]
+        lines.append(f"{result.protocol:<{width}}" + "".join(f"{100 * value:9.2f}" for value in values))
+    return "\n".join(lines)
+
+
+def _parse_args() -> argparse.Namespace:
+    protocols = "\n".join(f"  {name:<18} {protocol.papers}" for name, protocol in PROTOCOLS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.detection",
+        description="mAP@tIoU of a detection file under the published protocols.",
+        epilog=f"protocols and who uses them:\n{protocols}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--ground-truth", required=True, help="annotations.json (ActivityNet's schema), or a folder")
+    parser.add_argument("--predictions", required=True, help="detections: ActivityNet JSON, or CSV")
+    parser.add_argument("--dataset", choices=sorted(DATASETS), default="thumos14", help="gives the next three")
+    parser.add_argument("--subset", help="subset of the ground truth (default: the dataset's test subset)")
+    parser.add_argument("--snippet-rate", type=float, help="Hz, the grid of the snippet protocols")
+    parser.add_argument("--tiou-thresholds", type=float, nargs="+", metavar="TIOU")
+    parser.add_argument("--protocol", choices=[*PROTOCOLS, "all"], default="seconds", help="default: seconds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write per-class AP and mAP here")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """The command line: one table on the screen, one JSON file on request."""
+    args = _parse_args()
+    dataset = DATASETS[args.dataset]
+    truth = read_ground_truth(args.ground_truth, args.subset or dataset.test_subset)
+    found = read_detections(args.predictions)
+    results = [
+        evaluate_detections(
+            truth,
+            found,
+            args.tiou_thresholds or dataset.tiou_thresholds,
+            protocol=name,
+            snippet_rate=dataset.snippet_rate if args.snippet_rate is None else args.snippet_rate,
+        )
+        for name in (PROTOCOLS if args.protocol == "all" else [args.protocol])
+    ]
+    for note in results[0].notes:
+        print(f"note: {note}")
+    print(format_table(results, dataset.average_ranges))
+    if args.json:
+        content = {result.protocol: result.as_dict() for result in results}
+        content = content if args.protocol == "all" else content[args.protocol]
+        args.json.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)

@@ -1,0 +1,84 @@
+"""The evaluation protocols of published tables, as data.
+
+On identical detections they differ by up to 2 points of mean mAP and 4 of mAP@0.5, and few papers say which
+one they use. The figures in the tests are those of one real list of detections under each.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from eval.detection_files import GroundTruth, Table
+from utils.segments import seconds_to_snippets
+
+# Two THUMOS14 test videos with wrong or missing annotations, which many papers leave out.
+LEFT_OUT = ("video_test_0000270", "video_test_0001496")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is done to ground truth and detections before they are matched."""
+
+    papers: str  # who publishes numbers under it
+    on_grid: bool = False  # times rounded to the snippet grid, else left in seconds
+    videos_without_detections: tuple[str, ...] = ()  # their detections are dropped, their ground truth counts
+    videos_left_out: tuple[str, ...] = ()  # neither counts
+    longer_than: int | None = None  # snippets; detections of this length or less are dropped
+    drops_ambiguous: bool = False  # so are those that share a snippet with an ambiguous segment
+
+
+PROTOCOLS = {
+    "snippet": Protocol("W-TALC, CO2-Net, DELU, DDG-Net's code base, P-MIL", on_grid=True),
+    "seconds": Protocol("ActivityNet's own code, HAM-Net, UM, ASM-Loc"),
+    "snippet-ddgnet": Protocol("DDG-Net", on_grid=True, videos_without_detections=LEFT_OUT),
+    "snippet-210": Protocol("the 210-video list on the snippet grid", on_grid=True, videos_left_out=LEFT_OUT),
+    "snippet-delu": Protocol("DELU (2024)", on_grid=True, longer_than=1),
+    "seconds-210": Protocol("the 210-video list", videos_left_out=LEFT_OUT),
+    "snippet-ambiguous": Protocol(
+        "THUMOS14's rule, which CO2-Net applies when it localises; for lists made without it",
+        on_grid=True,
+        drops_ambiguous=True,
+    ),
+}
+
+
+def apply_protocol(
+    protocol: Protocol, ground_truth: GroundTruth, detections: Table, snippet_rate: float
+) -> tuple[Table, Table]:
+    """Annotated segments and detections as the protocol matches them.
+
+    All tables come in seconds, with the same numbering of videos; times go out in snippets where the protocol
+    is on the grid. `snippet_rate`: snippets a second.
+    """
+    segments, ambiguous = ground_truth.segments, ground_truth.ambiguous
+    segments = _without(segments, protocol.videos_left_out)
+    detections = _without(detections, protocol.videos_left_out + protocol.videos_without_detections)
+    on_grid = _on_grid(detections, snippet_rate)
+    keep = np.ones(len(detections), dtype=bool)
+    if protocol.longer_than is not None:
+        keep &= on_grid.end - on_grid.start > protocol.longer_than
+    if protocol.drops_ambiguous:
+        keep &= ~_shares_snippet(on_grid, _on_grid(ambiguous, snippet_rate))
+    if protocol.on_grid:
+        segments, detections = _on_grid(segments, snippet_rate), on_grid
+    return segments, detections if keep.all() else detections.select(keep)
+
+
+def _without(table: Table, names: tuple[str, ...]) -> Table:
+    """The table without the rows of these videos."""
+    numbers = [number for number, video in enumerate(table.videos) if video in names]
+    return table.select(~np.isin(table.video, numbers)) if numbers else table
+
+
+def _on_grid(table: Table, snippet_rate: float) -> Table:
+    start, end = (seconds_to_snippets(times, snippet_rate) for times in (table.start, table.end))
+    return replace(table, start=start, end=end)
+
+
+def _shares_snippet(detections: Table, ambiguous: Table) -> np.ndarray:
+    """Which detections (N,) share a snippet with an ambiguous segment of their video; both in snippets."""
+    shares = np.zeros(len(detections), dtype=bool)
+    for video, start, end in zip(ambiguous.video, ambiguous.start, ambiguous.end, strict=True):
+        latest_start = np.maximum(detections.start, start)
+        shares |= (detections.video == video) & (latest_start < np.minimum(detections.end, end))
+    return shares

@@ -1,0 +1,104 @@
+"""Tables to read and pictures to look at."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from utils.annotations import Annotations, Video
+from utils.datasets import DatasetSpec
+from utils.segments import snippets_to_seconds
+
+GROUND_TRUTH, DETECTION, FUSED = "#2a9d4a", "#3465a4", "#333333"
+MODALITY = ("#d1495b", "#edae49")
+SHOWN_DETECTIONS = 12  # the best-scored of a video; the rest are soft-NMS's decayed ones
+
+
+def mean_map(scores: dict, tiou_range: tuple[float, float]) -> float:
+    """Mean of one protocol's mAP over the tIoU thresholds of a range, both ends included."""
+    low, high = tiou_range
+    thresholds = np.array(scores["tiou_thresholds"])
+    return float(np.mean(np.array(scores["map"])[(low <= thresholds) & (thresholds <= high)]))
+
+
+def results_table(rows: Sequence[tuple[str, int, dict]], spec: DatasetSpec, protocols: Sequence[str]) -> str:
+    """Checkpoints under every protocol, in percent.
+
+    Args:
+        rows: name, iteration and metrics (as in metrics.json) of each checkpoint.
+    """
+    ranges = [f"{low:g}:{high:g}" for low, high in spec.average_ranges]
+    head = ["checkpoint", "iteration", "protocol", *(f"{t:g}" for t in spec.tiou_thresholds), *ranges, "class."]
+    lines = [head]
+    for name, iteration, metrics in rows:
+        for protocol in protocols:
+            scores = metrics[protocol]
+            values = [*scores["map"], *(mean_map(scores, r) for r in spec.average_ranges)]
+            values.append(metrics["classification_map"])
+            lines.append([name, str(iteration), protocol, *(f"{100 * value:.1f}" for value in values)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join(["mAP@tIoU in percent, its means over ranges of tIoU, and video-level classification mAP", *text])
+
+
+def plot_videos(
+    path: Path, results: Sequence, annotations: Annotations, snippet_rate: float, title: str, count: int = 4
+) -> None:
+    """A picture of some videos: ground truth and detections, attention, and the T-CAM of the video's class.
+
+    Args:
+        results: utils.engine.VideoResult of the test videos.
+        snippet_rate: snippets a second.
+        title: says what made the results, and whether the data are simulated.
+    """
+    chosen = _varied(results, annotations, count)
+    figure = Figure(figsize=(11, 2.9 * len(chosen)), layout="constrained")
+    figure.suptitle(title)
+    for part, result in zip(np.atleast_1d(figure.subfigures(len(chosen), 1)), chosen, strict=True):
+        _plot_video(part, result, annotations.videos[result.video_id], annotations.classes, snippet_rate)
+    figure.savefig(path, dpi=110)
+
+
+def _varied(results: Sequence, annotations: Annotations, count: int) -> list:
+    """The first video of each class in turn, then whatever is left."""
+    first_of_class = {}
+    for result in results:
+        labels = annotations.videos[result.video_id].labels
+        first_of_class.setdefault(labels[0] if labels else None, result)
+    chosen = list(first_of_class.values())
+    taken = {result.video_id for result in chosen}
+    return (chosen + [result for result in results if result.video_id not in taken])[:count]
+
+
+def _plot_video(part: Figure, result, video: Video, classes: Sequence[str], snippet_rate: float) -> None:
+    label = video.labels[0] if video.labels else classes[0]
+    index = classes.index(label)
+    times = snippets_to_seconds(np.arange(len(result.attention)) + 0.5, snippet_rate)
+    bars, attention, activation = part.subplots(3, 1, sharex=True, height_ratios=(1.1, 1, 1))
+    bars.set_title(f"{video.video_id} · {label}", loc="left", fontsize=10)
+
+    truth = [s for s, name in zip(video.segments, video.segment_labels, strict=True) if name == label]
+    _draw_segments(bars, truth, 1.0, GROUND_TRUTH)
+    detections = np.sort(result.detections[result.detections["label"] == index], order="score")
+    detections = detections[-SHOWN_DETECTIONS:]
+    strengths = detections["score"] / max(detections["score"].max(initial=0), 1e-9)
+    for detection, strength in zip(detections, strengths, strict=True):
+        segment = snippets_to_seconds(np.array([detection["start"], detection["end"]]), snippet_rate)
+        _draw_segments(bars, [segment], 0.0, DETECTION, alpha=float(np.clip(strength, 0.1, 1)))
+    bars.set(yticks=[0.4, 1.4], yticklabels=["detections", "ground truth"], ylim=(-0.1, 1.9))
+
+    for values, color, name in zip(result.modality_attention, MODALITY, ("first", "second"), strict=True):
+        attention.plot(times, values, color=color, linewidth=0.8, label=f"{name} modality")
+    attention.plot(times, result.attention, color=FUSED, linewidth=1.3, label="fused")
+    attention.set(ylim=(0, 1), ylabel="attention")
+    attention.legend(loc="upper right", fontsize=7, ncols=3)
+
+    activation.plot(times, result.cas[:, index], color=DETECTION, linewidth=1)
+    activation.set(ylabel="T-CAM", xlabel="seconds", xlim=(0, times[-1]))
+
+
+def _draw_segments(axes: Axes, segments: Sequence, bottom: float, color: str, alpha: float = 1.0) -> None:
+    for start, end in segments:
+        axes.barh(bottom + 0.4, end - start, left=start, height=0.7, color=color, alpha=alpha)

@@ -1,0 +1,46 @@
+"""Simulated two-stream features over a real timeline, or a small invented data set for the demo.
+
+python scripts/simulate_features.py --annotations FILE --out DIR [--dims 1024 1024] [--seed 0]
+python scripts/simulate_features.py --demo --out DIR
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.annotations import load_annotations, parse_annotations  # noqa: E402
+from utils.errors import exit_on_input_error  # noqa: E402
+from utils.simulate import invent_timeline, simulate_features  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    timeline = parser.add_mutually_exclusive_group(required=True)
+    timeline.add_argument(
+        "--annotations", type=Path, help="annotations.json, or a release's annotation folder"
+    )
+    timeline.add_argument("--demo", action="store_true", help="invent 100 videos of 8 classes")
+    parser.add_argument("--out", type=Path, required=True, help="folder for features.h5 and annotations.json")
+    parser.add_argument(
+        "--dims", type=int, nargs=2, metavar=("RGB", "FLOW"), help="widths (1024 1024; demo: 64 64)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+
+    if arguments.demo:
+        annotations = parse_annotations(invent_timeline(100, 8, arguments.seed), "the invented timeline")
+    else:
+        annotations = load_annotations(arguments.annotations)
+    dims = arguments.dims or ((64, 64) if arguments.demo else (1024, 1024))
+    features = simulate_features(annotations, arguments.out, tuple(dims), arguments.seed)
+    size = features.stat().st_size / 1e6
+    print(f"simulated features of {len(annotations.videos)} videos: {features} ({size:.1f} MB)")
+    print(f"their annotations: {arguments.out / 'annotations.json'}")
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)

@@ -1,0 +1,23 @@
+"""Packaging; the program is run from its checkout (see README.md)."""
+
+from setuptools import setup
+
+setup(
+    name="co2net",
+    version="0.1.0",
+    description="Weakly supervised temporal action localization: CO2-Net, its evaluation, and its protocols",
+    license="MIT",
+    python_requires=">=3.10",
+    py_modules=[],
+    packages=[],  # nothing is installed: the code runs from its checkout, this lists what it needs
+    install_requires=[
+        "torch>=2.4,<3",
+        "numpy>=1.26,<3",
+        "h5py>=3.10,<4",
+        "PyYAML>=6,<7",
+        "tqdm>=4.66,<5",
+        "tensorboard>=2.16,<3",
+        "matplotlib>=3.8,<4",
+    ],
+    extras_require={"dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.15"]},
+)

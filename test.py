@@ -1,0 +1,55 @@
+"""Localise and score with a trained or released checkpoint. See python test.py --help."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from eval.detection_files import write_detections
+from eval.report import plot_videos, results_table
+from model import CO2Net
+from options import parse_test_args
+from utils.annotations import load_annotations
+from utils.checkpoint import load_state, read_checkpoint
+from utils.datasets import DATASETS
+from utils.engine import PROTOCOLS, Evaluator, choose_device, open_subset
+from utils.errors import InputError, exit_on_input_error
+from utils.logger import write_json
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_test_args(argv)
+    device = choose_device(args.device)
+    checkpoint = read_checkpoint(args.checkpoint)
+    options = args.options or run_options(checkpoint, args.checkpoint)
+    spec = DATASETS[options.dataset]
+    annotations = load_annotations(args.path_dataset)
+    test = open_subset(
+        args.path_dataset, annotations, spec, spec.test_subset, options.modalities, options.missing_features
+    )
+    net = CO2Net(len(annotations.classes), test.modality_dims, spec.temporal_pool(options.num_snippets))
+    load_state(net, checkpoint, args.checkpoint)
+    evaluate = Evaluator(test, annotations, spec, args.path_dataset)
+    evaluation = evaluate(net.to(device))
+
+    output = Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    name, iteration = Path(args.checkpoint).stem, checkpoint.get("iteration")
+    write_json(output / "metrics.json", {name: {"iteration": iteration, **evaluation.metrics}})
+    write_detections(output / "detections.json", evaluation.detections)
+    plot_videos(
+        output / "videos.png", evaluation.results, annotations, evaluate.snippet_rate, title=args.checkpoint
+    )
+    print(results_table([(name, iteration, evaluation.metrics)], spec, PROTOCOLS))
+    print(f"table: {output}/metrics.json · detections: {output}/detections.json · picture: {output}/videos.png")
+
+
+def run_options(checkpoint: dict, path: str) -> Namespace:
+    """The options that a checkpoint of ours carries."""
+    if "options" not in checkpoint:
+        raise InputError(
+            f"{path}: carries no options of its own (a released checkpoint?); add --config, e.g. configs/thumos14.yaml"
+        )
+    return Namespace(**checkpoint["options"])
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)

@@ -1,0 +1,164 @@
+"""One training step, and one evaluated pass over a test set; main.py and test.py use the same."""
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from eval.classification import classification_map
+from eval.detection import evaluate_detections
+from eval.detection_files import Table, localized_table, read_ground_truth
+from eval.proposals import localize, video_scores
+from eval.report import mean_map
+from utils.annotations import Annotations
+from utils.datasets import DatasetSpec
+from utils.errors import InputError
+from utils.features import open_features
+from utils.losses import CO2Loss
+from utils.segments import seconds_to_snippets
+from wsad_dataset import Batch, WeakVideoDataset
+
+PROTOCOLS = ("snippet", "seconds")  # in every table, side by side; the first one selects best.pt
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda`` -> device; InputError if there is no GPU to use."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch sees no CUDA GPU; use --device cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def open_subset(
+    path: str | Path, annotations: Annotations, spec: DatasetSpec, subset: str, modalities, missing_features: str
+) -> WeakVideoDataset:
+    """The videos of one subset of a dataset folder, as the dataset's spec uses them."""
+    return WeakVideoDataset(
+        annotations,
+        open_features(path, modalities),
+        subset,
+        missing_features=missing_features,
+        min_snippets=spec.min_snippets,
+    )
+
+
+def train_step(
+    net: nn.Module, criterion: CO2Loss, optimiser: torch.optim.Optimizer, batch: Batch, precision: str = "float32"
+) -> dict[str, Tensor]:
+    """One step on one batch; returns the loss terms, detached, on the device.
+
+    With ``bf16`` the network runs under autocast, and the losses in float32 on its outputs.
+    """
+    device = next(net.parameters()).device
+    features, labels, pairs = (x.to(device) for x in batch)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        outputs = net(features)
+    outputs = {name: value.float() for name, value in outputs.items()}
+    terms = criterion(outputs, labels, pairs)
+    optimiser.zero_grad(set_to_none=True)
+    terms["total"].backward()
+    optimiser.step()
+    return {name: value.detach() for name, value in terms.items()}
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """What the network says of one video."""
+
+    video_id: str
+    cas: np.ndarray  # (T, C + 1) logits
+    modality_attention: np.ndarray  # (2, T)
+    attention: np.ndarray  # (T,)
+    detections: np.ndarray  # label, start, end (snippets), score; see eval.proposals.localize
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One pass over the test subset, scored.
+
+    ``metrics`` is what metrics.json holds: ``classification_map``, and under the name of each protocol ``classes``,
+    ``tiou_thresholds``, ``ap`` [threshold][class], ``map`` [threshold] and ``average_map``, as fractions.
+    """
+
+    results: list[VideoResult]
+    detections: Table  # seconds
+    metrics: dict
+    selection: float  # mean mAP of the spec's main range under the first protocol: what best.pt is chosen by
+
+
+class Evaluator:
+    """Runs a network over a test subset and scores it under every protocol.
+
+    Ground truth counts for the dataset's videos and for those too short to be tested (release), not for videos
+    that are left out because they have no features.
+    """
+
+    def __init__(self, dataset: WeakVideoDataset, annotations: Annotations, spec: DatasetSpec, path: str):
+        self.dataset, self.annotations, self.spec = dataset, annotations, spec
+        self.snippet_rate = dataset.snippet_rate or spec.snippet_rate  # Hz
+        self._ground_truth = read_ground_truth(path, spec.test_subset)
+
+    def __call__(self, net: nn.Module) -> Evaluation:
+        results = run_test_set(net, self.dataset, self.annotations, self.snippet_rate)
+        localized = {result.video_id: result.detections for result in results}
+        detections = localized_table(localized, self.annotations.classes, self.snippet_rate)
+        scores = np.stack([video_scores(result.cas, result.attention)[:-1] for result in results])
+        metrics = {"classification_map": classification_map(scores, self.dataset.labels)[1]}
+        for protocol in PROTOCOLS:
+            metrics[protocol] = evaluate_detections(
+                self._ground_truth,
+                detections,
+                self.spec.tiou_thresholds,
+                protocol=protocol,
+                snippet_rate=self.snippet_rate,
+                videos=self.dataset.video_ids + self.dataset.too_short,
+            ).as_dict()
+        selection = mean_map(metrics[PROTOCOLS[0]], self.spec.main_range)
+        return Evaluation(results, detections, metrics, selection)
+
+
+@torch.no_grad()
+def run_test_set(
+    net: nn.Module, dataset: WeakVideoDataset, annotations: Annotations, snippet_rate: float
+) -> list[VideoResult]:
+    """The network over all snippets of every video, without dropout and in float32, and the localisation.
+
+    Of the annotations only the ambiguous segments are used; ``snippet_rate`` is in snippets a second.
+    """
+    device = next(net.parameters()).device
+    was_training = net.training
+    net.eval()
+    results = []
+    for index, video_id in enumerate(tqdm(dataset.video_ids, "evaluating", leave=False, unit="video")):
+        outputs = net(torch.tensor(dataset[index], device=device)[None])
+        cas, modality_attention, attention = (
+            outputs[name][0].cpu().numpy() for name in ("cas", "modality_attention", "attention")
+        )
+        ambiguous = seconds_to_snippets(annotations.videos[video_id].ambiguous, snippet_rate)
+        detections = localize(cas, attention, ambiguous=ambiguous)
+        results.append(VideoResult(video_id, cas, modality_attention, attention, detections))
+    net.train(was_training)
+    return results
+
+
+class StopSignal:
+    """Ctrl-C, or a cluster's SIGTERM: remembered, so that the step in progress ends and the state is saved."""
+
+    def __init__(self):
+        self.requested = False
+
+    def __enter__(self) -> "StopSignal":
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, frame) -> None:
+        self.requested = True

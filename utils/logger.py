@@ -1,0 +1,167 @@
+"""The record of a run: its folder, what it ran on, progress bar, one JSON line an evaluation, TensorBoard."""
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from options import FREE_ON_RESUME
+from utils.errors import InputError
+
+SCALARS_EVERY = 10  # iterations between TensorBoard points of the losses
+
+
+def open_run(args: Namespace, device: torch.device) -> Path:
+    """The run folder with options.yaml and environment.json; never one that holds another run.
+
+    Raises:
+        InputError: if the folder holds a run and ``args.resume`` is off, or other options than ``args``.
+    """
+    run = Path(args.run_dir)
+    options = run / "options.yaml"
+    if options.exists():
+        if not args.resume:
+            raise InputError(f"{run} already holds a run; continue it with --resume or choose another --run-dir")
+        _require_same_options(options, args)
+    run.mkdir(parents=True, exist_ok=True)
+    options.write_text(yaml.safe_dump(vars(args), sort_keys=False))
+    write_json(run / "environment.json", _environment(device))
+    return run
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+class RunLog:
+    """Progress bar, log.jsonl and TensorBoard of a run; a context manager.
+
+    Args:
+        run: the run folder.
+        args: the run's options.
+        first: iterations done before; records of an interrupted attempt after it, and of an evaluation off the
+            schedule, are dropped, so that a resumed log is that of a run that was not stopped.
+    """
+
+    def __init__(self, run: Path, args: Namespace, first: int):
+        self._path, self._args = run / "log.jsonl", args
+        self.records = [
+            record
+            for record in _read_records(self._path)
+            if record["iteration"] <= first and record["iteration"] % args.eval_every == 0
+        ]
+        self._path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        self._writer = SummaryWriter(run, purge_step=first + 1 if first else None)
+        self._bar = tqdm(total=args.max_iter, initial=first, desc="training", unit="it", dynamic_ncols=True)
+        self._steps, self._seconds = 0, 0.0
+        self._clock = time.perf_counter()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.close()
+        self._writer.close()
+
+    def step(self, iteration: int, terms: dict[str, Tensor]) -> None:
+        """After each training step; looks at the values, and so waits for them, only every SCALARS_EVERY."""
+        self._bar.update()
+        self._steps += 1
+        if iteration % SCALARS_EVERY == 0:
+            for name, value in terms.items():
+                self._writer.add_scalar(f"loss/{name}", value.item(), iteration)
+            self._writer.add_scalar("lr", self._args.lr, iteration)
+            self._bar.set_postfix(loss=f"{terms['total'].item():.3f}", **self._scores())
+
+    def pause(self) -> None:
+        """Before an evaluation, whose time does not count towards the training speed."""
+        self._seconds += time.perf_counter() - self._clock
+
+    def evaluation(self, iteration: int, losses: dict[str, float], metrics: dict) -> None:
+        """One line in log.jsonl, and its scalars: mean losses since the last one, mAPs, snippets a second."""
+        snippets = self._steps * self._args.batch_size * self._args.num_snippets
+        speed = snippets / self._seconds if self._steps else None
+        record = {
+            "iteration": iteration,
+            "losses": losses,
+            "scores": _summary(metrics),
+            "snippets_per_second": speed,
+        }
+        self.records.append(record)
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in record["scores"].items():
+            self._writer.add_scalar(name, value, iteration)
+        if speed:
+            self._writer.add_scalar("snippets_per_second", speed, iteration)
+        self._writer.flush()
+        self._steps, self._seconds, self._clock = 0, 0.0, time.perf_counter()
+
+    def _scores(self) -> dict[str, str]:
+        last = self.records[-1]["scores"] if self.records else {}
+        return {"mAP": f"{100 * last['snippet/mean_mAP']:.1f}"} if last else {}
+
+
+def _summary(metrics: dict) -> dict[str, float]:
+    """metrics.json's form, flat: the scalars that are worth a curve."""
+    scores = {"classification_mAP": metrics["classification_map"]}
+    for protocol, values in metrics.items():
+        if protocol == "classification_map":
+            continue
+        for threshold, value in zip(values["tiou_thresholds"], values["map"], strict=True):
+            scores[f"{protocol}/mAP@{threshold:g}"] = value
+        scores[f"{protocol}/mean_mAP"] = values["average_map"]
+    return scores
+
+
+def _read_records(path: Path) -> list[dict]:
+    # A line that was cut off belongs to a later evaluation than the checkpoint's.
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _require_same_options(path: Path, args: Namespace) -> None:
+    try:
+        before = yaml.safe_load(path.read_text())
+    except yaml.YAMLError:
+        raise InputError(f"{path}: not the options of a run; move the folder away") from None
+    for name, value in vars(args).items():
+        if name not in FREE_ON_RESUME and before.get(name) != value:
+            raise InputError(
+                f"{path.parent} was run with {name} = {before.get(name)!r}, not {value!r}; "
+                "resume it with its own options or choose another --run-dir"
+            )
+
+
+def _environment(device: torch.device) -> dict:
+    """Versions, machine, code revision and command of the run."""
+    return {
+        "command": [Path(sys.executable).name, *sys.argv],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "revision": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _git(*words: str) -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    try:
+        done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
