@@ -2,10 +2,10 @@
 
     python -m eval.detection --ground-truth annotations.json --predictions detections.json --protocol all
 
-Where it departs from ActivityNet's code: ties have a stable order (among equal scores the later row of the file
-ranks first, among equal tIoU the last ground truth is taken); two zero-length segments do not match (0 / 0 is
-a hit there); numbers that are not finite and inverted segments are refused; detections of a class without any
-annotation are dropped and reported (a KeyError there).
+Where it departs from ActivityNet's code: ties have a stable order (among equal scores the later row of the
+file ranks first, among equal tIoU the last ground truth is taken); two zero-length segments do not match
+(0 / 0 is a hit there); numbers that are not finite and inverted segments are refused; detections of a class
+without any annotation are dropped and reported (a KeyError there).
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.average_precision import average_precisions, score_order
 from eval.detection_files import (
     DetectionSource,
     GroundTruth,
@@ -25,7 +26,7 @@ from eval.detection_files import (
     read_ground_truth,
 )
 from eval.matching import match
-from eval.protocols import PROTOCOLS, apply_protocol
+from eval.protocols import PROTOCOLS, applicable_protocols, apply_protocol
 from utils.datasets import DATASETS, SNIPPET_RATE
 from utils.errors import InputError, exit_on_input_error
 
@@ -34,9 +35,9 @@ from utils.errors import InputError, exit_on_input_error
 class DetectionResult:
     """mAP of one list of detections under one protocol; fractions, NaN where undefined.
 
-    The last three say which detection is a hit, so that nothing that builds on it has to match again: the tables
-    as the protocol left them (detections by falling score), and `matched[t, d]`, the ground-truth row that
-    detection d takes at threshold t, or -1.
+    The last three say which detection is a hit, so that nothing that builds on it has to match again: the
+    tables as the protocol left them (detections by falling score), and `matched[t, d]`, the ground-truth row
+    that detection d takes at threshold t, or -1.
     """
 
     protocol: str
@@ -81,14 +82,14 @@ def evaluate_detections(
 ) -> DetectionResult:
     """Mean average precision at each tIoU threshold.
 
-    ground_truth: annotations (a path or the dict of an ActivityNet-form file), a Table, or a structured array with
-        the fields video, label, start, end; what `read_ground_truth` returned saves reading a file twice.
-    detections: a path (.json, .csv), an ActivityNet-form dict, a Table, or a structured array with a score too.
+    ground_truth: annotations (a path or the dict of an ActivityNet-form file), a Table, or a structured array
+        with the fields video, label, start, end; what `read_ground_truth` returned saves reading twice.
+    detections: a path (.json, .csv), an ActivityNet-form dict, a Table, or a structured array with scores.
     tiou_thresholds: in (0, 1], used as given (0.3 and linspace's 0.30000000000000004 are two thresholds).
     subset: of the annotations; None for `test` where there is one, else the only one.
     protocol: a name in `eval.protocols.PROTOCOLS`. All input is in seconds; `snippet_rate` (Hz) is the grid.
-    videos, classes: evaluate on these only. Classes are also the columns of `.ap`; by default the annotations' own
-        list, else the classes of the subset in order of first appearance.
+    videos, classes: evaluate on these only. Classes are also the columns of `.ap`; by default the
+        annotations' own list, else the classes of the subset in order of first appearance.
 
     Detections of videos that the subset lacks are false positives, those of unknown classes are dropped; both
     are reported in `.notes`. Raises InputError, one line, for whatever cannot be used.
@@ -104,69 +105,15 @@ def evaluate_detections(
     if len(segments) == 0:
         raise InputError("ground truth: no annotated segment to evaluate on")
 
-    found = found.select(_score_order(found.score))
+    found = found.select(score_order(found.score))
     matched = match(segments, found, thresholds)
-    ap = _average_precisions(segments, found, matched)
+    positives = np.bincount(segments.label, minlength=len(segments.classes))
+    ap = average_precisions(found.label, matched, positives)
     counted = ~np.isnan(ap[0])
     mean = np.ascontiguousarray(ap[:, counted]).mean(axis=1)
     return DetectionResult(
         protocol, segments.classes, thresholds, ap, mean, float(mean.mean()), notes, segments, found, matched
     )
-
-
-def average_precision(ranks: np.ndarray, num_positives: int) -> float:
-    """Interpolated average precision (VOC 2010), summed in ActivityNet's order, so equal to the last bit.
-
-    ranks (K,): the places of the hits in the list by score, from 1, ascending; num_positives >= 1.
-    """
-    hits = np.arange(1, len(ranks) + 1)
-    precision, recall = hits / ranks, hits / num_positives
-    # Precision falls between hits, so the best precision at or beyond a recall is found at a hit.
-    interpolated = np.maximum.accumulate(precision[::-1])[::-1]
-    terms = np.diff(recall, prepend=0.0) * interpolated
-    if len(ranks) < num_positives:
-        terms = np.append(terms, 0.0)  # the recall never reached: one more term in the pairwise sum
-    return float(terms.sum())
-
-
-def _average_precisions(ground_truth: Table, detections: Table, matched: np.ndarray) -> np.ndarray:
-    """AP (T, C) of matched (T, N) detections by falling score; NaN for a class without ground truth."""
-    num_classes = len(ground_truth.classes)
-    rank = _class_ranks(detections.label, num_classes)
-    threshold, hit = np.nonzero(matched >= 0)
-    column = threshold * num_classes + detections.label[hit]
-    by_column = np.argsort(column, kind="stable")  # within a column hits stay in order of score
-    bounds = np.searchsorted(column[by_column], np.arange(len(matched) * num_classes + 1))
-    ranks = rank[hit[by_column]]
-    positives = np.bincount(ground_truth.label, minlength=num_classes)
-    ap = [
-        average_precision(ranks[begin:end], count) if count else np.nan
-        for begin, end, count in zip(bounds[:-1], bounds[1:], np.tile(positives, len(matched)), strict=True)
-    ]
-    return np.array(ap).reshape(len(matched), num_classes)
-
-
-def _class_ranks(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """The place of each row within its class (N,), from 1."""
-    # numpy sorts 16-bit integers by radix, ten times faster than others
-    by_class = np.argsort(labels.astype(np.min_scalar_type(num_classes)), kind="stable")
-    first = np.searchsorted(labels[by_class], np.arange(num_classes))
-    ranks = np.empty(len(labels), dtype=np.int64)
-    ranks[by_class] = np.arange(1, len(labels) + 1) - first[labels[by_class]]
-    return ranks
-
-
-def _score_order(scores: np.ndarray) -> np.ndarray:
-    """Rows by falling score (N,); among equal scores the later row comes first.
-
-    That is a stable ascending sort read backwards, which is what ActivityNet's reversed argsort gives on small
-    input; on large input its order of ties depends on the processor.
-    """
-    order = np.argsort(scores)  # much faster than a stable sort, and the same where no score occurs twice
-    ascending = scores[order]
-    if (ascending[1:] == ascending[:-1]).any():
-        order = np.argsort(scores, kind="stable")
-    return order[::-1]
 
 
 def _align(
@@ -181,7 +128,8 @@ def _align(
     if unknown := sorted(set(names) - set(segments.videos)):
         raise InputError(f"videos: the ground truth lacks {_named(unknown)}")
     if videos is not None:
-        found = found.select(np.isin(found.video, [n for n, name in enumerate(found.videos) if name in set(names)]))
+        kept = set(names)
+        found = found.select(np.array([name in kept for name in found.videos], dtype=bool)[found.video])
     segments, aligned = segments.renumbered(names, columns), found.renumbered(names, columns)
     segments = segments.select((segments.video >= 0) & (segments.label >= 0))
 
@@ -236,7 +184,9 @@ def format_table(results: Iterable[DetectionResult], average_ranges: Iterable[tu
     """mAP in percent, a line a result: each threshold, then the mean over each range of thresholds."""
     results = list(results)
     ranges = [bounds for bounds in average_ranges if not np.isnan(results[0].mean_map(*bounds))]
-    heads = [f"{threshold:g}" for threshold in results[0].tiou_thresholds] + [f"{a:g}:{b:g}" for a, b in ranges]
+    heads = [f"{threshold:g}" for threshold in results[0].tiou_thresholds] + [
+        f"{a:g}:{b:g}" for a, b in ranges
+    ]
     width = max(8, *(len(result.protocol) for result in results))
     lines = [f"{'mAP@tIoU':<{width}}" + "".join(f"{head:>9}" for head in heads)]
     for result in results:
@@ -253,14 +203,20 @@ def _parse_args() -> argparse.Namespace:
         epilog=f"protocols and who uses them:\n{protocols}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ground-truth", required=True, help="annotations.json (ActivityNet's schema), or a folder")
-    parser.add_argument("--predictions", required=True, help="detections: ActivityNet JSON, or CSV")
-    parser.add_argument("--dataset", choices=sorted(DATASETS), default="thumos14", help="gives the next three")
-    parser.add_argument("--subset", help="subset of the ground truth (default: the dataset's test subset)")
-    parser.add_argument("--snippet-rate", type=float, help="Hz, the grid of the snippet protocols")
-    parser.add_argument("--tiou-thresholds", type=float, nargs="+", metavar="TIOU")
-    parser.add_argument("--protocol", choices=[*PROTOCOLS, "all"], default="seconds", help="default: seconds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write per-class AP and mAP here")
+    add = parser.add_argument
+    add("--ground-truth", required=True, help="annotations.json (ActivityNet's schema), or a folder")
+    add("--predictions", required=True, help="detections: ActivityNet JSON, or CSV")
+    add(
+        "--dataset",
+        choices=sorted(DATASETS),
+        default="thumos14",
+        help="gives the defaults of the next three; default: thumos14",
+    )
+    add("--subset", help="subset of the ground truth")
+    add("--snippet-rate", type=float, metavar="HZ", help="the grid of the snippet protocols")
+    add("--tiou-thresholds", type=float, nargs="+", metavar="TIOU")
+    add("--protocol", choices=[*PROTOCOLS, "all"], default="seconds", help="see below; default: seconds")
+    add("--json", type=Path, metavar="FILE", help="write per-class AP and mAP here")
     return parser.parse_args()
 
 
@@ -278,15 +234,21 @@ def main() -> None:
             protocol=name,
             snippet_rate=dataset.snippet_rate if args.snippet_rate is None else args.snippet_rate,
         )
-        for name in (PROTOCOLS if args.protocol == "all" else [args.protocol])
+        for name in (applicable_protocols(truth) if args.protocol == "all" else [args.protocol])
     ]
     for note in results[0].notes:
         print(f"note: {note}")
     print(format_table(results, dataset.average_ranges))
     if args.json:
         content = {result.protocol: result.as_dict() for result in results}
-        content = content if args.protocol == "all" else content[args.protocol]
-        args.json.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        _write_json(args.json, content if args.protocol == "all" else content[args.protocol])
+
+
+def _write_json(path: Path, content: dict) -> None:
+    try:
+        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 if __name__ == "__main__":

@@ -123,8 +123,8 @@ def localized_table(localized: dict[str, np.ndarray], classes: Iterable[str], sn
 def read_ground_truth(source: GroundTruthSource, subset: str | None) -> GroundTruth:
     """The annotated and the ambiguous segments of one subset, in seconds.
 
-    `subset` None means `test` where there is such a subset, else the only one there is. Classes: the file's own
-    list, else in order of first appearance in the subset. Tables and structured arrays are taken whole.
+    `subset` None means `test` where there is such a subset, else the only one there is. Classes: the file's
+    own list, else in order of first appearance in the subset. Tables and structured arrays are taken whole.
     """
     if isinstance(source, GroundTruth):
         return source
@@ -227,7 +227,7 @@ def _parse_detections(data: object, where: str) -> Table:
 def _json_rows(results: dict[str, list], where: str) -> Iterator[tuple]:
     for video, entries in results.items():
         if not isinstance(entries, list):
-            raise InputError(f"{where}: video '{video}': expected a list of detections, found {entries!r:.80}")
+            raise InputError(f"{where}: video '{video}': expected a list, found {entries!r:.80}")
         for row, entry in enumerate(entries):
             place = f"{where}: video '{video}', detection {row}"
             try:
@@ -245,7 +245,9 @@ def _csv_rows(path: Path) -> Iterator[tuple]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            missing = [name for name in CSV_COLUMNS if name not in (reader.fieldnames or ())]
+            if reader.fieldnames is None:
+                raise InputError(f"{path}: the file is empty")
+            missing = [name for name in CSV_COLUMNS if name not in reader.fieldnames]
             if missing:
                 raise InputError(f"{path}: no column {missing}; the header must have {','.join(CSV_COLUMNS)}")
             for entry in reader:

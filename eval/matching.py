@@ -1,14 +1,14 @@
 """Which detection takes which ground truth: ActivityNet's greedy matching, exactly, by array operations.
 
-The rule (ActivityNet's `compute_average_precision_detection`): within a class, in order of score, each detection
-takes, among the ground truth of its video that is still free and reaches the threshold, the one of highest
-tIoU. Each threshold is on its own.
+The rule (ActivityNet's `compute_average_precision_detection`): within a class, in order of score, each
+detection takes, among the ground truth of its video that is still free and reaches the threshold, the one of
+highest tIoU. Each threshold is on its own.
 
-How it is done at once: let every detection ask for its best ground truth, give each ground truth to the best-scored
-of those who ask, and strike out its pairs with all worse-scored detections: they can never get it. Whoever
-lost its first choice asks for the next, until nobody is turned down. Because all ground truths rank the detections
-alike, by score, the outcome (a stable matching) is the one the sequential rule gives. Detections come in
-blocks of falling score, so most pairs are struck out before they are ever compared: memory stays linear.
+How it is done at once: every detection asks for its best ground truth; each ground truth keeps the
+best-scored of those who ask and turns the others down; these, and whoever was replaced, ask for their next
+best, until nobody is turned down (deferred acceptance: Gale and Shapley, 1962). Because all ground truths rank
+the detections alike, by score, there is one stable outcome: that of the sequential rule. Detections come in
+blocks of falling score, and pairs whose ground truth is already taken drop out early: memory stays linear.
 """
 
 from collections.abc import Iterator
@@ -23,11 +23,11 @@ FREE = np.iinfo(np.int64).max
 
 
 def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -> np.ndarray:
-    """The ground-truth row that each detection takes at each threshold, or -1: (thresholds, detections) int32.
+    """The ground-truth row that each detection takes at each threshold, or -1: (T, N) int32.
 
-    Detections come by falling score: the earlier row goes first. Both tables number videos and classes alike; a
-    video that the ground truth lacks is -1. Thresholds > 0, in any order. Among ground truths of equal tIoU the
-    last row is taken.
+    Detections come by falling score: the earlier row goes first. Both tables number videos and classes alike;
+    a video that the ground truth lacks is -1. Thresholds (T,) > 0, in any order. Among ground truths of equal
+    tIoU the last row is taken.
     """
     thresholds = np.asarray(tiou_thresholds, dtype=np.float64)
     matched = np.full((len(thresholds), len(detections)), -1, dtype=np.int32)
@@ -58,18 +58,24 @@ def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -
 def _assign(holder: np.ndarray, asker: np.ndarray, asked: np.ndarray) -> None:
     """Deferred acceptance among the pairs (asker, asked), (P,) each; `holder` (thresholds, G) is updated.
 
-    Pairs come threshold by threshold, asker by asker in order of score, each asker's in its order of preference.
+    Pairs come threshold by threshold, asker by asker in order of score, each asker's in its order of
+    preference. Every round moves those who were turned down one choice on, so the work is linear in P.
     """
     flat = holder.reshape(-1)
-    while True:
-        possible = asker <= flat[asked]
-        asker, asked = asker[possible], asked[possible]
-        first = np.ones(len(asker), dtype=bool)
-        first[1:] = asker[1:] != asker[:-1]
-        choosers, choice = asker[first], asked[first]
-        np.minimum.at(flat, choice, choosers)
-        if (flat[choice] == choosers).all():
-            return
+    possible = asker < flat[asked]
+    asker, asked = asker[possible], asked[possible]
+    askers, choice = np.unique(asker, return_index=True)  # the current choice of each, a position in `asked`
+    last_choice = np.append(choice[1:], len(asked)) - 1
+    active = np.arange(len(askers))
+    while len(active):
+        wanted = asked[choice[active]]
+        before = flat[wanted]
+        np.minimum.at(flat, wanted, askers[active])
+        refused = active[flat[wanted] != askers[active]]
+        replaced = np.unique(before[(before != FREE) & (flat[wanted] != before)])
+        active = np.concatenate([refused, np.searchsorted(askers, replaced)])
+        active = active[choice[active] < last_choice[active]]
+        choice[active] += 1
 
 
 def _candidates(ground_truth: Table, detections: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -87,6 +93,8 @@ def _candidates(ground_truth: Table, detections: Table) -> tuple[np.ndarray, np.
 
     key = np.where(detections.video < 0, -1, detections.video * num_classes + detections.label)
     group = np.minimum(np.searchsorted(groups, key), len(groups) - 1)
+    known = np.flatnonzero(groups[group] == key)
+    group = group[known]
 
     # All groups laid end to end on one line. Rounding there keeps the order (x < y gives X <= Y), so with
     # non-strict comparisons the range can only be too wide.
@@ -94,14 +102,18 @@ def _candidates(ground_truth: Table, detections: Table) -> tuple[np.ndarray, np.
     offset = np.arange(len(groups)) * span - earliest
     start = start + np.repeat(offset, last - first)
     end = np.maximum.accumulate(end + np.repeat(offset, last - first))
-    low = np.searchsorted(end, np.maximum(detections.start, earliest) + offset[group])
-    high = np.searchsorted(start, np.minimum(detections.end, earliest + span) + offset[group], side="right")
-    low, high = np.maximum(low, first[group]), np.minimum(high, last[group])
-    return rows, low, np.where(groups[group] == key, np.maximum(high, low), low)
+    after = np.searchsorted(end, np.maximum(detections.start[known], earliest) + offset[group])
+    before = np.searchsorted(
+        start, np.minimum(detections.end[known], earliest + span) + offset[group], side="right"
+    )
+    low, high = np.zeros((2, len(detections)), dtype=np.int64)
+    low[known] = np.maximum(after, first[group])
+    high[known] = np.maximum(low[known], np.minimum(before, last[group]))
+    return rows, low, high
 
 
 def _blocks(counts: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Cut detections with these numbers of pairs (N,) into ranges [begin, stop), each of twice the pairs of the last."""
+    """Cut detections with these numbers of pairs (N,) into ranges [begin, stop), each twice the last one."""
     until, begin, size = np.cumsum(counts), 0, FIRST_BLOCK
     while begin < len(counts):
         done = until[begin - 1] if begin else 0

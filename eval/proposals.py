@@ -6,6 +6,7 @@ from utils.errors import InputError
 from utils.segments import runs, soft_nms
 
 DETECTION = np.dtype([("label", np.int64), ("start", np.int64), ("end", np.int64), ("score", np.float64)])
+ATTENTION_THRESHOLDS = np.linspace(0.1, 0.9, 10)
 
 
 def video_scores(cas: np.ndarray, attention: np.ndarray, topk_divisor: int = 10) -> np.ndarray:
@@ -25,7 +26,7 @@ def localize(
     attention: np.ndarray,
     *,
     class_threshold: float = 0.2,
-    attention_thresholds: np.ndarray = np.linspace(0.1, 0.9, 10),
+    attention_thresholds: np.ndarray = ATTENTION_THRESHOLDS,
     outer_margin: float = 0.25,
     class_weight: float = 0.2,
     nms_sigma: float = 0.3,
@@ -50,7 +51,9 @@ def localize(
     segments = np.stack([start, end], axis=1)  # (N, 2), the same proposals for every class
     contrast = outer_inner_contrast(attention[:, None] * cas[:, labels], segments, outer_margin)  # (N, L)
     detections = np.empty((len(labels), len(segments)), dtype=DETECTION)
-    for row, label, score in zip(detections, labels, (contrast + class_weight * scores[labels]).T, strict=True):
+    for row, label, score in zip(
+        detections, labels, (contrast + class_weight * scores[labels]).T, strict=True
+    ):
         order, row["score"] = soft_nms(segments, score, nms_sigma)
         row["label"], row["start"], row["end"] = label, start[order], end[order]
     detections = detections.ravel()
@@ -86,7 +89,9 @@ def _checked(cas: np.ndarray, attention: np.ndarray) -> tuple[np.ndarray, np.nda
     for name, values in (("cas", cas), ("attention", attention)):
         if not np.isfinite(values).all():
             snippet = int(np.argwhere(~np.isfinite(values))[0, 0])
-            raise InputError(f"localize: {name} is not finite at snippet {snippet}; check the features and weights")
+            raise InputError(
+                f"localize: {name} is not finite at snippet {snippet}; check the features and weights"
+            )
     return cas, attention
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from eval.detection_files import GroundTruth, Table
 from utils.segments import seconds_to_snippets
 
-# Two THUMOS14 test videos with wrong or missing annotations, which many papers leave out.
+# Two wrongly annotated THUMOS14 test videos, which many papers leave out.
 LEFT_OUT = ("video_test_0000270", "video_test_0001496")
 
 
@@ -28,7 +28,7 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "snippet": Protocol("W-TALC, CO2-Net, DELU, DDG-Net's code base, P-MIL", on_grid=True),
+    "snippet": Protocol("W-TALC, CO2-Net, DELU, DDG-Net, P-MIL", on_grid=True),
     "seconds": Protocol("ActivityNet's own code, HAM-Net, UM, ASM-Loc"),
     "snippet-ddgnet": Protocol("DDG-Net", on_grid=True, videos_without_detections=LEFT_OUT),
     "snippet-210": Protocol("the 210-video list on the snippet grid", on_grid=True, videos_left_out=LEFT_OUT),
@@ -40,6 +40,17 @@ PROTOCOLS = {
         drops_ambiguous=True,
     ),
 }
+
+
+def applicable_protocols(ground_truth: GroundTruth) -> list[str]:
+    """The presets that mean something here: their left-out videos exist, and so do ambiguous segments."""
+    videos, has_ambiguous = set(ground_truth.segments.videos), len(ground_truth.ambiguous) > 0
+    return [
+        name
+        for name, protocol in PROTOCOLS.items()
+        if videos.issuperset(protocol.videos_left_out + protocol.videos_without_detections)
+        and (has_ambiguous or not protocol.drops_ambiguous)
+    ]
 
 
 def apply_protocol(

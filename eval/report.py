@@ -30,7 +30,14 @@ def results_table(rows: Sequence[tuple[str, int, dict]], spec: DatasetSpec, prot
         rows: name, iteration and metrics (as in metrics.json) of each checkpoint.
     """
     ranges = [f"{low:g}:{high:g}" for low, high in spec.average_ranges]
-    head = ["checkpoint", "iteration", "protocol", *(f"{t:g}" for t in spec.tiou_thresholds), *ranges, "class."]
+    head = [
+        "checkpoint",
+        "iteration",
+        "protocol",
+        *(f"{t:g}" for t in spec.tiou_thresholds),
+        *ranges,
+        "class.",
+    ]
     lines = [head]
     for name, iteration, metrics in rows:
         for protocol in protocols:
@@ -40,7 +47,9 @@ def results_table(rows: Sequence[tuple[str, int, dict]], spec: DatasetSpec, prot
             lines.append([name, str(iteration), protocol, *(f"{100 * value:.1f}" for value in values)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    return "\n".join(["mAP@tIoU in percent, its means over ranges of tIoU, and video-level classification mAP", *text])
+    return "\n".join(
+        ["mAP@tIoU in percent, its means over ranges of tIoU, and video-level classification mAP", *text]
+    )
 
 
 def plot_videos(

@@ -26,7 +26,7 @@ def main() -> None:
     timeline.add_argument("--demo", action="store_true", help="invent 100 videos of 8 classes")
     parser.add_argument("--out", type=Path, required=True, help="folder for features.h5 and annotations.json")
     parser.add_argument(
-        "--dims", type=int, nargs=2, metavar=("RGB", "FLOW"), help="widths (1024 1024; demo: 64 64)"
+        "--dims", type=int, nargs=2, metavar=("RGB", "FLOW"), help="widths (1024 1024; demo: 256 256)"
     )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -35,7 +35,7 @@ def main() -> None:
         annotations = parse_annotations(invent_timeline(100, 8, arguments.seed), "the invented timeline")
     else:
         annotations = load_annotations(arguments.annotations)
-    dims = arguments.dims or ((64, 64) if arguments.demo else (1024, 1024))
+    dims = arguments.dims or ((256, 256) if arguments.demo else (1024, 1024))
     features = simulate_features(annotations, arguments.out, tuple(dims), arguments.seed)
     size = features.stat().st_size / 1e6
     print(f"simulated features of {len(annotations.videos)} videos: {features} ({size:.1f} MB)")

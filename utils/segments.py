@@ -49,11 +49,12 @@ def soft_nms(segments: np.ndarray, scores: np.ndarray, sigma: float) -> tuple[np
     """Gaussian soft-NMS (Bodla et al., ICCV 2017) as the release runs it.
 
     Take the best-scored segment, multiply every other's score by exp(-overlap^2 / sigma), repeat until none
-    is left. Overlap counts lengths + 1, and no score is cut. Among equal scores the first in input order wins.
+    is left. Overlap counts lengths + 1, and no score is cut. Among equal scores the first in input order
+    wins.
 
     segments (N, 2) snippets and scores (N,) -> order (N,), in which the segments were taken, and their
-    scores (N,) at that moment, in that order. Time and memory grow with the number of overlapping pairs, which
-    is small among the nested runs of a few thresholds.
+    scores (N,) at that moment, in that order. Time and memory grow with the number of overlapping pairs,
+    which is small among the nested runs of a few thresholds.
     """
     bounds, others, weights = _decays(segments, sigma)
     remaining = np.asarray(scores, dtype=np.float64).tolist()
@@ -61,19 +62,21 @@ def soft_nms(segments: np.ndarray, scores: np.ndarray, sigma: float) -> tuple[np
     heapq.heapify(heap)
     order, taken = [], []
     while heap:
-        score, best = heapq.heappop(heap)
+        score, best = heap[0]
         if remaining[best] is None:
+            heapq.heappop(heap)
             continue
-        if remaining[best] != -score:  # decayed since it was pushed: back into the queue
-            heapq.heappush(heap, (-remaining[best], best))
+        if remaining[best] != -score:  # decayed since it was pushed: further back in the queue
+            heapq.heapreplace(heap, (-remaining[best], best))
             continue
+        heapq.heappop(heap)
         order.append(best)
         taken.append(remaining[best])
         remaining[best] = None
-        for pair in range(bounds[best], bounds[best + 1]):
-            other = others[pair]
+        pairs = slice(bounds[best], bounds[best + 1])
+        for other, weight in zip(others[pairs], weights[pairs], strict=True):
             if remaining[other] is not None:
-                remaining[other] *= weights[pair]
+                remaining[other] *= weight
                 if remaining[other] < 0:  # a negative score rises as it decays: its old place is too low
                     heapq.heappush(heap, (-remaining[other], other))
     return np.array(order, dtype=np.int64), np.array(taken, dtype=np.float64)

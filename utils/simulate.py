@@ -44,8 +44,8 @@ def simulate_features(
     """Write out/features.h5 (`rgb` and `flow`, (T, dims) float16, 25/16 Hz) and out/annotations.json.
 
     Video by video, so memory stays flat; both files appear whole or not at all. Returns the features' path.
-    InputError, before anything is written: a width below 1, a negative seed, a video without a time, too little
-    space, or other features or annotations at `out`.
+    InputError, before anything is written: a width below 1, a negative seed, a video without a time, too
+    little space, or other features or annotations at `out`.
     """
     out = Path(out)
     if len(dims) != 2 or min(dims) < 1:

@@ -1,0 +1,239 @@
+"""Feature stores: the three forms give the same, and what does not fit is refused by file, video and row."""
+
+import io
+import pickle
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from utils.errors import InputError
+from utils.feature_files import JOINT_SUFFIX
+from utils.features import main, mean_difference, open_features
+
+LENGTHS = {"v1": 5, "v2": 1, "v3": 9}
+
+
+def streams(dtype=np.float32, width=4) -> dict[str, dict[str, np.ndarray]]:
+    generator = np.random.default_rng(0)
+    return {
+        modality: {v: generator.random((length, width)).astype(dtype) for v, length in LENGTHS.items()}
+        for modality in ("rgb", "flow")
+    }
+
+
+def write_hdf5(folder, data, **attributes):
+    with h5py.File(folder / "features.h5", "w") as file:
+        for modality, videos in data.items():
+            for video_id, values in videos.items():
+                file[f"{modality}/{video_id}"] = values
+        file.attrs.update(attributes)
+    return folder
+
+
+def write_folders(folder, data):
+    for modality, videos in data.items():
+        (folder / modality).mkdir()
+        for video_id, values in videos.items():
+            np.save(folder / modality / f"{video_id}.npy", values)
+    return folder
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes bytes as Python 2 wrote its strings, which is how the releases' files were made."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_string(self, value):
+        self.write(b"T" + len(value).to_bytes(4, "little") + value)
+
+    dispatch[bytes] = save_string
+
+
+def write_joint(folder, data):
+    names = np.array([name.encode() for name in LENGTHS])
+    joint = np.empty(len(names), dtype=object)
+    for row, video_id in enumerate(LENGTHS):
+        joint[row] = np.concatenate([data["rgb"][video_id], data["flow"][video_id]], axis=1)
+    (folder / "Tiny-Annotations").mkdir()
+    np.save(folder / "Tiny-Annotations" / "videoname.npy", names)
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, np.lib.format.header_data_from_array_1_0(joint))
+    Python2Pickler(content, protocol=2).dump(joint)
+    (folder / f"Tiny{JOINT_SUFFIX}").write_bytes(content.getvalue())
+    return folder
+
+
+@pytest.mark.parametrize("write", [write_hdf5, write_folders, write_joint])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_every_form_gives_the_same(tmp_path, write, dtype):
+    data = streams(dtype)
+    store = open_features(write(tmp_path, data))
+    assert store.modality_dims == (4, 4)
+    assert set(store.video_ids) == set(LENGTHS)
+    for video_id, length in LENGTHS.items():
+        features = store[video_id]
+        assert video_id in store
+        assert store.num_snippets(video_id) == length
+        assert features.dtype == np.float32
+        np.testing.assert_array_equal(features[:, :4], data["rgb"][video_id])
+        np.testing.assert_array_equal(features[:, 4:], data["flow"][video_id])
+    assert "v4" not in store
+
+
+def test_modalities_come_in_the_asked_order(tmp_path):
+    data = streams()
+    store = open_features(write_hdf5(tmp_path, data), ("flow", "rgb_diff"))
+    expected = np.concatenate([data["flow"]["v3"], mean_difference(data["rgb"]["v3"])], axis=1)
+    np.testing.assert_array_equal(store["v3"], expected)
+
+
+def test_a_video_needs_every_asked_modality(tmp_path):
+    data = streams()
+    del data["flow"]["v2"]
+    store = open_features(write_hdf5(tmp_path, data))
+    assert "v2" not in store
+    with pytest.raises(InputError, match="'v2' has no features.*flow"):
+        store["v2"]
+    assert "v2" in open_features(tmp_path, ("rgb",))
+
+
+def test_snippet_rate(tmp_path):
+    assert open_features(write_hdf5(tmp_path, streams())).snippet_rate is None
+    assert open_features(write_hdf5(tmp_path, streams(), fps=30.0, stride=16)).snippet_rate == 1.875
+    with h5py.File(tmp_path / "features.h5", "a") as file:
+        file["flow"].attrs.update(fps=25, stride=16)
+    assert open_features(tmp_path, ("flow",)).snippet_rate == 25 / 16  # the group before the file's root
+    with pytest.raises(InputError, match="different snippet rates"):
+        _ = open_features(tmp_path).snippet_rate
+    write_hdf5(tmp_path, streams(), fps=0, stride=16)
+    with pytest.raises(InputError, match="fps / stride"):
+        _ = open_features(tmp_path).snippet_rate
+
+
+def test_the_release_runs_at_its_own_rate(tmp_path):
+    assert open_features(write_joint(tmp_path, streams())).snippet_rate == 25 / 16
+
+
+def test_mean_difference_by_hand():
+    features = np.array([[0, 5], [2, 5], [1, 9], [1, 9]], dtype=np.float32)
+    np.testing.assert_array_equal(mean_difference(features), [[2, 0], [1.5, 2], [0.5, 2], [0, 0]])
+    np.testing.assert_array_equal(mean_difference(features[:1]), [[0, 0]])
+    np.testing.assert_array_equal(mean_difference(features[:2]), [[2, 0], [2, 0]])
+
+
+@given(arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 3)), elements=st.integers(-99, 99)))
+def test_mean_difference_is_the_mean_over_the_neighbours(features):
+    for t, row in enumerate(mean_difference(features)):
+        neighbours = [abs(features[t] - features[n]) for n in (t - 1, t + 1) if 0 <= n < len(features)]
+        np.testing.assert_array_equal(row, np.mean(neighbours or [0 * row], axis=0))
+
+
+def bad_value(data):
+    data["flow"]["v3"][4, 2] = np.inf
+
+
+def bad_length(data):
+    data["flow"]["v3"] = data["flow"]["v3"][:-1]
+
+
+def bad_width(data):
+    data["flow"]["v3"] = np.zeros((9, 7), dtype=np.float32)
+
+
+def bad_rank(data):
+    data["flow"]["v3"] = data["flow"]["v3"][None]
+
+
+def bad_type(data):
+    data["flow"]["v3"] = np.zeros((9, 4), dtype=np.int64)
+
+
+@pytest.mark.parametrize("write", [write_hdf5, write_folders])
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (bad_value, "row 4"),
+        (bad_length, "'rgb': 9, 'flow': 8"),
+        (bad_width, "(9, 7), expected (snippets, 4)"),
+        (bad_rank, "(1, 9, 4)"),
+        (bad_type, "int64"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, write, spoil, says):
+    data = streams()
+    spoil(data)
+    store = open_features(write(tmp_path, data))
+    store["v1"]
+    with pytest.raises(InputError) as error:
+        store["v3"]
+    message = str(error.value)
+    assert says in message
+    assert "'v3'" in message
+    assert str(tmp_path) in message
+    assert "\n" not in message
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        open_features(tmp_path / "absent")
+    with pytest.raises(InputError, match=r"looked for features\.h5"):
+        open_features(tmp_path)
+    (tmp_path / "features.h5").write_bytes(b"not HDF5")
+    with pytest.raises(InputError, match="not a readable HDF5"):
+        open_features(tmp_path)
+
+
+def test_an_unknown_modality_names_those_there(tmp_path):
+    with pytest.raises(InputError, match=r"'audio'; found flow, rgb"):
+        open_features(write_hdf5(tmp_path, streams()), ("rgb", "audio"))
+
+
+def test_several_files_are_ambiguous_unless_one_is_features_h5(tmp_path):
+    write_hdf5(tmp_path, streams())
+    (tmp_path / "other.h5").write_bytes((tmp_path / "features.h5").read_bytes())
+    assert open_features(tmp_path).source.path.name == "features.h5"
+    (tmp_path / "features.h5").rename(tmp_path / "more.h5")
+    with pytest.raises(InputError, match=r"more\.h5, other\.h5"):
+        open_features(tmp_path)
+    assert open_features(tmp_path / "other.h5").video_ids == list(LENGTHS)
+
+
+def test_the_joint_file_must_fit_its_names(tmp_path):
+    write_joint(tmp_path, streams())
+    np.save(tmp_path / "Tiny-Annotations" / "videoname.npy", np.array([b"v1"]))
+    with pytest.raises(InputError, match=r"3 videos, but .* names 1"):
+        open_features(tmp_path)
+
+
+def describe(monkeypatch, capsys, *arguments) -> str:
+    monkeypatch.setattr(sys, "argv", ["features", *map(str, arguments)])
+    main()
+    return capsys.readouterr().out
+
+
+def test_the_description_says_what_is_there_and_what_lacks(tmp_path, monkeypatch, capsys):
+    write_hdf5(tmp_path, streams(), fps=16, stride=16)
+    database = {"v1": 5.5, "v3": 12.5, "v9": 3}
+    entries = ", ".join(f'"{v}": {{"subset": "test", "duration": {d}}}' for v, d in database.items())
+    (tmp_path / "annotations.json").write_text(f'{{"classes": ["A"], "database": {{{entries}}}}}')
+    text = describe(monkeypatch, capsys, tmp_path)
+    for line in ("HDF5", "rgb: 4 channels", "videos       3", "1 / 5 / 9", "1 snippets a second"):
+        assert line in text
+    assert "test: 2 of 3 videos have features" in text
+    assert "lacking: v9" in text
+    assert "1 of 2 agree" in text
+    assert "v3 3.5" in text
+    assert "all finite" in text
+
+
+def test_real_features(reference):
+    store = open_features(reference / "data" / "thumos14", ("rgb", "rgb_diff"))
+    assert len(store.video_ids) == 382
+    assert store.modality_dims == (512, 512)
+    assert store.snippet_rate == 1.875
+    assert store["video_test_0000004"].shape == (63, 1024)

@@ -1,0 +1,94 @@
+"""Pair batches and stratified snippets."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from utils.errors import InputError
+from utils.sampler import PairSampler, stratified_snippets
+
+multi_hot = arrays(
+    np.float32, st.tuples(st.integers(2, 12), st.integers(1, 4)), elements=st.sampled_from([0, 1])
+)
+
+
+@given(multi_hot, st.integers(0, 3), st.integers(0, 4), st.integers(0, 99))
+def test_a_batch_is_pairs_that_share_a_class_and_the_rest(labels, num_pairs, more, seed):
+    if num_pairs and labels.sum(axis=0).max() < 2:
+        with pytest.raises(InputError, match="no class has two videos"):
+            PairSampler(labels, 2 * num_pairs + more, num_pairs, seed)
+        return
+    indices, pairs = PairSampler(labels, 2 * num_pairs + more + 1, num_pairs, seed).draw()
+    assert indices.shape == (2 * num_pairs + more + 1,)
+    assert pairs.shape == (num_pairs, 2)
+    assert ((indices >= 0) & (indices < len(labels))).all()
+    for first, second in indices[pairs]:
+        assert first != second
+        assert (labels[first] * labels[second]).any()
+
+
+def test_classes_of_pairs_are_drawn_uniformly():
+    labels = np.zeros((23, 3))
+    labels[:20, 0] = labels[20:22, 1] = labels[22, 2] = 1  # 20, 2 and 1 videos: the last cannot pair
+    sampler = PairSampler(labels, batch_size=2, num_pairs=1, seed=0)
+    rare = sum(sampler.draw()[0].min() >= 20 for _ in range(2000))
+    assert 900 < rare < 1100
+
+
+def test_the_rest_is_drawn_uniformly():
+    sampler = PairSampler(np.eye(4), batch_size=4000, num_pairs=0, seed=0)
+    counts = np.bincount(sampler.draw()[0], minlength=4)
+    assert (abs(counts - 1000) < 150).all()
+
+
+def test_the_state_continues_the_draws():
+    labels = np.ones((9, 2))
+    sampler = PairSampler(labels, seed=5)
+    sampler.draw()
+    state = json.loads(json.dumps(sampler.state_dict()))
+    expected = [sampler.draw()[0] for _ in range(5)]
+    resumed = PairSampler(labels, seed=0)
+    resumed.load_state_dict(state)
+    np.testing.assert_array_equal([resumed.draw()[0] for _ in range(5)], expected)
+
+
+@pytest.mark.parametrize(("batch_size", "num_pairs"), [(5, 3), (0, 0), (4, -1)])
+def test_pairs_must_fit_in_the_batch(batch_size, num_pairs):
+    with pytest.raises(InputError, match="do not fit"):
+        PairSampler(np.ones((9, 2)), batch_size, num_pairs)
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=5), st.integers(1, 600), st.integers(0, 99))
+def test_each_snippet_comes_from_its_own_stratum(lengths, count, seed):
+    snippets = stratified_snippets(np.array(lengths), count, np.random.default_rng(seed))
+    assert snippets.shape == (len(lengths), count)
+    for row, length in zip(snippets, lengths, strict=True):
+        assert row.min() >= 0
+        assert row.max() < length
+        assert (np.diff(row) >= 0).all()
+        low, high = np.arange(count) * length / count, np.arange(1, count + 1) * length / count
+        assert (row + 1 > low - 1e-9).all()  # snippet i covers [i, i + 1), which meets the stratum
+        assert (row < high + 1e-9).all()
+
+
+def test_a_count_equal_to_the_length_is_every_snippet_once():
+    np.testing.assert_array_equal(stratified_snippets([7, 7], 7, np.random.default_rng(1)), [range(7)] * 2)
+
+
+def test_snippets_are_drawn_uniformly():
+    snippets = stratified_snippets(np.full(4000, 3), 2, np.random.default_rng(0))  # strata [0, 1.5), [1.5, 3)
+    np.testing.assert_allclose((snippets[:, 0] == 0).mean(), 2 / 3, atol=0.03)
+    np.testing.assert_allclose((snippets[:, 1] == 2).mean(), 2 / 3, atol=0.03)
+
+
+def test_a_place_that_rounds_up_to_the_length_stays_inside():
+    class AlmostOne:
+        def random(self, shape):
+            return np.full(shape, np.nextafter(1, 0))
+
+    lengths = np.arange(1, 2000)
+    assert (stratified_snippets(lengths, 500, AlmostOne()).max(axis=1) == lengths - 1).all()

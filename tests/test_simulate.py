@@ -1,0 +1,161 @@
+"""Simulated features: reproducible, whole, shaped like the problem, and never in the place of real ones."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+from utils.annotations import annotations_to_json, load_annotations, parse_annotations
+from utils.errors import InputError
+from utils.features import open_features
+from utils.simulate import invent_timeline, simulate_features, simulate_video
+
+DEMO = parse_annotations(invent_timeline(20, 4, seed=1), "the invented timeline")
+
+
+def contents(folder) -> dict[str, np.ndarray]:
+    store = open_features(folder)
+    return {video_id: store[video_id] for video_id in store.video_ids}
+
+
+def test_what_is_written_fits_the_timeline(tmp_path):
+    path = simulate_features(DEMO, tmp_path / "new" / "folder", (6, 10), seed=0)
+    store = open_features(path.parent)
+    assert store.modality_dims == (6, 10)
+    assert store.snippet_rate == 25 / 16
+    assert annotations_to_json(load_annotations(path.parent)) == annotations_to_json(DEMO)
+    for video in DEMO.videos.values():
+        assert store.num_snippets(video.video_id) == int(video.duration * 25 / 16)
+        assert store[video.video_id].min() >= 0
+    with h5py.File(path) as file:
+        assert "simulated" in file.attrs["simulated"]
+        assert file["rgb/train_0000"].dtype == np.float16
+
+
+def test_a_seed_repeats_and_the_order_of_the_videos_does_not_matter(tmp_path):
+    reverse = replace(DEMO, videos=dict(reversed(DEMO.videos.items())))
+    for name, annotations, seed in (("a", DEMO, 0), ("b", reverse, 0), ("c", DEMO, 1)):
+        simulate_features(annotations, tmp_path / name, (6, 6), seed)
+    first, second, other = (contents(tmp_path / name) for name in "abc")
+    for video_id, features in first.items():
+        np.testing.assert_array_equal(features, second[video_id])
+        assert not np.array_equal(features, other[video_id])
+
+
+def test_flow_tells_when_and_appearance_tells_only_where():
+    """Regress inside/outside on each stream on every other video; measure it on the rest."""
+    correlation = {}
+    for stream, name in enumerate(("rgb", "flow")):
+        features, inside = [], []
+        for video in DEMO.videos.values():
+            length = int(video.duration * 25 / 16)
+            features.append(simulate_video(video, DEMO.classes, length, (32, 32), seed=0)[stream])
+            centre = (np.arange(length) + 0.5) * 16 / 25
+            starts, ends = video.segments[:, :1], video.segments[:, 1:]
+            inside.append(((centre >= starts) & (centre < ends)).any(axis=0))
+        train, test = (np.concatenate(features[half::2]).astype(np.float64) for half in (0, 1))
+        weights = np.linalg.lstsq(np.c_[train, np.ones(len(train))], np.concatenate(inside[::2]), rcond=None)[
+            0
+        ]
+        predicted = np.c_[test, np.ones(len(test))] @ weights
+        correlation[name] = np.corrcoef(predicted, np.concatenate(inside[1::2]))[0, 1]
+    assert correlation["flow"] > 0.7
+    assert correlation["rgb"] < correlation["flow"] - 0.15
+
+
+def test_an_invented_timeline():
+    content = invent_timeline(50, 5, seed=2)
+    assert content == invent_timeline(50, 5, seed=2)
+    annotations = parse_annotations(content, "x")
+    assert len(annotations.subset("train")) == 30
+    assert len(annotations.subset("test")) == 20
+    videos = annotations.videos.values()
+    assert sum(len(video.labels) > 1 for video in videos) >= 3
+    assert any(len(video.ambiguous) for video in annotations.subset("test"))
+    for video in videos:
+        assert len(video.segments)
+        assert set(video.labels) == set(video.segment_labels)
+        assert video.segments.max() < video.duration
+    for name in annotations.classes:
+        assert sum(name in video.labels for video in annotations.subset("train")) >= 2
+    lengths = np.concatenate([video.segments[:, 1] - video.segments[:, 0] for video in videos])
+    assert lengths.min() < 3
+    assert lengths.max() > 12
+
+
+def test_another_seed_may_replace_what_was_simulated(tmp_path):
+    simulate_features(DEMO, tmp_path, (4, 4), seed=0)
+    other = parse_annotations(invent_timeline(3, 2, seed=9), "x")
+    simulate_features(other, tmp_path, (4, 4), seed=0)
+    assert len(contents(tmp_path)) == len(load_annotations(tmp_path).videos) == 3
+    assert not list(tmp_path.glob("*partial*"))
+
+
+@pytest.mark.parametrize("name", ["features.h5", "r2plus1d.h5", "x-I3D-JOINTFeatures.npy", "rgb/v.npy"])
+def test_real_features_are_never_replaced_or_hidden(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"real")
+    with pytest.raises(InputError, match="not simulated"):
+        simulate_features(DEMO, tmp_path, (4, 4))
+    assert (tmp_path / name).read_bytes() == b"real"
+
+
+def test_other_annotations_are_never_replaced(tmp_path):
+    (tmp_path / "annotations.json").write_text(json.dumps(invent_timeline(2, 2)))
+    before = (tmp_path / "annotations.json").read_bytes()
+    with pytest.raises(InputError, match="other annotations"):
+        simulate_features(DEMO, tmp_path, (4, 4))
+    simulate_features(load_annotations(tmp_path), tmp_path, (4, 4))  # beside its own annotations: fine
+    assert (tmp_path / "annotations.json").read_bytes() == before
+
+
+def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
+    simulate_features(DEMO, tmp_path, (4, 4))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr("utils.simulate.simulate_video", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        simulate_features(DEMO, tmp_path, (4, 4), seed=1)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("database", "dims", "seed", "says"),
+    [
+        ({"v": {"subset": "t"}}, (4, 4), 0, "neither a duration nor a segment"),
+        ({"v": {"subset": "t", "duration": 9}}, (4, 0), 0, "widths"),
+        ({"v": {"subset": "t", "duration": 9}}, (4, 4), -1, "seed"),
+        ({"v": {"subset": "t", "duration": 1e15}}, (4, 4), 0, "do not fit"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, database, dims, seed, says):
+    with pytest.raises(InputError, match=says):
+        simulate_features(parse_annotations(database, "x"), tmp_path / "out", dims, seed)
+    assert not (tmp_path / "out").exists()
+
+
+def run_script(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "scripts/simulate_features.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_script_as_a_user_runs_it(tmp_path):
+    (tmp_path / "given.json").write_text(json.dumps(annotations_to_json(DEMO)))
+    result = run_script("--annotations", tmp_path / "given.json", "--out", tmp_path / "out", "--dims", 4, 8)
+    assert result.returncode == 0, result.stderr
+    assert "20 videos" in result.stdout
+    assert open_features(tmp_path / "out").modality_dims == (4, 8)
+    absent = run_script("--annotations", tmp_path / "absent.json", "--out", tmp_path / "out")
+    assert absent.returncode == 2
+    assert absent.stderr.startswith("error: ")
+    assert absent.stderr.count("\n") == 1
+
+
+def test_a_real_timeline(reference, tmp_path):
+    annotations = load_annotations(reference / "data" / "thumos14")
+    simulate_features(annotations, tmp_path, (4, 4))
+    assert len(contents(tmp_path)) == 412
