@@ -9,8 +9,17 @@ from options import parse_args
 from utils.annotations import load_annotations
 from utils.checkpoint import Training, read_checkpoint
 from utils.datasets import DATASETS
-from utils.engine import PROTOCOLS, Evaluator, StopSignal, choose_device, open_subset, train_step
+from utils.engine import (
+    PROTOCOLS,
+    Evaluator,
+    StopSignal,
+    choose_device,
+    open_subset,
+    save_outputs,
+    train_step,
+)
 from utils.errors import exit_on_input_error
+from utils.features import open_features
 from utils.logger import RunLog, open_run, write_json
 from utils.losses import CO2Loss
 from wsad_dataset import BatchLoader
@@ -20,10 +29,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     device, spec = choose_device(args.device), DATASETS[args.dataset]
     annotations = load_annotations(args.path_dataset)
+    store = open_features(args.path_dataset, args.modalities)
     train, test = (
-        open_subset(args.path_dataset, annotations, spec, subset, args.modalities, args.missing_features)
+        open_subset(store, annotations, spec, subset, args.missing_features)
         for subset in (spec.train_subset, spec.test_subset)
     )
+    simulated = "SIMULATED " if store.source.simulated else ""
+    print(f"{simulated}features {store.source.path}: {spec.train_subset} {train}; {spec.test_subset} {test}")
     run = open_run(args, device)
 
     torch.manual_seed(args.seed)
@@ -67,14 +79,20 @@ def main(argv: list[str] | None = None) -> None:
     rows = end_rows(training)
     write_json(run / "metrics.json", {name: {"iteration": at, **metrics} for name, at, metrics in rows})
     write_detections(run / "detections.json", evaluation.detections)
-    title = f"{run} · last checkpoint, iteration {training.iteration}"
-    plot_videos(run / "videos.png", evaluation.results, annotations, evaluate.snippet_rate, title)
+    save_outputs(run / "outputs.h5", evaluation, annotations.classes, evaluate.snippet_rate)
+    title = f"{run.name}, last checkpoint (iteration {training.iteration}) on {simulated}features"
+    plot_videos(
+        run / "videos.png", evaluation.results, annotations, evaluate.snippet_rate, args.modalities, title
+    )
+    print(f"\n{args.dataset}, {simulated}features, seed {args.seed}")
     print(results_table(rows, spec, PROTOCOLS))
     low, high = spec.main_range
     print(
         f"`best` was chosen on the test subset, by its mean mAP@{low:g}:{high:g} ({PROTOCOLS[0]}); `last` was not chosen."
     )
-    print(f"table: {run}/metrics.json · detections of `last`: {run}/detections.json · picture: {run}/videos.png")
+    print(
+        f"table: {run}/metrics.json · detections of `last`: {run}/detections.json · picture: {run}/videos.png"
+    )
 
 
 def end_rows(training: Training) -> list[tuple[str, int, dict]]:

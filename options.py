@@ -71,7 +71,9 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--path-dataset", required=True, help="folder with annotations.json and the features")
     parser.add_argument("--output-dir", required=True, help="where metrics.json and detections.json go")
-    parser.add_argument("--config", help="options of a released .pkl, which holds none, e.g. configs/thumos14.yaml")
+    parser.add_argument(
+        "--config", help="options of a released .pkl, which holds none, e.g. configs/thumos14.yaml"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
     args = parser.parse_args(argv)
     args.options = None
@@ -121,18 +123,24 @@ def _train_parser() -> _Parser:
 
     training = parser.add_argument_group("training (Section 4.2)")
     training.add_argument("--max-iter", type=_positive_int, default=5000, help="iterations to train for")
-    training.add_argument("--eval-every", type=_positive_int, default=200, help="iterations between evaluations")
+    training.add_argument(
+        "--eval-every", type=_positive_int, default=200, help="iterations between evaluations"
+    )
     training.add_argument("--batch-size", type=_positive_int, default=10, help="videos in a batch")
     training.add_argument("--num-pairs", type=_natural, default=3, help="pairs of them that share a class")
     training.add_argument("--num-snippets", type=_positive_int, default=500, help="snippets sampled a video")
     training.add_argument("--lr", type=_positive, default=5e-5, help="Adam's learning rate")
     training.add_argument("--weight-decay", type=_nonnegative, default=1e-3, help="Adam's weight decay")
     training.add_argument(
-        "--evaluate-untrained", action="store_true", help="also evaluate before the first step, for the end table"
+        "--evaluate-untrained",
+        action="store_true",
+        help="also evaluate before the first step, for the end table",
     )
 
     method = parser.add_argument_group("method (Sections 3.4 and 3.5)")
-    method.add_argument("--topk-ratio", type=_positive_int, default=7, help="top-k MIL takes T // RATIO snippets")
+    method.add_argument(
+        "--topk-ratio", type=_positive_int, default=7, help="top-k MIL takes T // RATIO snippets"
+    )
     method.add_argument(
         "--loss-weights",
         nargs="+",

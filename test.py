@@ -10,8 +10,9 @@ from options import parse_test_args
 from utils.annotations import load_annotations
 from utils.checkpoint import load_state, read_checkpoint
 from utils.datasets import DATASETS
-from utils.engine import PROTOCOLS, Evaluator, choose_device, open_subset
+from utils.engine import PROTOCOLS, Evaluator, choose_device, open_subset, save_outputs
 from utils.errors import InputError, exit_on_input_error
+from utils.features import open_features
 from utils.logger import write_json
 
 
@@ -22,9 +23,8 @@ def main(argv: list[str] | None = None) -> None:
     options = args.options or run_options(checkpoint, args.checkpoint)
     spec = DATASETS[options.dataset]
     annotations = load_annotations(args.path_dataset)
-    test = open_subset(
-        args.path_dataset, annotations, spec, spec.test_subset, options.modalities, options.missing_features
-    )
+    store = open_features(args.path_dataset, options.modalities)
+    test = open_subset(store, annotations, spec, spec.test_subset, options.missing_features)
     net = CO2Net(len(annotations.classes), test.modality_dims, spec.temporal_pool(options.num_snippets))
     load_state(net, checkpoint, args.checkpoint)
     evaluate = Evaluator(test, annotations, spec, args.path_dataset)
@@ -35,11 +35,22 @@ def main(argv: list[str] | None = None) -> None:
     name, iteration = Path(args.checkpoint).stem, checkpoint.get("iteration")
     write_json(output / "metrics.json", {name: {"iteration": iteration, **evaluation.metrics}})
     write_detections(output / "detections.json", evaluation.detections)
+    save_outputs(output / "outputs.h5", evaluation, annotations.classes, evaluate.snippet_rate)
+    simulated = "SIMULATED " if store.source.simulated else ""
+    title = f"{args.checkpoint} on {simulated}features"
     plot_videos(
-        output / "videos.png", evaluation.results, annotations, evaluate.snippet_rate, title=args.checkpoint
+        output / "videos.png",
+        evaluation.results,
+        annotations,
+        evaluate.snippet_rate,
+        options.modalities,
+        title,
     )
+    print(f"{options.dataset}, {simulated}features {store.source.path}: {spec.test_subset} {test}")
     print(results_table([(name, iteration, evaluation.metrics)], spec, PROTOCOLS))
-    print(f"table: {output}/metrics.json · detections: {output}/detections.json · picture: {output}/videos.png")
+    print(
+        f"table: {output}/metrics.json · detections: {output}/detections.json · picture: {output}/videos.png"
+    )
 
 
 def run_options(checkpoint: dict, path: str) -> Namespace:

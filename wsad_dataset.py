@@ -76,6 +76,12 @@ class WeakVideoDataset:
         start = self._offsets[index]
         return self._rows[start : start + self.lengths[index]].numpy()
 
+    def __str__(self) -> str:
+        left_out = [f"{len(self.skipped)} without features left out"] if self.skipped else []
+        left_out += [f"{len(self.too_short)} too short"] if self.too_short else []
+        notes = f" ({', '.join(left_out)})" if left_out else ""
+        return f"{len(self)} videos, {self.lengths.sum():,} snippets{notes}"
+
     def gather(self, indices: np.ndarray, snippets: np.ndarray, out: Tensor) -> None:
         """Snippets (B, T) of the videos (B,) -> out (B, T, D) float32, contiguous."""
         if self._rows is not None:

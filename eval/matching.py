@@ -6,9 +6,9 @@ highest tIoU. Each threshold is on its own.
 
 How it is done at once: every detection asks for its best ground truth; each ground truth keeps the
 best-scored of those who ask and turns the others down; these, and whoever was replaced, ask for their next
-best, until nobody is turned down (deferred acceptance: Gale and Shapley, 1962). Because all ground truths rank
-the detections alike, by score, there is one stable outcome: that of the sequential rule. Detections come in
-blocks of falling score, and pairs whose ground truth is already taken drop out early: memory stays linear.
+best, until nobody is turned down (deferred acceptance: Gale and Shapley, 1962). Because all ground truths
+rank the detections alike, by score, there is one stable outcome: that of the sequential rule. Detections come
+in blocks of falling score, and pairs whose ground truth is taken drop out early: memory stays linear.
 """
 
 from collections.abc import Iterator

@@ -53,20 +53,28 @@ def results_table(rows: Sequence[tuple[str, int, dict]], spec: DatasetSpec, prot
 
 
 def plot_videos(
-    path: Path, results: Sequence, annotations: Annotations, snippet_rate: float, title: str, count: int = 4
+    path: Path,
+    results: Sequence,
+    annotations: Annotations,
+    snippet_rate: float,
+    modalities: Sequence[str],
+    title: str,
+    count: int = 4,
 ) -> None:
     """A picture of some videos: ground truth and detections, attention, and the T-CAM of the video's class.
 
     Args:
         results: utils.engine.VideoResult of the test videos.
         snippet_rate: snippets a second.
+        modalities: names of the two.
         title: says what made the results, and whether the data are simulated.
     """
     chosen = _varied(results, annotations, count)
     figure = Figure(figsize=(11, 2.9 * len(chosen)), layout="constrained")
     figure.suptitle(title)
     for part, result in zip(np.atleast_1d(figure.subfigures(len(chosen), 1)), chosen, strict=True):
-        _plot_video(part, result, annotations.videos[result.video_id], annotations.classes, snippet_rate)
+        video = annotations.videos[result.video_id]
+        _plot_video(part, result, video, annotations.classes, snippet_rate, modalities)
     figure.savefig(path, dpi=110)
 
 
@@ -81,7 +89,9 @@ def _varied(results: Sequence, annotations: Annotations, count: int) -> list:
     return (chosen + [result for result in results if result.video_id not in taken])[:count]
 
 
-def _plot_video(part: Figure, result, video: Video, classes: Sequence[str], snippet_rate: float) -> None:
+def _plot_video(
+    part: Figure, result, video: Video, classes: Sequence[str], snippet_rate: float, modalities: Sequence[str]
+) -> None:
     label = video.labels[0] if video.labels else classes[0]
     index = classes.index(label)
     times = snippets_to_seconds(np.arange(len(result.attention)) + 0.5, snippet_rate)
@@ -98,8 +108,8 @@ def _plot_video(part: Figure, result, video: Video, classes: Sequence[str], snip
         _draw_segments(bars, [segment], 0.0, DETECTION, alpha=float(np.clip(strength, 0.1, 1)))
     bars.set(yticks=[0.4, 1.4], yticklabels=["detections", "ground truth"], ylim=(-0.1, 1.9))
 
-    for values, color, name in zip(result.modality_attention, MODALITY, ("first", "second"), strict=True):
-        attention.plot(times, values, color=color, linewidth=0.8, label=f"{name} modality")
+    for values, color, name in zip(result.modality_attention, MODALITY, modalities, strict=True):
+        attention.plot(times, values, color=color, linewidth=0.8, label=name)
     attention.plot(times, result.attention, color=FUSED, linewidth=1.3, label="fused")
     attention.set(ylim=(0, 1), ylabel="attention")
     attention.legend(loc="upper right", fontsize=7, ncols=3)

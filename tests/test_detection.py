@@ -118,7 +118,7 @@ def test_stpn_list(reference):
         folder / "stpn_thumos14_ground_truth.json", folder / "stpn_thumos14.json", THUMOS_THRESHOLDS
     )
     # Two instances of one length inside one detection have equal tIoU; ActivityNet's unstable sort takes now
-    # the first, now the last. Always the last, as here, gives 52.10 44.22 34.72 26.07, always the first 52.17.
+    # the first, now the last. Always the last, as here: 52.10 44.22 34.72 26.07; always the first: 52.17.
     published = [52.12, 44.20, 34.70, 26.06, 17.70, 10.09, 4.99, 1.34, 0.10]
     np.testing.assert_allclose(100 * result.map, published, atol=0.03)
     np.testing.assert_allclose(100 * result.map[4:], published[4:], atol=0.005)

@@ -135,7 +135,9 @@ def test_losses_and_gradients(case):
             direction = rng("direction", f"{released}.{kind}").standard_normal(
                 shape if kind == "weight" else shape[:1]
             )
-            if gradient.shape != direction.shape:  # our F^G has the middle tap only; the others' gradient is zero
+            if (
+                gradient.shape != direction.shape
+            ):  # our F^G has the middle tap only; the others' gradient is zero
                 direction = direction[:, :, 1:2]
             assert_golden(np.linalg.norm(gradient), case.arrays[f"grad_norm/{released}.{kind}"])
             product = (gradient * direction).sum()

@@ -89,7 +89,10 @@ def test_every_class_above_the_threshold_else_the_best():
 def test_detections_that_share_a_snippet_with_an_ambiguous_segment_are_deleted():
     attention = np.zeros(20)
     attention[[2, 3, 4, 10, 11, 15]] = 0.95
-    spans = lambda found: {(row["start"], row["end"]) for row in found}  # noqa: E731
+
+    def spans(found):
+        return {(row["start"], row["end"]) for row in found}
+
     cas = np.ones((20, 2))
     assert spans(localize(cas, attention)) == {(2, 5), (10, 12), (15, 16)}
     # [5, 10) touches two detections without sharing a snippet; [11, 11) is empty

@@ -91,7 +91,9 @@ def _from_release(state: dict[str, Tensor], path: str | Path) -> dict[str, Tenso
             continue
         module, _, parameter = name.rpartition(".")
         if module not in RELEASED_MODULES:
-            raise InputError(f"{path}: has the weight {name}, which no CO2-Net has; is it of another network?")
+            raise InputError(
+                f"{path}: has the weight {name}, which no CO2-Net has; is it of another network?"
+            )
         if ".channel_conv." in name and tensor.ndim == 3 and tensor.shape[2] == 3:
             tensor = tensor[:, :, 1:2]
         converted[f"{RELEASED_MODULES[module]}.{parameter}"] = tensor
@@ -101,7 +103,10 @@ def _from_release(state: dict[str, Tensor], path: str | Path) -> dict[str, Tenso
 def _check_state(net: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     """One line that says what differs, rather than PyTorch's list of all that does."""
     own = net.state_dict()
-    missing, unknown = [name for name in own if name not in state], [name for name in state if name not in own]
+    missing, unknown = (
+        [name for name in own if name not in state],
+        [name for name in state if name not in own],
+    )
     if missing or unknown:
         example = f"it lacks {missing[0]}" if missing else f"it has {unknown[0]}"
         raise InputError(

@@ -1,9 +1,11 @@
 """One training step, and one evaluated pass over a test set; main.py and test.py use the same."""
 
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from eval.report import mean_map
 from utils.annotations import Annotations
 from utils.datasets import DatasetSpec
 from utils.errors import InputError
-from utils.features import open_features
+from utils.features import FeatureStore
 from utils.losses import CO2Loss
 from utils.segments import seconds_to_snippets
 from wsad_dataset import Batch, WeakVideoDataset
@@ -35,20 +37,20 @@ def choose_device(name: str) -> torch.device:
 
 
 def open_subset(
-    path: str | Path, annotations: Annotations, spec: DatasetSpec, subset: str, modalities, missing_features: str
+    store: FeatureStore, annotations: Annotations, spec: DatasetSpec, subset: str, missing_features: str
 ) -> WeakVideoDataset:
-    """The videos of one subset of a dataset folder, as the dataset's spec uses them."""
+    """The videos of one subset, as the dataset's spec uses them."""
     return WeakVideoDataset(
-        annotations,
-        open_features(path, modalities),
-        subset,
-        missing_features=missing_features,
-        min_snippets=spec.min_snippets,
+        annotations, store, subset, missing_features=missing_features, min_snippets=spec.min_snippets
     )
 
 
 def train_step(
-    net: nn.Module, criterion: CO2Loss, optimiser: torch.optim.Optimizer, batch: Batch, precision: str = "float32"
+    net: nn.Module,
+    criterion: CO2Loss,
+    optimiser: torch.optim.Optimizer,
+    batch: Batch,
+    precision: str = "float32",
 ) -> dict[str, Tensor]:
     """One step on one batch; returns the loss terms, detached, on the device.
 
@@ -146,6 +148,17 @@ def run_test_set(
     return results
 
 
+def save_outputs(path: Path, evaluation: Evaluation, classes: Sequence[str], snippet_rate: float) -> None:
+    """What the network said of every video, for pictures: HDF5, a group a video with ``cas`` (T, C + 1),
+    ``attention`` (T,) and ``modality_attention`` (2, T), float16; the classes and snippets a second as attributes."""
+    with h5py.File(path, "w") as file:
+        file.attrs.update({"classes": list(classes), "snippet_rate": snippet_rate})
+        for result in evaluation.results:
+            group = file.create_group(result.video_id)
+            for name in ("cas", "attention", "modality_attention"):
+                group.create_dataset(name, data=getattr(result, name).astype(np.float16), compression="gzip")
+
+
 class StopSignal:
     """Ctrl-C, or a cluster's SIGTERM: remembered, so that the step in progress ends and the state is saved."""
 
@@ -153,7 +166,9 @@ class StopSignal:
         self.requested = False
 
     def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {
+            number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *exception) -> None:

@@ -20,6 +20,7 @@ class Source(Protocol):
     form: str
     path: Path
     modalities: tuple[str, ...]
+    simulated: bool  # made by utils/simulate.py, which marks what it makes
 
     def video_ids(self, modality: str) -> list[str]: ...
     def rate(self, modality: str) -> float | None: ...  # snippets a second, None where nothing says so
@@ -38,6 +39,7 @@ class HDF5Source:
             raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
         self._groups = {name: group for name, group in self._file.items() if isinstance(group, h5py.Group)}
         self.modalities = tuple(self._groups)
+        self.simulated = "simulated" in self._file.attrs
 
     def video_ids(self, modality: str) -> list[str]:
         return list(self._groups[modality])
@@ -65,6 +67,7 @@ class HDF5Source:
 
 class FolderSource:
     form = "one .npy a video"
+    simulated = False
 
     def __init__(self, path: Path):
         self.path = path
@@ -90,6 +93,7 @@ class JointSource:
 
     form = "release (joint .npy)"
     modalities = ("rgb", "flow")
+    simulated = False
 
     def __init__(self, path: Path):
         self.path = path

@@ -168,7 +168,8 @@ def describe(path: str | Path, modalities: Sequence[str] | None = None) -> None:
     """
     path = Path(path)
     store = open_features(path, modalities)
-    print(f"features     {store.source.path} ({store.source.form})")
+    made = ", SIMULATED" if store.source.simulated else ""
+    print(f"features     {store.source.path} ({store.source.form}{made})")
     for modality, width in zip(store.modalities, store.modality_dims, strict=True):
         print(f"modality     {modality}: {width} channels")
     lengths = {video_id: store.num_snippets(video_id) for video_id in store.video_ids}

@@ -31,7 +31,9 @@ def open_run(args: Namespace, device: torch.device) -> Path:
     options = run / "options.yaml"
     if options.exists():
         if not args.resume:
-            raise InputError(f"{run} already holds a run; continue it with --resume or choose another --run-dir")
+            raise InputError(
+                f"{run} already holds a run; continue it with --resume or choose another --run-dir"
+            )
         _require_same_options(options, args)
     run.mkdir(parents=True, exist_ok=True)
     options.write_text(yaml.safe_dump(vars(args), sort_keys=False))
