@@ -184,9 +184,8 @@ def format_table(results: Iterable[DetectionResult], average_ranges: Iterable[tu
     """mAP in percent, a line a result: each threshold, then the mean over each range of thresholds."""
     results = list(results)
     ranges = [bounds for bounds in average_ranges if not np.isnan(results[0].mean_map(*bounds))]
-    heads = [f"{threshold:g}" for threshold in results[0].tiou_thresholds] + [
-        f"{a:g}:{b:g}" for a, b in ranges
-    ]
+    heads = [f"{threshold:g}" for threshold in results[0].tiou_thresholds]
+    heads += [f"{low:g}:{high:g}" for low, high in ranges]
     width = max(8, *(len(result.protocol) for result in results))
     lines = [f"{'mAP@tIoU':<{width}}" + "".join(f"{head:>9}" for head in heads)]
     for result in results:
