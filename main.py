@@ -1,22 +1,26 @@
 """Train CO2-Net from video-level labels: build, loop, evaluate, checkpoint. See python main.py --help."""
 
+from collections.abc import Iterable
+
 import torch
 
-from eval.detection_files import write_detections
-from eval.report import plot_videos, results_table
+from eval.report import results_table
 from model import CO2Net
 from options import parse_args
 from utils.annotations import load_annotations
 from utils.checkpoint import Training, read_checkpoint
-from utils.datasets import DATASETS
+from utils.datasets import DATASETS, DatasetSpec
 from utils.engine import (
     PROTOCOLS,
+    Evaluation,
     Evaluator,
+    HoldOut,
     StopSignal,
     choose_device,
     open_subset,
-    save_outputs,
+    split_holdout,
     train_step,
+    write_results,
 )
 from utils.errors import exit_on_input_error
 from utils.features import open_features
@@ -30,9 +34,10 @@ def main(argv: list[str] | None = None) -> None:
     device, spec = choose_device(args.device), DATASETS[args.dataset]
     annotations = load_annotations(args.path_dataset)
     store = open_features(args.path_dataset, args.modalities)
+    train_ids, holdout_ids = split_holdout(annotations, spec.train_subset, args.holdout, args.seed)
     train, test = (
-        open_subset(store, annotations, spec, subset, args.missing_features)
-        for subset in (spec.train_subset, spec.test_subset)
+        open_subset(store, annotations, spec, subset, args.missing_features, video_ids)
+        for subset, video_ids in ((spec.train_subset, train_ids), (spec.test_subset, None))
     )
     simulated = "SIMULATED " if store.source.simulated else ""
     print(f"{simulated}features {store.source.path}: {spec.train_subset} {train}; {spec.test_subset} {test}")
@@ -52,8 +57,12 @@ def main(argv: list[str] | None = None) -> None:
         train, args.batch_size, args.num_pairs, args.num_snippets, args.seed, pin_memory=device.type == "cuda"
     )
     training = Training(net, optimiser, loader, {"architecture": architecture, "options": vars(args)}, run)
-    training.resume(args.eval_every)
+    training.resume(args.eval_every, args.max_iter)
     evaluate = Evaluator(test, annotations, spec, args.path_dataset)
+    holdout = None
+    if holdout_ids:
+        held_out = open_subset(store, annotations, spec, spec.train_subset, args.missing_features, holdout_ids)
+        holdout = HoldOut(held_out, criterion)
 
     evaluation = None
     with RunLog(run, args, training.iteration) as log, StopSignal() as stop:
@@ -67,39 +76,49 @@ def main(argv: list[str] | None = None) -> None:
             on_schedule = training.iteration % args.eval_every == 0
             if on_schedule or training.iteration == args.max_iter:
                 log.pause()
-                evaluation = evaluate(net)
-                log.evaluation(training.iteration, training.losses(), evaluation.metrics)
-                training.evaluated(evaluation.metrics, evaluation.selection, on_schedule)
+                evaluation, weak = evaluate(net), holdout(net) if holdout else {}
+                log.evaluation(training.iteration, training.losses(), evaluation.metrics, weak)
+                training.evaluated(evaluation.metrics, selection_scores(evaluation, weak), on_schedule)
             if stop.requested and training.iteration < args.max_iter:
-                training.losses()
-                training.save_last()
-                raise SystemExit(f"stopped after iteration {training.iteration}; --resume continues")
+                training.stopped()
+                raise SystemExit(f"stopped after iteration {training.iteration}; the same with --resume continues")
 
     evaluation = evaluation or evaluate(net)
     rows = end_rows(training)
+    title = f"{run.name}, last checkpoint (iteration {training.iteration}), {simulated}features"
     write_json(run / "metrics.json", {name: {"iteration": at, **metrics} for name, at, metrics in rows})
-    write_detections(run / "detections.json", evaluation.detections)
-    save_outputs(run / "outputs.h5", evaluation, annotations.classes, evaluate.snippet_rate)
-    title = f"{run.name}, last checkpoint (iteration {training.iteration}) on {simulated}features"
-    plot_videos(
-        run / "videos.png", evaluation.results, annotations, evaluate.snippet_rate, args.modalities, title
-    )
+    write_results(run, evaluation, annotations, evaluate.snippet_rate, args.modalities, title)
     print(f"\n{args.dataset}, {simulated}features, seed {args.seed}")
     print(results_table(rows, spec, PROTOCOLS))
-    low, high = spec.main_range
-    print(
-        f"`best` was chosen on the test subset, by its mean mAP@{low:g}:{high:g} ({PROTOCOLS[0]}); `last` was not chosen."
-    )
-    print(
-        f"table: {run}/metrics.json · detections of `last`: {run}/detections.json · picture: {run}/videos.png"
-    )
+    print(how_chosen(spec, training.chosen))
+    print(f"all of it is in {run}: metrics.json, detections.json (of `last`), the picture videos.png, ...")
+
+
+def selection_scores(evaluation: Evaluation, weak: dict[str, float]) -> dict[str, list[float]]:
+    """What chooses each chosen checkpoint; lists are compared from the left."""
+    scores = {"best": [evaluation.selection]}
+    if weak:
+        scores["selected"] = [weak["classification_mAP"], -weak["loss"]]
+    return scores
 
 
 def end_rows(training: Training) -> list[tuple[str, int, dict]]:
     """Name, iteration and metrics of every checkpoint that the end table shows."""
-    best = read_checkpoint(training.folder / "best.pt")
-    rows = [("last", training.iteration, training.metrics), ("best", best["iteration"], best["metrics"])]
-    return [("untrained", 0, training.untrained), *rows] if training.untrained else rows
+    rows = [("untrained", 0, training.untrained)] if training.untrained else []
+    rows.append(("last", training.iteration, training.metrics))
+    for name in training.chosen:
+        checkpoint = read_checkpoint(training.folder / f"{name}.pt")
+        rows.append((name, checkpoint["iteration"], checkpoint["metrics"]))
+    return rows
+
+
+def how_chosen(spec: DatasetSpec, chosen: Iterable[str]) -> str:
+    """What a reader must know of the checkpoints in the table."""
+    low, high = spec.main_range
+    lines = [f"`best` was chosen on the test subset, by mean mAP@{low:g}:{high:g} ({PROTOCOLS[0]}): an upper bound"]
+    if "selected" in chosen:
+        lines.append("`selected` was chosen on held-out training videos, by their video-level labels alone")
+    return "\n".join([*lines, "`last` was not chosen"])
 
 
 if __name__ == "__main__":

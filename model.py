@@ -87,15 +87,11 @@ class CO2Net(nn.Module):
         fused_dim = first_dim + second_dim
         self.num_classes = num_classes
         self.temporal_pool = temporal_pool
-        self.consensus = nn.ModuleList(
-            [ConsensusModule(first_dim, second_dim), ConsensusModule(second_dim, first_dim)]
-        )
+        self.consensus = nn.ModuleList([ConsensusModule(first_dim, second_dim), ConsensusModule(second_dim, first_dim)])
         self.attention_units = nn.ModuleList(
             [AttentionUnit(dim, logit_dropout=attention_logit_dropout) for dim in self.modality_dims]
         )
-        self.fusion = nn.Sequential(
-            nn.Conv1d(fused_dim, fused_dim, 1), nn.LeakyReLU(LEAKY_SLOPE), nn.Dropout(0.7)
-        )
+        self.fusion = nn.Sequential(nn.Conv1d(fused_dim, fused_dim, 1), nn.LeakyReLU(LEAKY_SLOPE), nn.Dropout(0.7))
         self.classifier = nn.Sequential(
             nn.Dropout(0.7),
             nn.Conv1d(fused_dim, fused_dim, 3, padding=1),

@@ -71,9 +71,7 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--path-dataset", required=True, help="folder with annotations.json and the features")
     parser.add_argument("--output-dir", required=True, help="where metrics.json and detections.json go")
-    parser.add_argument(
-        "--config", help="options of a released .pkl, which holds none, e.g. configs/thumos14.yaml"
-    )
+    parser.add_argument("--config", help="options of a released .pkl, which holds none, e.g. configs/thumos14.yaml")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
     args = parser.parse_args(argv)
     args.options = None
@@ -121,11 +119,17 @@ def _train_parser() -> _Parser:
         help="what to do about annotated videos without features; skip leaves out their ground truth too",
     )
 
+    data.add_argument(
+        "--holdout",
+        type=_fraction,
+        default=0.0,
+        metavar="FRACTION",
+        help="of the training videos, held out to choose a checkpoint (selected.pt) by video-level labels alone",
+    )
+
     training = parser.add_argument_group("training (Section 4.2)")
     training.add_argument("--max-iter", type=_positive_int, default=5000, help="iterations to train for")
-    training.add_argument(
-        "--eval-every", type=_positive_int, default=200, help="iterations between evaluations"
-    )
+    training.add_argument("--eval-every", type=_positive_int, default=200, help="iterations between evaluations")
     training.add_argument("--batch-size", type=_positive_int, default=10, help="videos in a batch")
     training.add_argument("--num-pairs", type=_natural, default=3, help="pairs of them that share a class")
     training.add_argument("--num-snippets", type=_positive_int, default=500, help="snippets sampled a video")
@@ -138,9 +142,7 @@ def _train_parser() -> _Parser:
     )
 
     method = parser.add_argument_group("method (Sections 3.4 and 3.5)")
-    method.add_argument(
-        "--topk-ratio", type=_positive_int, default=7, help="top-k MIL takes T // RATIO snippets"
-    )
+    method.add_argument("--topk-ratio", type=_positive_int, default=7, help="top-k MIL takes T // RATIO snippets")
     method.add_argument(
         "--loss-weights",
         nargs="+",
@@ -157,7 +159,7 @@ def _train_parser() -> _Parser:
     )
     method.add_argument(
         "--attention-logit-dropout",
-        type=_probability,
+        type=_fraction,
         default=0.5,
         help="dropout on the attention logit; 0.5 as in the release, 0 as in the paper",
     )
@@ -238,5 +240,5 @@ def _nonnegative(text: str) -> float:
     return _number(float, text, lambda x: 0 <= x < float("inf"), "a number of at least 0")
 
 
-def _probability(text: str) -> float:
-    return _number(float, text, lambda x: 0 <= x < 1, "a probability in [0, 1)")
+def _fraction(text: str) -> float:
+    return _number(float, text, lambda x: 0 <= x < 1, "a number in [0, 1)")

@@ -3,14 +3,13 @@
 from argparse import Namespace
 from pathlib import Path
 
-from eval.detection_files import write_detections
-from eval.report import plot_videos, results_table
+from eval.report import results_table
 from model import CO2Net
 from options import parse_test_args
 from utils.annotations import load_annotations
 from utils.checkpoint import load_state, read_checkpoint
 from utils.datasets import DATASETS
-from utils.engine import PROTOCOLS, Evaluator, choose_device, open_subset, save_outputs
+from utils.engine import PROTOCOLS, Evaluator, choose_device, open_subset, write_results
 from utils.errors import InputError, exit_on_input_error
 from utils.features import open_features
 from utils.logger import write_json
@@ -33,24 +32,13 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     name, iteration = Path(args.checkpoint).stem, checkpoint.get("iteration")
-    write_json(output / "metrics.json", {name: {"iteration": iteration, **evaluation.metrics}})
-    write_detections(output / "detections.json", evaluation.detections)
-    save_outputs(output / "outputs.h5", evaluation, annotations.classes, evaluate.snippet_rate)
     simulated = "SIMULATED " if store.source.simulated else ""
-    title = f"{args.checkpoint} on {simulated}features"
-    plot_videos(
-        output / "videos.png",
-        evaluation.results,
-        annotations,
-        evaluate.snippet_rate,
-        options.modalities,
-        title,
-    )
+    title = f"{args.checkpoint}, {simulated}features"
+    write_json(output / "metrics.json", {name: {"iteration": iteration, **evaluation.metrics}})
+    write_results(output, evaluation, annotations, evaluate.snippet_rate, options.modalities, title)
     print(f"{options.dataset}, {simulated}features {store.source.path}: {spec.test_subset} {test}")
     print(results_table([(name, iteration, evaluation.metrics)], spec, PROTOCOLS))
-    print(
-        f"table: {output}/metrics.json · detections: {output}/detections.json · picture: {output}/videos.png"
-    )
+    print(f"all of it is in {output}: metrics.json, detections.json, the picture videos.png, ...")
 
 
 def run_options(checkpoint: dict, path: str) -> Namespace:

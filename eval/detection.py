@@ -3,7 +3,7 @@
     python -m eval.detection --ground-truth annotations.json --predictions detections.json --protocol all
 
 Where it departs from ActivityNet's code: ties have a stable order (among equal scores the later row of the
-file ranks first, among equal tIoU the last ground truth is taken); two zero-length segments do not match
+file ranks first; among equal tIoU see eval.matching.match); two zero-length segments do not match
 (0 / 0 is a hit there); numbers that are not finite and inverted segments are refused; detections of a class
 without any annotation are dropped and reported (a KeyError there).
 """

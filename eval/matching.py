@@ -20,20 +20,26 @@ from utils.segments import tiou
 
 FIRST_BLOCK, LARGEST_BLOCK = 1 << 13, 1 << 20  # pairs; the first ones take most of the ground truth
 FREE = np.iinfo(np.int64).max
+SORTED_STABLY = 16  # elements that numpy's quicksort, which ActivityNet orders tIoU by, leaves in order if equal
 
 
 def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -> np.ndarray:
     """The ground-truth row that each detection takes at each threshold, or -1: (T, N) int32.
 
     Detections come by falling score: the earlier row goes first. Both tables number videos and classes alike;
-    a video that the ground truth lacks is -1. Thresholds (T,) > 0, in any order. Among ground truths of equal
-    tIoU the last row is taken.
+    a video that the ground truth lacks is -1. Thresholds (T,) > 0, in any order.
+
+    Among ground truths of equal tIoU the last row is taken, as ActivityNet does where a video has at most 16
+    instances of a class. Where it has more, ActivityNet's choice is an accident of its quicksort; here it is the
+    instance whose centre is farthest from the detection's (then the last row), which is stable and gives the
+    published figures of STPN to every digit.
     """
     thresholds = np.asarray(tiou_thresholds, dtype=np.float64)
     matched = np.full((len(thresholds), len(detections)), -1, dtype=np.int32)
     if len(ground_truth) == 0 or len(detections) == 0:
         return matched
     rows, low, high = _candidates(ground_truth, detections)
+    crowd = _group_sizes(ground_truth)[rows]
     truth = np.stack([ground_truth.start, ground_truth.end], axis=1)[rows]
     segments = np.stack([detections.start, detections.end], axis=1)
     # holder[t, g]: the first detection d that asked for ground truth g at threshold t, as t * N + d
@@ -45,7 +51,8 @@ def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -
         lowest_free = np.where(holder == FREE, thresholds[:, None], np.inf).min(axis=0)  # (G,)
         useful = overlap >= lowest_free[which]
         detection, which, overlap = detection[useful], which[useful], overlap[useful]
-        preference = np.lexsort((-rows[which], -overlap, detection))
+        distance = np.abs(truth[which].sum(axis=1) - segments[detection].sum(axis=1))  # of centres, twice
+        preference = _preference(detection, overlap, rows[which], distance, crowd[which])
         detection, which, overlap = detection[preference], which[preference], overlap[preference]
         threshold, pair = np.nonzero(overlap >= thresholds[:, None])
         _assign(holder, threshold * len(segments) + detection[pair], threshold * len(rows) + which[pair])
@@ -53,6 +60,17 @@ def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -
     threshold, which = np.nonzero(holder != FREE)
     matched[threshold, holder[threshold, which] - threshold * len(segments)] = rows[which]
     return matched
+
+
+def _preference(
+    detection: np.ndarray, overlap: np.ndarray, rows: np.ndarray, distance: np.ndarray, crowd: np.ndarray
+) -> np.ndarray:
+    """The order of the pairs (P,): detection by detection, each one's by falling tIoU, then by the tie rule."""
+    order = np.lexsort((-overlap, detection))
+    tied = (np.diff(detection[order]) == 0) & (np.diff(overlap[order]) == 0)
+    if not tied.any():
+        return order
+    return np.lexsort((-rows, -distance * (crowd > SORTED_STABLY), -overlap, detection))
 
 
 def _assign(holder: np.ndarray, asker: np.ndarray, asked: np.ndarray) -> None:
@@ -76,6 +94,13 @@ def _assign(holder: np.ndarray, asker: np.ndarray, asked: np.ndarray) -> None:
         active = np.concatenate([refused, np.searchsorted(askers, replaced)])
         active = active[choice[active] < last_choice[active]]
         choice[active] += 1
+
+
+def _group_sizes(ground_truth: Table) -> np.ndarray:
+    """How many instances each row's video has of its class, (G,)."""
+    key = ground_truth.video * len(ground_truth.classes) + ground_truth.label
+    _, group, sizes = np.unique(key, return_inverse=True, return_counts=True)
+    return sizes[group]
 
 
 def _candidates(ground_truth: Table, detections: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -103,9 +128,7 @@ def _candidates(ground_truth: Table, detections: Table) -> tuple[np.ndarray, np.
     start = start + np.repeat(offset, last - first)
     end = np.maximum.accumulate(end + np.repeat(offset, last - first))
     after = np.searchsorted(end, np.maximum(detections.start[known], earliest) + offset[group])
-    before = np.searchsorted(
-        start, np.minimum(detections.end[known], earliest + span) + offset[group], side="right"
-    )
+    before = np.searchsorted(start, np.minimum(detections.end[known], earliest + span) + offset[group], side="right")
     low, high = np.zeros((2, len(detections)), dtype=np.int64)
     low[known] = np.maximum(after, first[group])
     high[known] = np.maximum(low[known], np.minimum(before, last[group]))

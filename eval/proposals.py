@@ -51,9 +51,7 @@ def localize(
     segments = np.stack([start, end], axis=1)  # (N, 2), the same proposals for every class
     contrast = outer_inner_contrast(attention[:, None] * cas[:, labels], segments, outer_margin)  # (N, L)
     detections = np.empty((len(labels), len(segments)), dtype=DETECTION)
-    for row, label, score in zip(
-        detections, labels, (contrast + class_weight * scores[labels]).T, strict=True
-    ):
+    for row, label, score in zip(detections, labels, (contrast + class_weight * scores[labels]).T, strict=True):
         order, row["score"] = soft_nms(segments, score, nms_sigma)
         row["label"], row["start"], row["end"] = label, start[order], end[order]
     detections = detections.ravel()
@@ -89,9 +87,7 @@ def _checked(cas: np.ndarray, attention: np.ndarray) -> tuple[np.ndarray, np.nda
     for name, values in (("cas", cas), ("attention", attention)):
         if not np.isfinite(values).all():
             snippet = int(np.argwhere(~np.isfinite(values))[0, 0])
-            raise InputError(
-                f"localize: {name} is not finite at snippet {snippet}; check the features and weights"
-            )
+            raise InputError(f"localize: {name} is not finite at snippet {snippet}; check the features and weights")
     return cas, attention
 
 

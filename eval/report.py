@@ -47,9 +47,7 @@ def results_table(rows: Sequence[tuple[str, int, dict]], spec: DatasetSpec, prot
             lines.append([name, str(iteration), protocol, *(f"{100 * value:.1f}" for value in values)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    return "\n".join(
-        ["mAP@tIoU in percent, its means over ranges of tIoU, and video-level classification mAP", *text]
-    )
+    return "\n".join(["mAP@tIoU in percent, its means over ranges of tIoU, and video-level classification mAP", *text])
 
 
 def plot_videos(

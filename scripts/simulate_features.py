@@ -16,18 +16,12 @@ from utils.simulate import invent_timeline, simulate_features  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     timeline = parser.add_mutually_exclusive_group(required=True)
-    timeline.add_argument(
-        "--annotations", type=Path, help="annotations.json, or a release's annotation folder"
-    )
+    timeline.add_argument("--annotations", type=Path, help="annotations.json, or a release's annotation folder")
     timeline.add_argument("--demo", action="store_true", help="invent 100 videos of 8 classes")
     parser.add_argument("--out", type=Path, required=True, help="folder for features.h5 and annotations.json")
-    parser.add_argument(
-        "--dims", type=int, nargs=2, metavar=("RGB", "FLOW"), help="widths (1024 1024; demo: 256 256)"
-    )
+    parser.add_argument("--dims", type=int, nargs=2, metavar=("RGB", "FLOW"), help="widths (1024 1024; demo: 256 256)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 

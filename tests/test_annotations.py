@@ -85,9 +85,7 @@ def test_an_absent_subset_names_those_present():
         (with_video(labels=["Clap"]), "'v7' has the label 'Clap'"),
         (with_video(annotations=[{"label": "Dive"}]), "annotation 0"),
         (
-            with_video(
-                annotations=[{"label": "Dive", "segment": [1, 2]}, {"label": "Dive", "segment": [3, 1]}]
-            ),
+            with_video(annotations=[{"label": "Dive", "segment": [1, 2]}, {"label": "Dive", "segment": [3, 1]}]),
             "n 1",
         ),
         (with_video(annotations=[{"label": "Dive", "segment": [1, float("nan")]}]), "annotation 0"),
@@ -177,9 +175,7 @@ def test_the_release_folder_says_the_same_as_the_json(reference):
         assert len(annotations.videos) == 412
     first, second = annotations_to_json(ours), annotations_to_json(release)
     for video_id, entry in first["database"].items():
-        assert entry.pop("duration") == pytest.approx(
-            second["database"][video_id].pop("duration"), abs=5.1e-5
-        )
+        assert entry.pop("duration") == pytest.approx(second["database"][video_id].pop("duration"), abs=5.1e-5)
     assert first == second
     assert list(ours.videos) == list(release.videos)
 

@@ -46,9 +46,7 @@ def timeline(with_segments: bool = True) -> dict:
 
 def dataset(with_segments: bool = True, **options) -> WeakVideoDataset:
     annotations = parse_annotations(timeline(with_segments), "x")
-    return WeakVideoDataset(
-        annotations, MemoryStore(LENGTHS), "train", **{"missing_features": "skip", **options}
-    )
+    return WeakVideoDataset(annotations, MemoryStore(LENGTHS), "train", **{"missing_features": "skip", **options})
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -67,9 +65,7 @@ def test_what_a_dataset_holds(in_memory):
 
 
 def test_missing_features_are_an_error_that_says_what_to_do():
-    with pytest.raises(
-        InputError, match=r"1 of the 6 videos of subset 'train'.*\(v4\).*missing_features: skip"
-    ):
+    with pytest.raises(InputError, match=r"1 of the 6 videos of subset 'train'.*\(v4\).*missing_features: skip"):
         dataset(missing_features="error")
 
 
@@ -92,11 +88,7 @@ def batches(data: WeakVideoDataset, count: int = 4, **options) -> list:
 
 
 def assert_equal(first, second):
-    assert all(
-        torch.equal(a, b)
-        for one, two in zip(first, second, strict=True)
-        for a, b in zip(one, two, strict=True)
-    )
+    assert all(torch.equal(a, b) for one, two in zip(first, second, strict=True) for a, b in zip(one, two, strict=True))
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

@@ -55,9 +55,7 @@ def test_table_and_json(run, tmp_path):
 
 
 def test_all_protocols_that_mean_something_here(run, tmp_path):
-    status, out, _ = run(
-        TRUTH, FOUND, "--protocol", "all", "--tiou-thresholds", 0.5, "--json", tmp_path / "o.json"
-    )
+    status, out, _ = run(TRUTH, FOUND, "--protocol", "all", "--tiou-thresholds", 0.5, "--json", tmp_path / "o.json")
     assert status == 0
     protocols = ["snippet", "seconds", "snippet-delu"]  # the others leave out videos that this file lacks
     assert [line.split()[0] for line in out.splitlines()[1:]] == protocols

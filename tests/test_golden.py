@@ -132,12 +132,8 @@ def test_losses_and_gradients(case):
         for kind in ("weight", "bias"):
             gradient = gradients.pop(f"{ours}.{kind}")
             shape = released_shapes(case.meta["classes"])[released]
-            direction = rng("direction", f"{released}.{kind}").standard_normal(
-                shape if kind == "weight" else shape[:1]
-            )
-            if (
-                gradient.shape != direction.shape
-            ):  # our F^G has the middle tap only; the others' gradient is zero
+            direction = rng("direction", f"{released}.{kind}").standard_normal(shape if kind == "weight" else shape[:1])
+            if gradient.shape != direction.shape:  # our F^G has the middle tap only; the others' gradient is zero
                 direction = direction[:, :, 1:2]
             assert_golden(np.linalg.norm(gradient), case.arrays[f"grad_norm/{released}.{kind}"])
             product = (gradient * direction).sum()
@@ -168,9 +164,7 @@ def test_localisation(name, reference):
     arrays = np.load(reference / f"golden/proposals_{name}.npz")
     annotations = load_annotations(reference / "data/thumos14/annotations.json")
     ambiguous = annotations.videos[json.loads(str(arrays["meta"]))["video_id"]].ambiguous
-    detections = localize(
-        arrays["cas"], arrays["attn"], ambiguous=seconds_to_snippets(ambiguous, rate=25 / 16)
-    )
+    detections = localize(arrays["cas"], arrays["attn"], ambiguous=seconds_to_snippets(ambiguous, rate=25 / 16))
     for field in ("label", "start", "end"):
         np.testing.assert_array_equal(detections[field], arrays[field])
     np.testing.assert_allclose(detections["score"], arrays["score"], atol=1e-6)

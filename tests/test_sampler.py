@@ -11,9 +11,7 @@ from hypothesis.extra.numpy import arrays
 from utils.errors import InputError
 from utils.sampler import PairSampler, stratified_snippets
 
-multi_hot = arrays(
-    np.float32, st.tuples(st.integers(2, 12), st.integers(1, 4)), elements=st.sampled_from([0, 1])
-)
+multi_hot = arrays(np.float32, st.tuples(st.integers(2, 12), st.integers(1, 4)), elements=st.sampled_from([0, 1]))
 
 
 @given(multi_hot, st.integers(0, 3), st.integers(0, 4), st.integers(0, 99))

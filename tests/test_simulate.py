@@ -59,9 +59,7 @@ def test_flow_tells_when_and_appearance_tells_only_where():
             starts, ends = video.segments[:, :1], video.segments[:, 1:]
             inside.append(((centre >= starts) & (centre < ends)).any(axis=0))
         train, test = (np.concatenate(features[half::2]).astype(np.float64) for half in (0, 1))
-        weights = np.linalg.lstsq(np.c_[train, np.ones(len(train))], np.concatenate(inside[::2]), rcond=None)[
-            0
-        ]
+        weights = np.linalg.lstsq(np.c_[train, np.ones(len(train))], np.concatenate(inside[::2]), rcond=None)[0]
         predicted = np.c_[test, np.ones(len(test))] @ weights
         correlation[name] = np.corrcoef(predicted, np.concatenate(inside[1::2]))[0, 1]
     assert correlation["flow"] > 0.7

@@ -140,9 +140,7 @@ def _parse_video(video_id: str, entry: dict, order: dict[str, int], where: str) 
 
 def _row_label(row: object, video_id: str, where: str) -> str:
     if not isinstance(row, dict) or "label" not in row:
-        raise InputError(
-            f"{where}: video '{video_id}': expected {{'label': ..., 'segment': [...]}}, found {row!r:.80}"
-        )
+        raise InputError(f"{where}: video '{video_id}': expected {{'label': ..., 'segment': [...]}}, found {row!r:.80}")
     return str(row["label"])
 
 

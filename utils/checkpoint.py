@@ -91,9 +91,7 @@ def _from_release(state: dict[str, Tensor], path: str | Path) -> dict[str, Tenso
             continue
         module, _, parameter = name.rpartition(".")
         if module not in RELEASED_MODULES:
-            raise InputError(
-                f"{path}: has the weight {name}, which no CO2-Net has; is it of another network?"
-            )
+            raise InputError(f"{path}: has the weight {name}, which no CO2-Net has; is it of another network?")
         if ".channel_conv." in name and tensor.ndim == 3 and tensor.shape[2] == 3:
             tensor = tensor[:, :, 1:2]
         converted[f"{RELEASED_MODULES[module]}.{parameter}"] = tensor
@@ -134,7 +132,7 @@ class Training:
     Attributes:
         iteration: steps done.
         metrics: of the last evaluation, None before it or after a stop between evaluations.
-        best: iteration and score of best.pt, None before it.
+        chosen: iteration and score of each chosen checkpoint, by its name; ``best`` is best.pt.
         untrained: metrics before the first step, if they were asked for.
 
     Args:
@@ -147,7 +145,8 @@ class Training:
     ):
         self.net, self.optimiser, self.loader, self.identity = net, optimiser, loader, identity
         self.folder = run / "checkpoints"
-        self.iteration, self.metrics, self.best, self.untrained = 0, None, None, None
+        self.iteration, self.metrics, self.untrained = 0, None, None
+        self.chosen: dict[str, dict] = {}
         self._sums: dict[str, Tensor] = {}
         self._count = 0
 
@@ -169,32 +168,39 @@ class Training:
             )
         return means
 
-    def evaluated(self, metrics: dict, score: float, on_schedule: bool) -> None:
-        """Save last.pt, and best.pt if no evaluation had a higher score.
+    def evaluated(self, metrics: dict, scores: dict[str, list[float]], on_schedule: bool) -> None:
+        """Save last.pt, and NAME.pt of every score that is the highest of its name so far.
 
         An evaluation off the schedule, at the end of a run whose length is no multiple of its interval, is no
-        candidate for best: the run may be resumed, and must then be the run that was not stopped there.
+        candidate: the run may be resumed, and must then be the run that was not stopped there.
         """
         self.metrics = metrics
         if on_schedule:
             self._sums, self._count = {}, 0
-        if self.best is None or (on_schedule and score > self.best["score"]):
-            self.best = {"iteration": self.iteration, "score": score}
-            save_checkpoint(self.folder / "best.pt", self._weights())
+        for name, score in scores.items():
+            if name not in self.chosen or (on_schedule and score > self.chosen[name]["score"]):
+                self.chosen[name] = {"iteration": self.iteration, "score": score}
+                save_checkpoint(self.folder / f"{name}.pt", self._weights())
+        self.save_last()
+
+    def stopped(self) -> None:
+        """Save last.pt between evaluations; InputError, and nothing saved, if a loss is not finite."""
+        self.losses()
         self.save_last()
 
     def save_last(self) -> None:
+        """Save last.pt: the weights, and all that the next step depends on."""
         training = {
             "optimiser": self.optimiser.state_dict(),
             "batches": self.loader.state_dict(),
             "random": random_states(),
             "losses": {"sums": self._sums, "count": self._count},
-            "best": self.best,
+            "chosen": self.chosen,
             "untrained": self.untrained,
         }
         save_checkpoint(self.folder / "last.pt", {**self._weights(), "training": training})
 
-    def resume(self, eval_every: int) -> None:
+    def resume(self, eval_every: int, max_iter: int) -> None:
         """Continue from last.pt, if there is one."""
         path = self.folder / "last.pt"
         if not path.exists():
@@ -208,9 +214,11 @@ class Training:
         device = next(self.net.parameters()).device
         self._sums = {name: value.to(device) for name, value in training["losses"]["sums"].items()}
         self._count = training["losses"]["count"]
-        self.best, self.untrained = training["best"], training["untrained"]
-        if self.best and self.best["iteration"] % eval_every:
-            self.best = None
+        self.untrained = training["untrained"]
+        self.chosen = training["chosen"]
+        if self.iteration < max_iter:
+            on_schedule = [name for name, choice in self.chosen.items() if choice["iteration"] % eval_every == 0]
+            self.chosen = {name: self.chosen[name] for name in on_schedule}
         restore_random_states(training["random"])
 
     def _weights(self) -> dict:

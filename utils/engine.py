@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from eval.classification import classification_map
 from eval.detection import evaluate_detections
-from eval.detection_files import Table, localized_table, read_ground_truth
+from eval.detection_files import Table, localized_table, read_ground_truth, write_detections
 from eval.proposals import localize, video_scores
-from eval.report import mean_map
+from eval.report import mean_map, plot_videos
 from utils.annotations import Annotations
 from utils.datasets import DatasetSpec
 from utils.errors import InputError
@@ -37,12 +37,31 @@ def choose_device(name: str) -> torch.device:
 
 
 def open_subset(
-    store: FeatureStore, annotations: Annotations, spec: DatasetSpec, subset: str, missing_features: str
+    store: FeatureStore,
+    annotations: Annotations,
+    spec: DatasetSpec,
+    subset: str,
+    missing_features: str,
+    video_ids: Sequence[str] | None = None,
 ) -> WeakVideoDataset:
-    """The videos of one subset, as the dataset's spec uses them."""
+    """The videos of one subset (of these ids only), as the dataset's spec uses them."""
     return WeakVideoDataset(
-        annotations, store, subset, missing_features=missing_features, min_snippets=spec.min_snippets
+        annotations,
+        store,
+        subset,
+        missing_features=missing_features,
+        min_snippets=spec.min_snippets,
+        video_ids=video_ids,
     )
+
+
+def split_holdout(annotations: Annotations, subset: str, fraction: float, seed: int) -> tuple[list[str], list[str]]:
+    """The subset's video ids, in file order, to train on and to hold out: a random ``fraction``, rounded."""
+    video_ids = [video.video_id for video in annotations.subset(subset)]
+    generator = np.random.default_rng([seed, 2])  # apart from the batches' streams
+    held_out = set(generator.permutation(len(video_ids))[: round(fraction * len(video_ids))].tolist())
+    train = [video_id for index, video_id in enumerate(video_ids) if index not in held_out]
+    return train, [video_id for index, video_id in enumerate(video_ids) if index in held_out]
 
 
 def train_step(
@@ -66,6 +85,36 @@ def train_step(
     terms["total"].backward()
     optimiser.step()
     return {name: value.detach() for name, value in terms.items()}
+
+
+class HoldOut:
+    """Scores a network on held-out training videos by their video-level labels, all that weak supervision has."""
+
+    def __init__(self, dataset: WeakVideoDataset, criterion: CO2Loss):
+        self.dataset = dataset
+        # L_cas needs pairs; each video is its own batch here.
+        self._criterion = CO2Loss(
+            criterion.topk_ratio, {**criterion.weights, "cas": 0.0}, criterion.shifted_suppression
+        )
+
+    @torch.no_grad()
+    def __call__(self, net: nn.Module) -> dict[str, float]:
+        """Video-level classification mAP, and the mean loss without L_cas."""
+        device = next(net.parameters()).device
+        net.eval()
+        scores, losses = [], []
+        for index in range(len(self.dataset)):
+            outputs = net(torch.tensor(self.dataset[index], device=device)[None])
+            labels = torch.tensor(self.dataset.labels[index], device=device)[None]
+            no_pairs = torch.zeros(0, 2, dtype=torch.long, device=device)
+            losses.append(self._criterion(outputs, labels, no_pairs)["total"].item())
+            cas, attention = (outputs[name][0].cpu().numpy() for name in ("cas", "attention"))
+            scores.append(video_scores(cas, attention)[:-1])
+        net.train()
+        return {
+            "classification_mAP": classification_map(np.stack(scores), self.dataset.labels)[1],
+            "loss": float(np.mean(losses)),
+        }
 
 
 @dataclass(frozen=True)
@@ -148,12 +197,26 @@ def run_test_set(
     return results
 
 
-def save_outputs(path: Path, evaluation: Evaluation, classes: Sequence[str], snippet_rate: float) -> None:
-    """What the network said of every video, for pictures: HDF5, a group a video with ``cas`` (T, C + 1),
-    ``attention`` (T,) and ``modality_attention`` (2, T), float16; the classes and snippets a second as attributes."""
+def write_results(
+    folder: Path,
+    evaluation: Evaluation,
+    annotations: Annotations,
+    snippet_rate: float,
+    modalities: Sequence[str],
+    title: str,
+) -> None:
+    """What an evaluation found, video by video: detections.json, outputs.h5 and the picture videos.png."""
+    write_detections(folder / "detections.json", evaluation.detections)
+    write_outputs(folder / "outputs.h5", evaluation.results, annotations.classes, snippet_rate)
+    plot_videos(folder / "videos.png", evaluation.results, annotations, snippet_rate, modalities, title)
+
+
+def write_outputs(path: Path, results: Sequence[VideoResult], classes: Sequence[str], snippet_rate: float) -> None:
+    """What the network said, for pictures: HDF5, a group a video with ``cas`` (T, C + 1), ``attention`` (T,) and
+    ``modality_attention`` (2, T), float16; the classes and the snippets a second are attributes of the file."""
     with h5py.File(path, "w") as file:
         file.attrs.update({"classes": list(classes), "snippet_rate": snippet_rate})
-        for result in evaluation.results:
+        for result in results:
             group = file.create_group(result.video_id)
             for name in ("cas", "attention", "modality_attention"):
                 group.create_dataset(name, data=getattr(result, name).astype(np.float16), compression="gzip")
@@ -166,9 +229,7 @@ class StopSignal:
         self.requested = False
 
     def __enter__(self) -> "StopSignal":
-        self._before = {
-            number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *exception) -> None:

@@ -50,9 +50,7 @@ class HDF5Source:
             return None
         rate = float(attributes["fps"]) / float(attributes["stride"])
         if not (np.isfinite(rate) and rate > 0):
-            raise InputError(
-                f"{self.path}: fps / stride of '{modality}' is {rate}, expected snippets a second"
-            )
+            raise InputError(f"{self.path}: fps / stride of '{modality}' is {rate}, expected snippets a second")
         return rate
 
     def shape(self, modality: str, video_id: str) -> tuple[int, ...]:
@@ -128,16 +126,13 @@ def open_source(path: Path) -> Source:
     files = [path / "features.h5"] if (path / "features.h5").is_file() else sorted(path.glob("*.h5"))
     files = files or sorted(path.glob(f"*{JOINT_SUFFIX}"))
     if len(files) > 1:
-        raise InputError(
-            f"{path}: several feature files ({', '.join(f.name for f in files)}); name one of them"
-        )
+        raise InputError(f"{path}: several feature files ({', '.join(f.name for f in files)}); name one of them")
     if files:
         return open_source(files[0])
     if any(_is_modality_folder(child) for child in path.iterdir()):
         return FolderSource(path)
     raise InputError(
-        f"{path}: no features found; looked for features.h5 or one *.h5, *{JOINT_SUFFIX}, "
-        "and <modality>/<video_id>.npy"
+        f"{path}: no features found; looked for features.h5 or one *.h5, *{JOINT_SUFFIX}, and <modality>/<video_id>.npy"
     )
 
 

@@ -62,9 +62,7 @@ class FeatureStore:
         """Snippets a second; None where the features do not say. InputError if the modalities disagree."""
         rates = {self.source.rate(stored) for stored in self._stored} - {None}
         if len(rates) > 1:
-            raise InputError(
-                f"{self.source.path}: the modalities have different snippet rates: {sorted(rates)}"
-            )
+            raise InputError(f"{self.source.path}: the modalities have different snippet rates: {sorted(rates)}")
         return rates.pop() if rates else None
 
     def num_snippets(self, video_id: str) -> int:
@@ -107,8 +105,7 @@ class FeatureStore:
         if not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
             raise InputError(
-                f"{self.source.path}: '{stored}' of video '{video_id}' has NaN or infinite values, "
-                f"first in row {row}"
+                f"{self.source.path}: '{stored}' of video '{video_id}' has NaN or infinite values, first in row {row}"
             )
         return values
 
@@ -131,9 +128,7 @@ def open_features(path: str | Path, modalities: Sequence[str] | None = ("rgb", "
     """
     source = open_source(Path(path))
     if not source.modalities:
-        raise InputError(
-            f"{source.path}: holds no modality; expected groups or folders <modality>/<video_id>"
-        )
+        raise InputError(f"{source.path}: holds no modality; expected groups or folders <modality>/<video_id>")
     return FeatureStore(source, source.modalities if modalities is None else modalities)
 
 
@@ -219,9 +214,7 @@ def _first(names: Sequence[str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m utils.features", description=describe.__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m utils.features", description=describe.__doc__.split("\n")[0])
     parser.add_argument("path", type=Path, help="a dataset folder or a feature file")
     parser.add_argument("--modalities", nargs="+", help="which to look at (default: all that are stored)")
     arguments = parser.parse_args()

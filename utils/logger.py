@@ -31,9 +31,7 @@ def open_run(args: Namespace, device: torch.device) -> Path:
     options = run / "options.yaml"
     if options.exists():
         if not args.resume:
-            raise InputError(
-                f"{run} already holds a run; continue it with --resume or choose another --run-dir"
-            )
+            raise InputError(f"{run} already holds a run; continue it with --resume or choose another --run-dir")
         _require_same_options(options, args)
     run.mkdir(parents=True, exist_ok=True)
     options.write_text(yaml.safe_dump(vars(args), sort_keys=False))
@@ -60,7 +58,7 @@ class RunLog:
         self.records = [
             record
             for record in _read_records(self._path)
-            if record["iteration"] <= first and record["iteration"] % args.eval_every == 0
+            if record["iteration"] <= first and (record["iteration"] % args.eval_every == 0 or first == args.max_iter)
         ]
         self._path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
         self._writer = SummaryWriter(run, purge_step=first + 1 if first else None)
@@ -89,14 +87,17 @@ class RunLog:
         """Before an evaluation, whose time does not count towards the training speed."""
         self._seconds += time.perf_counter() - self._clock
 
-    def evaluation(self, iteration: int, losses: dict[str, float], metrics: dict) -> None:
-        """One line in log.jsonl, and its scalars: mean losses since the last one, mAPs, snippets a second."""
+    def evaluation(
+        self, iteration: int, losses: dict[str, float], metrics: dict, holdout: dict[str, float] | None = None
+    ) -> None:
+        """One line in log.jsonl, and its scalars: mean losses since the last one, mAPs, scores on held-out videos,
+        snippets a second."""
         snippets = self._steps * self._args.batch_size * self._args.num_snippets
         speed = snippets / self._seconds if self._steps else None
         record = {
             "iteration": iteration,
             "losses": losses,
-            "scores": _summary(metrics),
+            "scores": _summary(metrics) | {f"holdout/{name}": value for name, value in (holdout or {}).items()},
             "snippets_per_second": speed,
         }
         self.records.append(record)

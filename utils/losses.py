@@ -167,7 +167,5 @@ def resolve_weights(weights: Mapping[str, float]) -> dict[str, float]:
         given["mil_org"] = given["mil_supp"] = given.pop("mil")
     unknown = sorted(set(given) - set(WEIGHTS))
     if unknown:
-        raise ValueError(
-            f"no loss term is called {', '.join(unknown)}; the terms are mil, {', '.join(WEIGHTS)}"
-        )
+        raise ValueError(f"no loss term is called {', '.join(unknown)}; the terms are mil, {', '.join(WEIGHTS)}")
     return {**WEIGHTS, **given}

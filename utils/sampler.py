@@ -25,9 +25,7 @@ class PairSampler:
         members = [np.flatnonzero(column) for column in np.asarray(labels).T]
         self.pairable = [videos for videos in members if len(videos) >= 2]
         if num_pairs and not self.pairable:
-            raise InputError(
-                "no class has two videos, so no pair shares a class; set the number of pairs to 0"
-            )
+            raise InputError("no class has two videos, so no pair shares a class; set the number of pairs to 0")
         self.pairs = np.arange(2 * num_pairs).reshape(num_pairs, 2)  # rows (0, 1), (2, 3), ...
         self._generator = np.random.default_rng(seed)
 

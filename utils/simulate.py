@@ -38,9 +38,7 @@ NUISANCES = 6
 ACTIONS = ("Clap", "Dive", "Jump", "Kick", "Lift", "Spin", "Swing", "Throw")
 
 
-def simulate_features(
-    annotations: Annotations, out: str | Path, dims: tuple[int, int], seed: int = 0
-) -> Path:
+def simulate_features(annotations: Annotations, out: str | Path, dims: tuple[int, int], seed: int = 0) -> Path:
     """Write out/features.h5 (`rgb` and `flow`, (T, dims) float16, 25/16 Hz) and out/annotations.json.
 
     Video by video, so memory stays flat; both files appear whole or not at all. Returns the features' path.
@@ -114,9 +112,7 @@ def invent_timeline(num_videos: int, num_classes: int, seed: int = 0, train_frac
     return {"classes": classes, "database": database}
 
 
-def _invent_video(
-    generator: np.random.Generator, classes: list[str], typical: dict[str, float], subset: str
-) -> dict:
+def _invent_video(generator: np.random.Generator, classes: list[str], typical: dict[str, float], subset: str) -> dict:
     """Instances one after another with gaps between them; the first ones show each class once."""
     duration = round(float(generator.uniform(60, 160)), 2)
     annotations, ambiguous, time = [], [], float(generator.uniform(1, 15))
@@ -200,9 +196,7 @@ def _num_snippets(video: Video) -> int:
     """T of a video: its duration, or where nothing gives it the end of its last segment, at 25/16 Hz."""
     seconds = video.duration if video.duration is not None else video.segments[:, 1].max(initial=0)
     if seconds <= 0:
-        raise InputError(
-            f"video '{video.video_id}' has neither a duration nor a segment; give its 'duration'"
-        )
+        raise InputError(f"video '{video.video_id}' has neither a duration nor a segment; give its 'duration'")
     return max(1, int(seconds * RATE))
 
 
@@ -215,9 +209,7 @@ def _check_target(out: Path, content: dict, num_bytes: int) -> None:
         for path in out.glob(pattern):
             if path.parent.name.endswith(RELEASE_SUFFIX) or _simulated(path):
                 continue
-            raise InputError(
-                f"{out}: holds features that are not simulated ({path.name}); name another folder"
-            )
+            raise InputError(f"{out}: holds features that are not simulated ({path.name}); name another folder")
     timeline = out / "annotations.json"
     if timeline.exists() and not _marked(timeline) and _other(timeline, content):
         raise InputError(f"{timeline}: holds other annotations; name another folder")

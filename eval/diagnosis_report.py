@@ -1,0 +1,150 @@
+"""What `eval.diagnosis.diagnose` returns, as a table and as a picture."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLORS = ("#2a9d4a", "#9ad1a8", "#3465a4", "#edae49", "#d1495b", "#bbbbbb")  # one a kind; the first is no error
+BAR, MISSED, BASELINE = "#3465a4", "#d1495b", "#333333"
+
+
+def diagnosis_table(diagnosis: dict) -> str:
+    """All of it in percent, as means over the tIoU thresholds; '-' where undefined."""
+    thresholds = " ".join(f"{threshold:g}" for threshold in diagnosis["tiou_thresholds"])
+    head = f"{diagnosis['detections']} detections, {diagnosis['instances']} instances (G), {diagnosis['protocol']}"
+    parts = [
+        [f"note: {note}" for note in diagnosis["notes"]],
+        [f"{head}; percent, means over tIoU {thresholds}"],
+        _profile_lines(diagnosis),
+        _removal_lines(diagnosis),
+        *(_bin_lines(name, bins) for name, bins in diagnosis["characteristics"].items()),
+        _class_lines(diagnosis),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def _profile_lines(diagnosis: dict) -> list[str]:
+    shares = _profile_shares(diagnosis)
+    rows = [(kind, _percents(row)) for kind, row in zip(diagnosis["kinds"], shares.T, strict=True)]
+    return ["profile of the top detections", *_grid("", _slice_names(shares), rows)]
+
+
+def _removal_lines(diagnosis: dict) -> list[str]:
+    rows = [("as it is", [f"{100 * diagnosis[name]:.2f}" for name in ("average_map", "average_map_n_top")])]
+    for kind, gain in diagnosis["removal"].items():
+        rows.append((f"without {kind}", [f"{100 * value:+.2f}" for value in gain.values()]))
+    return ["average mAP, and mAP_N of the top 10G, without one kind of error", *_grid("", ["mAP", "mAP_N"], rows)]
+
+
+def _bin_lines(name: str, bins: list[dict]) -> list[str]:
+    rows = [
+        ("range", [_range(part) for part in bins]),
+        ("number", [str(part["instances"]) for part in bins]),
+        ("mAP_N", _percents(part["average_map_n"] for part in bins)),
+        ("not found", _percents(_mean(part["not_found"]) for part in bins)),
+    ]
+    return _grid(name, [part["bin"] for part in bins], rows)
+
+
+def _class_lines(diagnosis: dict) -> list[str]:
+    classes = diagnosis["classes"]
+    width = max(len(entry["class"]) for entry in classes)
+    lines = [f"{'class':<{width}}{'number':>9}{'AP':>9}"]
+    for entry in classes:
+        lines.append(f"{entry['class']:<{width}}{entry['instances']:>9}{100 * entry['average_ap']:>9.1f}")
+    return lines
+
+
+def _grid(title: str, heads: Sequence[str], rows: Iterable[tuple[str, list[str]]]) -> list[str]:
+    lines = [(title, heads), *rows]
+    return [f"{name:<24}" + "".join(f"{cell:>9}" for cell in cells) for name, cells in lines]
+
+
+def _profile_shares(diagnosis: dict) -> np.ndarray:
+    """Shares (slices, kinds) of the detections in each slice, mean over thresholds; NaN in an empty slice."""
+    counts = np.array(diagnosis["profile"], dtype=float).mean(axis=0)
+    with np.errstate(invalid="ignore"):
+        return counts / counts.sum(axis=1, keepdims=True)
+
+
+def _slice_names(shares: np.ndarray) -> list[str]:
+    return [f"{number}G" for number in range(1, len(shares) + 1)]
+
+
+def _range(part: dict) -> str:
+    return f"> {part['above']:g}" if part["up_to"] is None else f"{part['above']:g}-{part['up_to']:g}"
+
+
+def _percents(values: Iterable[float | None]) -> list[str]:
+    return ["-" if value is None or np.isnan(value) else f"{100 * value:.1f}" for value in values]
+
+
+def _mean(values: list[float] | None) -> float | None:
+    return None if values is None else float(np.mean(values))
+
+
+def diagnosis_figure(diagnosis: dict, path: str | Path) -> None:
+    """Five panels: profile, cost of each kind of error, sensitivity, instances not found, AP by class."""
+    figure = Figure(figsize=(14, 13), layout="constrained")
+    panels = figure.subplot_mosaic([["profile", "removal"], ["sensitivity", "missed"], ["classes", "classes"]])
+    thresholds = ", ".join(f"{threshold:g}" for threshold in diagnosis["tiou_thresholds"])
+    figure.suptitle(f"{diagnosis['protocol']} protocol, means over tIoU {thresholds}")
+    _draw_profile(panels["profile"], diagnosis)
+    _draw_removal(panels["removal"], diagnosis)
+    maps = [[part["average_map_n"] for part in bins] for bins in diagnosis["characteristics"].values()]
+    missed = [[_mean(part["not_found"]) for part in bins] for bins in diagnosis["characteristics"].values()]
+    _draw_bins(panels["sensitivity"], diagnosis, maps, BAR, diagnosis["average_map_n"])
+    panels["sensitivity"].set(title="sensitivity to the instances", ylabel="average mAP_N in percent")
+    _draw_bins(panels["missed"], diagnosis, missed, MISSED, _mean(diagnosis["not_found"]))
+    panels["missed"].set(title="false negatives", ylabel="instances not found, in percent")
+    _draw_classes(panels["classes"], diagnosis["classes"])
+    for axes in panels.values():
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_profile(axes: Axes, diagnosis: dict) -> None:
+    shares = 100 * np.nan_to_num(_profile_shares(diagnosis))
+    bottom = np.zeros(len(shares))
+    for kind, color, share in zip(diagnosis["kinds"], COLORS, shares.T, strict=True):
+        axes.bar(_slice_names(shares), share, 0.85, bottom, color=color, label=kind)
+        bottom += share
+    axes.set(title="profile of the top detections", ylabel="share in percent", ylim=(0, 100))
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), reverse=True, frameon=False)
+
+
+def _draw_removal(axes: Axes, diagnosis: dict) -> None:
+    gains = [100 * gain["average_map"] for gain in diagnosis["removal"].values()]
+    bars = axes.barh(list(diagnosis["removal"]), gains, color=COLORS[1:])
+    axes.bar_label(bars, fmt="%+.1f", padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    base = 100 * diagnosis["average_map"]
+    axes.set(title=f"average mAP {base:.1f}: what it gains without one kind of error", xlabel="points of average mAP")
+
+
+def _draw_bins(axes: Axes, diagnosis: dict, groups: list[list], color: str, baseline: float) -> None:
+    """Bars of all bins side by side, a gap between characteristics; `baseline` over all instances, dashed."""
+    first, ticks, names = 0, [], []
+    for (name, bins), values in zip(diagnosis["characteristics"].items(), groups, strict=True):
+        places = np.arange(first, first + len(bins))
+        bars = axes.bar(places, [100 * (value or 0) for value in values], 0.85, color=color)
+        axes.bar_label(bars, _percents(values), padding=2, fontsize=8)
+        axes.text(places.mean(), 1.0, name, ha="center", va="top", transform=axes.get_xaxis_transform())
+        ticks.extend(places)
+        names.extend(f"{part['bin']}\n{_range(part)}" for part in bins)
+        first += len(bins) + 1
+    axes.axhline(100 * baseline, color=BASELINE, linestyle="--", linewidth=1)
+    axes.set_xticks(ticks, names, fontsize=7)
+    axes.set_ylim(0, 1.2 * axes.dataLim.ymax or 1)
+
+
+def _draw_classes(axes: Axes, classes: list[dict]) -> None:
+    names = [f"{entry['class']} ({entry['instances']})" for entry in classes]
+    axes.bar(names, [100 * entry["average_ap"] for entry in classes], color=BAR)
+    axes.tick_params(axis="x", rotation=90, labelsize=9 if len(names) <= 40 else 6)
+    axes.margins(x=0.01)
+    axes.set(title="AP by class (number of instances)", ylabel="average AP in percent")

@@ -1,0 +1,1 @@
+"""Run folders -> one self-contained HTML page: `page.render_report`; see scripts/report.py."""

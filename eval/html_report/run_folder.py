@@ -1,0 +1,152 @@
+"""A finished run folder, as main.py leaves it -> what the report shows of it."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import yaml
+
+from eval.detection_files import Table, read_detections, read_json
+from utils.datasets import DATASETS, DatasetSpec
+from utils.errors import InputError
+from utils.features import open_features
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DETECTED = "last"  # the checkpoint that detections.json and outputs.h5 are of
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run folder says about the run; `simulated` is None where nobody can tell."""
+
+    name: str
+    folder: Path
+    options: dict
+    environment: dict
+    log: list[dict]  # a record an evaluation
+    metrics: dict[str, dict]  # by checkpoint
+    protocols: tuple[str, ...]  # those of metrics.json, in its order
+    detections: Table  # seconds
+    outputs: Path  # HDF5, a group a video
+    snippet_rate: float  # Hz
+    dataset: Path  # folder with the annotations
+    simulated: bool | None
+
+    @property
+    def spec(self) -> DatasetSpec:
+        return DATASETS[self.options["dataset"]]
+
+
+def read_runs(folders: Sequence[str | Path], path_dataset: str | Path | None = None) -> list[Run]:
+    """The runs to compare, in the order given, each under a name of its own.
+
+    InputError, one line: a folder that is no finished run, runs of different datasets.
+    """
+    folders = [Path(folder) for folder in folders]
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    if len(set(names)) < len(names):
+        raise InputError("the same run is given twice")
+    runs = [_read_run(folder, name, path_dataset) for folder, name in zip(folders, names, strict=True)]
+    for run in runs[1:]:
+        if run.spec != runs[0].spec or run.protocols != runs[0].protocols:
+            raise InputError(
+                f"{run.folder} is a run on {run.spec.name}, {runs[0].folder} one on {runs[0].spec.name}: "
+                "they cannot be compared; make a report of each"
+            )
+    return runs
+
+
+def _read_run(folder: Path, name: str, path_dataset: str | Path | None) -> Run:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such run folder")
+    for file in ("metrics.json", "options.yaml", "detections.json", "outputs.h5"):
+        if not (folder / file).is_file():
+            raise InputError(f"{folder}: no {file}; a finished run has one (main.py --resume writes what is missing)")
+    options = _read_options(folder / "options.yaml")
+    metrics = _read_metrics(folder / "metrics.json")
+    environment = folder / "environment.json"
+    dataset = _dataset_folder(options, folder, path_dataset)
+    return Run(
+        name=name,
+        folder=folder,
+        options=options,
+        environment=read_json(environment) if environment.is_file() else {},
+        log=_read_log(folder / "log.jsonl"),
+        metrics=metrics,
+        protocols=tuple(protocols_of(next(iter(metrics.values())))),
+        detections=read_detections(folder / "detections.json"),
+        outputs=folder / "outputs.h5",
+        snippet_rate=_snippet_rate(folder / "outputs.h5"),
+        dataset=dataset,
+        simulated=_simulated(dataset, options.get("modalities")),
+    )
+
+
+def protocols_of(metrics: dict) -> list[str]:
+    """The protocols under which one checkpoint of metrics.json is scored."""
+    return [name for name, value in metrics.items() if isinstance(value, dict) and "tiou_thresholds" in value]
+
+
+def _read_options(path: Path) -> dict:
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        options = None
+    if not isinstance(options, dict) or options.get("dataset") not in DATASETS:
+        raise InputError(f"{path}: not the options of a run (a 'dataset' of {sorted(DATASETS)} among them)")
+    return options
+
+
+def _read_metrics(path: Path) -> dict[str, dict]:
+    metrics = read_json(path)
+    needed = {"protocol", "classes", "tiou_thresholds", "ap", "map"}
+    try:
+        complete = bool(metrics) and all(
+            protocols_of(values) and all(needed <= set(values[name]) for name in protocols_of(values))
+            for values in metrics.values()
+        )
+    except (AttributeError, TypeError):
+        complete = False
+    if not complete:
+        raise InputError(f"{path}: not the metrics of a run: {{checkpoint: {{protocol: {{...}}}}}} expected")
+    return metrics
+
+
+def _read_log(path: Path) -> list[dict]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    try:
+        return [json.loads(line) for line in lines if line.endswith("}")]  # a cut line is of a stopped run
+    except ValueError:
+        raise InputError(f"{path}: not one JSON object a line") from None
+
+
+def _dataset_folder(options: dict, folder: Path, path_dataset: str | Path | None) -> Path:
+    """Where the annotations are: as asked for, else as the run was told, from here or from the checkout."""
+    if path_dataset is not None:
+        return Path(path_dataset)
+    told = Path(os.fspath(options.get("path_dataset") or "."))
+    for path in (told, ROOT / told):
+        if options.get("path_dataset") and path.exists():
+            return path
+    raise InputError(f"{folder}: its dataset folder {told} is not here; say where it is with --path-dataset")
+
+
+def _snippet_rate(path: Path) -> float:
+    try:
+        with h5py.File(path) as file:
+            return float(file.attrs["snippet_rate"])
+    except (OSError, KeyError) as error:
+        raise InputError(f"{path}: not the outputs of a run ({error})") from None
+
+
+def _simulated(dataset: Path, modalities: Sequence[str] | None) -> bool | None:
+    """Whether the features are simulated, as the features themselves say; None if they are not here."""
+    try:
+        return open_features(dataset, modalities).source.simulated
+    except InputError:
+        return None
