@@ -8,7 +8,7 @@ from eval.report import results_table
 from model import CO2Net
 from options import parse_args
 from utils.annotations import load_annotations
-from utils.checkpoint import Training, read_checkpoint
+from utils.checkpoint import Training, read_checkpoint, seed_everything
 from utils.datasets import DATASETS, DatasetSpec
 from utils.engine import (
     PROTOCOLS,
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{simulated}features {store.source.path}: {spec.train_subset} {train}; {spec.test_subset} {test}")
     run = open_run(args, device)
 
-    torch.manual_seed(args.seed)
+    seed_everything(args.seed)
     architecture = {
         "num_classes": len(annotations.classes),
         "modality_dims": list(train.modality_dims),
@@ -76,8 +76,9 @@ def main(argv: list[str] | None = None) -> None:
             on_schedule = training.iteration % args.eval_every == 0
             if on_schedule or training.iteration == args.max_iter:
                 log.pause()
+                losses = training.losses()
                 evaluation, weak = evaluate(net), holdout(net) if holdout else {}
-                log.evaluation(training.iteration, training.losses(), evaluation.metrics, weak)
+                log.evaluation(training.iteration, losses, evaluation.metrics, weak)
                 training.evaluated(evaluation.metrics, selection_scores(evaluation, weak), on_schedule)
             if stop.requested and training.iteration < args.max_iter:
                 training.stopped()

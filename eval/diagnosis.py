@@ -151,6 +151,8 @@ def diagnose(
     `removal` is the gain in average mAP of the whole list, and in DETAD's average mAP_N of the top 10G, when the
     detections of one kind are taken out. `not_found` are shares of instances, [T].
     """
+    if dataset not in BINS:
+        raise InputError(f"no bins for the dataset '{dataset}'; choose one of {sorted(BINS)}")
     kinds, classes = error_kinds(result), _Classes(result)
     found = _found_instances(result, classes)
     bins, notes = _bins(result, durations, dataset, snippet_rate or DATASETS[dataset].snippet_rate)
@@ -181,9 +183,9 @@ def _profile(kinds: np.ndarray, classes: _Classes) -> np.ndarray:
     """Number of detections (T, slices, kinds)."""
     top = _in_top(classes)
     slices = classes.ranks()[top] // classes.positives[classes.label[top]]
-    shape = (NUM_SLICES, len(KINDS))
     cells = slices * len(KINDS) + kinds[:, top]
-    return np.array([np.bincount(row, minlength=shape[0] * shape[1]).reshape(shape) for row in cells])
+    counts = [np.bincount(row, minlength=NUM_SLICES * len(KINDS)) for row in cells]
+    return np.reshape(counts, (-1, NUM_SLICES, len(KINDS)))
 
 
 def _removal(kinds: np.ndarray, classes: _Classes) -> dict:
@@ -202,15 +204,12 @@ def _removal(kinds: np.ndarray, classes: _Classes) -> dict:
 
 def _bins(result: DetectionResult, durations: Mapping | None, dataset: str, rate: float) -> tuple[dict, list[str]]:
     """The bin of every instance (G,) and the upper edges, by characteristic; notes on what had to be left out."""
-    if dataset not in BINS:
-        raise InputError(f"no bins for the dataset '{dataset}'; choose one of {sorted(BINS)}")
     truth, durations = result.ground_truth, durations or {}
     length = truth.end - truth.start
     if PROTOCOLS[result.protocol].on_grid:
         length = snippets_to_seconds(length, rate)
-    _, group, sizes = np.unique(
-        truth.video * len(result.classes) + truth.label, return_inverse=True, return_counts=True
-    )
+    group = truth.video * len(result.classes) + truth.label
+    _, group, sizes = np.unique(group, return_inverse=True, return_counts=True)
     values, notes = {"length in s": length, "instances": sizes[group]}, []
     seconds = np.array([durations.get(video) or np.nan for video in truth.videos], dtype=float)[truth.video]
     if np.isnan(seconds).any():
@@ -251,7 +250,6 @@ def _found_instances(result: DetectionResult, classes: _Classes) -> np.ndarray:
 
 def _by_class(result: DetectionResult, classes: _Classes) -> list[dict]:
     """Instances, and AP at each threshold and on average, of every class that has any; best class first."""
-    columns = sorted(classes.rows, key=lambda label: -result.ap[:, label].mean())
     return [
         {
             "class": result.classes[label],
@@ -259,7 +257,7 @@ def _by_class(result: DetectionResult, classes: _Classes) -> list[dict]:
             "ap": result.ap[:, label].tolist(),
             "average_ap": float(result.ap[:, label].mean()),
         }
-        for label in columns
+        for label in sorted(classes.rows, key=lambda label: -result.ap[:, label].mean())
     ]
 
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLORS = ("#2a9d4a", "#9ad1a8", "#3465a4", "#edae49", "#d1495b", "#bbbbbb")  # one a kind; the first is no error
 BAR, MISSED, BASELINE = "#3465a4", "#d1495b", "#333333"
+LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # so that no line runs through a number
 
 
 def diagnosis_table(diagnosis: dict) -> str:
@@ -41,7 +44,7 @@ def _removal_lines(diagnosis: dict) -> list[str]:
 
 def _bin_lines(name: str, bins: list[dict]) -> list[str]:
     rows = [
-        ("range", [_range(part) for part in bins]),
+        ("up to", [_upper(part) for part in bins]),
         ("number", [str(part["instances"]) for part in bins]),
         ("mAP_N", _percents(part["average_map_n"] for part in bins)),
         ("not found", _percents(_mean(part["not_found"]) for part in bins)),
@@ -74,8 +77,13 @@ def _slice_names(shares: np.ndarray) -> list[str]:
     return [f"{number}G" for number in range(1, len(shares) + 1)]
 
 
-def _range(part: dict) -> str:
-    return f"> {part['above']:g}" if part["up_to"] is None else f"{part['above']:g}-{part['up_to']:g}"
+def _upper(part: dict) -> str:
+    return f"> {part['above']:g}" if part["up_to"] is None else f"{part['up_to']:g}"
+
+
+def _bounds(part: dict) -> str:
+    bounds = _upper(part) if part["up_to"] is None else f"≤ {_upper(part)}"
+    return bounds.replace("0.", ".")
 
 
 def _percents(values: Iterable[float | None]) -> list[str]:
@@ -88,6 +96,8 @@ def _mean(values: list[float] | None) -> float | None:
 
 def diagnosis_figure(diagnosis: dict, path: str | Path) -> None:
     """Five panels: profile, cost of each kind of error, sensitivity, instances not found, AP by class."""
+    from matplotlib.figure import Figure  # here, so that the numbers can be had without matplotlib
+
     figure = Figure(figsize=(14, 13), layout="constrained")
     panels = figure.subplot_mosaic([["profile", "removal"], ["sensitivity", "missed"], ["classes", "classes"]])
     thresholds = ", ".join(f"{threshold:g}" for threshold in diagnosis["tiou_thresholds"])
@@ -106,17 +116,17 @@ def diagnosis_figure(diagnosis: dict, path: str | Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _draw_profile(axes: Axes, diagnosis: dict) -> None:
+def _draw_profile(axes: "Axes", diagnosis: dict) -> None:
     shares = 100 * np.nan_to_num(_profile_shares(diagnosis))
     bottom = np.zeros(len(shares))
     for kind, color, share in zip(diagnosis["kinds"], COLORS, shares.T, strict=True):
         axes.bar(_slice_names(shares), share, 0.85, bottom, color=color, label=kind)
         bottom += share
     axes.set(title="profile of the top detections", ylabel="share in percent", ylim=(0, 100))
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), reverse=True, frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=3, frameon=False)
 
 
-def _draw_removal(axes: Axes, diagnosis: dict) -> None:
+def _draw_removal(axes: "Axes", diagnosis: dict) -> None:
     gains = [100 * gain["average_map"] for gain in diagnosis["removal"].values()]
     bars = axes.barh(list(diagnosis["removal"]), gains, color=COLORS[1:])
     axes.bar_label(bars, fmt="%+.1f", padding=3)
@@ -126,23 +136,23 @@ def _draw_removal(axes: Axes, diagnosis: dict) -> None:
     axes.set(title=f"average mAP {base:.1f}: what it gains without one kind of error", xlabel="points of average mAP")
 
 
-def _draw_bins(axes: Axes, diagnosis: dict, groups: list[list], color: str, baseline: float) -> None:
+def _draw_bins(axes: "Axes", diagnosis: dict, groups: list[list], color: str, baseline: float) -> None:
     """Bars of all bins side by side, a gap between characteristics; `baseline` over all instances, dashed."""
     first, ticks, names = 0, [], []
     for (name, bins), values in zip(diagnosis["characteristics"].items(), groups, strict=True):
         places = np.arange(first, first + len(bins))
         bars = axes.bar(places, [100 * (value or 0) for value in values], 0.85, color=color)
-        axes.bar_label(bars, _percents(values), padding=2, fontsize=8)
+        axes.bar_label(bars, _percents(values), padding=2, fontsize=8, bbox=LABEL_BOX)
         axes.text(places.mean(), 1.0, name, ha="center", va="top", transform=axes.get_xaxis_transform())
         ticks.extend(places)
-        names.extend(f"{part['bin']}\n{_range(part)}" for part in bins)
+        names.extend(f"{part['bin']}\n{_bounds(part)}" for part in bins)
         first += len(bins) + 1
-    axes.axhline(100 * baseline, color=BASELINE, linestyle="--", linewidth=1)
+    axes.axhline(100 * baseline, color=BASELINE, linestyle="--", linewidth=1, zorder=0)
     axes.set_xticks(ticks, names, fontsize=7)
     axes.set_ylim(0, 1.2 * axes.dataLim.ymax or 1)
 
 
-def _draw_classes(axes: Axes, classes: list[dict]) -> None:
+def _draw_classes(axes: "Axes", classes: list[dict]) -> None:
     names = [f"{entry['class']} ({entry['instances']})" for entry in classes]
     axes.bar(names, [100 * entry["average_ap"] for entry in classes], color=BAR)
     axes.tick_params(axis="x", rotation=90, labelsize=9 if len(names) <= 40 else 6)

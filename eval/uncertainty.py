@@ -63,9 +63,7 @@ def resampled_map(result: DetectionResult, counts: np.ndarray) -> np.ndarray:
         return total / defined
 
 
-def basic_interval(
-    value: np.ndarray, samples: np.ndarray, confidence: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
+def basic_interval(value: np.ndarray, samples: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """The basic bootstrap interval (Davison and Hinkley, 1997, Section 5.2) of figures: its two ends, (...) each.
 
     value (...): of the list itself; samples (R, ...): of the resamples. Their errors samples - value stand in for

@@ -230,6 +230,13 @@ class Training:
         }
 
 
+def seed_everything(seed: int) -> None:
+    """Seed all global random generators that training may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - whoever adds an idea may use it
+    torch.manual_seed(seed)
+
+
 def random_states() -> dict:
     """The states of all global random generators that training draws from."""
     numpy_state = np.random.get_state()  # noqa: NPY002 - the global state is what is being kept

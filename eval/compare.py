@@ -1,0 +1,125 @@
+"""Is one list of detections better than another, or are these the videos of a lucky day?
+
+    python -m eval.compare A.json B.json --ground-truth annotations.json
+    python -m eval.compare A.json --ground-truth annotations.json
+
+mAP of each with its 95 % interval, their difference with its own, and a p-value; see `eval.uncertainty`.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import numpy as np
+from tqdm import tqdm
+
+from eval.detection import DetectionResult, evaluate_detections
+from eval.detection_files import read_ground_truth
+from eval.protocols import PROTOCOLS
+from eval.uncertainty import basic_interval, bootstrap_maps, two_sided_p_value
+from utils.datasets import DATASETS
+from utils.errors import InputError, exit_on_input_error
+
+
+def compare(
+    results: Sequence[DetectionResult],
+    average_ranges: Iterable[tuple[float, float]],
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> list[dict]:
+    """mAP with its 95 % interval at each threshold and over each range of thresholds, of one list or of two.
+
+    results: one, or two that were evaluated on the same ground truth under the same protocol and thresholds; both
+        are resampled with the same videos, so what is easy or hard for both cancels in the difference.
+
+    Returns a row a figure: `tiou`, `map` and `interval` (one of each a list of detections) and, of two lists, the
+    second's `difference` from the first, `difference_interval` and `p_value`. Fractions.
+    """
+    samples = bootstrap_maps(results, resamples, seed, progress)
+    thresholds = results[0].tiou_thresholds
+    rows = [(f"{threshold:g}", np.array([index])) for index, threshold in enumerate(thresholds)]
+    for low, high in average_ranges:
+        inside = np.flatnonzero((thresholds > low - 1e-9) & (thresholds < high + 1e-9))
+        rows += [(f"{low:g}:{high:g}", inside)] if len(inside) else []
+    return [
+        _row(
+            name,
+            [float(result.map[inside].mean()) for result in results],
+            [sample[:, inside].mean(axis=1) for sample in samples],
+        )
+        for name, inside in rows
+    ]
+
+
+def _row(name: str, maps: list[float], samples: list[np.ndarray]) -> dict:
+    intervals = [basic_interval(*pair) for pair in zip(maps, samples, strict=True)]
+    row = {"tiou": name, "map": maps, "interval": [np.clip(ends, 0, 1).tolist() for ends in intervals]}
+    if len(maps) == 2:
+        difference, differences = maps[1] - maps[0], samples[1] - samples[0]
+        row["difference"] = difference
+        row["difference_interval"] = np.array(basic_interval(difference, differences)).tolist()
+        row["p_value"] = float(two_sided_p_value(difference, differences))
+    return row
+
+
+def comparison_table(rows: list[dict]) -> str:
+    """A line a row, mAP and intervals in percent."""
+    paired = "p_value" in rows[0]
+    names = ("A", "B")[: len(rows[0]["map"])]
+    lines = [f"{'tIoU':<8}" + "".join(f"{name:>7}{'95 %':>16}" for name in names)]
+    if paired:
+        lines[0] += f"{'B - A':>8}{'95 %':>17}{'p':>8}"
+    for row in rows:
+        line = f"{row['tiou']:<8}"
+        for value, (low, high) in zip(row["map"], row["interval"], strict=True):
+            line += f"{100 * value:7.2f}{f'[{100 * low:.2f}, {100 * high:.2f}]':>16}"
+        if paired:
+            low, high = row["difference_interval"]
+            line += (
+                f"{100 * row['difference']:+8.2f}{f'[{100 * low:+.2f}, {100 * high:+.2f}]':>17}{row['p_value']:8.3f}"
+            )
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.compare",
+        description="mAP with 95 % intervals by bootstrap over videos, of one detection file or of two, paired.",
+    )
+    add = parser.add_argument
+    add("predictions", nargs="+", metavar="FILE", help="detections A, or A and B: ActivityNet JSON, or CSV")
+    add("--ground-truth", required=True, help="annotations.json (ActivityNet's schema), or a folder")
+    add("--dataset", choices=sorted(DATASETS), default="thumos14", help="gives thresholds; default: thumos14")
+    add("--subset", help="subset of the ground truth; default: the dataset's")
+    add("--protocol", choices=list(PROTOCOLS), default="seconds", help="default: seconds")
+    add("--resamples", type=int, default=1000, help="default: 1000")
+    add("--seed", type=int, default=0, help="default: 0")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """The command line: one table on the screen."""
+    args = _parse_args()
+    if len(args.predictions) > 2:
+        raise InputError(f"expected one or two detection files, got {len(args.predictions)}")
+    dataset = DATASETS[args.dataset]
+    truth = read_ground_truth(args.ground_truth, args.subset or dataset.test_subset)
+    results = [
+        evaluate_detections(
+            truth, path, dataset.tiou_thresholds, protocol=args.protocol, snippet_rate=dataset.snippet_rate
+        )
+        for path in args.predictions
+    ]
+    for name, path, result in zip("AB", args.predictions, results, strict=False):
+        print(f"{name}: {path}")
+        for note in result.notes:
+            print(f"note: {note}")
+    print(f"mAP in percent, {args.protocol} protocol, {args.resamples} resamples of the videos, seed {args.seed}")
+    progress = partial(tqdm, desc="resampling", unit="block", leave=False, delay=2)
+    print(comparison_table(compare(results, dataset.average_ranges, args.resamples, args.seed, progress)))
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)

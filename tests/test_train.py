@@ -1,0 +1,300 @@
+"""Whole commands, as a user runs them, on a tiny simulated dataset."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from main import main as train
+from test import main as evaluate
+from utils.annotations import parse_annotations
+from utils.simulate import invent_timeline, simulate_features
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = """
+dataset: demo
+num_snippets: 12
+lr: 1e-3
+max_iter: 6
+eval_every: 2
+evaluate_untrained: true
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dataset")
+    simulate_features(parse_annotations(invent_timeline(20, 3), "invented"), folder, (6, 5))
+    (folder / "config.yaml").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def arguments(dataset, run, *more):
+    config = ["--config", str(dataset / "config.yaml")]
+    return [*config, "--path-dataset", str(dataset), "--run-dir", str(run), "--device", "cpu", *more]
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(arguments(dataset, folder, "--holdout", "0.2"))
+    return folder
+
+
+def run_program(program, *argv, **environment):
+    return subprocess.run(
+        [sys.executable, program, *map(str, argv)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def records(run):
+    """The log, without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "snippets_per_second"} for line in lines]
+
+
+def same(first, second):
+    """Equal, bit for bit, through dicts, lists and tensors."""
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+
+
+def checkpoint(run, name="last"):
+    content = torch.load(run / f"checkpoints/{name}.pt", weights_only=True)
+    del content["options"]  # run_dir and max_iter differ
+    return content
+
+
+def test_a_run_folder_holds_everything(run):
+    expected = "options.yaml environment.json log.jsonl metrics.json detections.json outputs.h5 videos.png"
+    for name in [*expected.split(), "checkpoints/last.pt", "checkpoints/best.pt", "checkpoints/selected.pt"]:
+        assert (run / name).stat().st_size > 0
+    assert [record["iteration"] for record in records(run)] == [0, 2, 4, 6]
+    assert yaml.safe_load((run / "options.yaml").read_text())["lr"] == 1e-3
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert list(metrics) == ["untrained", "last", "best", "selected"]
+    for checkpoint in metrics.values():
+        for protocol in ("snippet", "seconds"):
+            assert np.mean(checkpoint[protocol]["map"]) == pytest.approx(checkpoint[protocol]["average_map"])
+            assert len(checkpoint[protocol]["ap"]) == 9
+    best = max(records(run)[1:], key=lambda r: sum(r["scores"][f"snippet/mAP@0.{t}"] for t in range(1, 8)))
+    assert metrics["best"]["iteration"] == best["iteration"]
+    with h5py.File(run / "outputs.h5") as outputs:
+        assert len(outputs) == 8
+        video = outputs["test_0012"]
+        assert video["cas"].shape == (video["attention"].shape[0], 4)
+
+
+def test_tensorboard_finds_the_scalars(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run)).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"classification_mAP", "snippet/mAP@0.5", "seconds/mean_mAP", "snippets_per_second"} <= tags
+    assert [event.step for event in events.Scalars("snippet/mean_mAP")] == [0, 2, 4, 6]
+
+
+def test_test_program_gives_the_runs_numbers(dataset, run, tmp_path):
+    argv = ["--path-dataset", str(dataset), "--output-dir", str(tmp_path), "--device", "cpu"]
+    evaluate(["--checkpoint", str(run / "checkpoints/last.pt"), *argv])
+    of_run = json.loads((run / "metrics.json").read_text())["last"]
+    assert json.loads((tmp_path / "metrics.json").read_text())["last"] == of_run
+    assert (tmp_path / "detections.json").read_text() == (run / "detections.json").read_text()
+    # and the evaluator alone, on the written file, the same again
+    done = subprocess.run(
+        [sys.executable, "-m", "eval.detection", "--ground-truth", dataset / "annotations.json", "--predictions"]
+        + [tmp_path / "detections.json", "--subset", "test", "--protocol", "seconds", "--json", tmp_path / "out.json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["map"] == of_run["seconds"]["map"]
+
+
+@pytest.mark.parametrize("stop", [2, 4, 3])
+def test_resumed_equals_uninterrupted(dataset, run, tmp_path, stop):
+    """Weights, optimiser, batches, random states and log; also when it ended off the evaluation schedule."""
+    train(arguments(dataset, tmp_path, "--holdout", "0.2", "--max-iter", str(stop)))
+    torch.manual_seed(99)
+    train(arguments(dataset, tmp_path, "--holdout", "0.2", "--resume"))
+    assert records(tmp_path) == records(run)
+    for name in ("last", "best", "selected"):
+        assert same(checkpoint(tmp_path, name), checkpoint(run, name))
+    assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads((run / "metrics.json").read_text())
+
+
+def test_a_finished_run_resumed_only_reports(dataset, tmp_path, capsys):
+    for _ in range(2):
+        train(arguments(dataset, tmp_path, "--max-iter", "3", "--resume"))
+        table = capsys.readouterr().out
+    assert [record["iteration"] for record in records(tmp_path)] == [0, 2, 3]
+    assert "best" in table
+
+
+def test_ctrl_c_saves_and_resume_continues(dataset, tmp_path):
+    argv = arguments(dataset, tmp_path / "stopped", "--max-iter", "60", "--eval-every", "30")
+    command = [sys.executable, "main.py", *argv]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+    )
+    log = tmp_path / "stopped/log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "stopped after iteration" in printed
+    assert "Traceback" not in printed
+    assert 0 < checkpoint(tmp_path / "stopped")["iteration"] < 60
+
+    train([*argv, "--resume"])
+    train(arguments(dataset, tmp_path / "whole", "--max-iter", "60", "--eval-every", "30"))
+    assert same(checkpoint(tmp_path / "stopped"), checkpoint(tmp_path / "whole"))
+    assert records(tmp_path / "stopped") == records(tmp_path / "whole")
+
+
+def test_training_sees_video_level_labels_only(dataset, run, tmp_path):
+    """Without a single segment of the training subset, the weights come out the same."""
+    weak = tmp_path / "weak"
+    weak.mkdir()
+    annotations = json.loads((dataset / "annotations.json").read_text())
+    for video in annotations["database"].values():
+        if video["subset"] == "train":
+            video["annotations"] = []
+    (weak / "annotations.json").write_text(json.dumps(annotations))
+    (weak / "features.h5").symlink_to(dataset / "features.h5")
+    (weak / "config.yaml").write_text(CONFIG)
+    train(arguments(weak, tmp_path / "run", "--holdout", "0.2"))
+    assert same(checkpoint(tmp_path / "run"), checkpoint(run))
+
+
+def test_seeds_differ_and_repeat(dataset, run, tmp_path):
+    train(arguments(dataset, tmp_path / "again", "--holdout", "0.2"))
+    train(arguments(dataset, tmp_path / "other", "--holdout", "0.2", "--seed", "1"))
+    assert same(checkpoint(tmp_path / "again"), checkpoint(run))
+    assert not same(checkpoint(tmp_path / "other")["model"], checkpoint(run)["model"])
+
+
+def test_bf16_trains(dataset, tmp_path):
+    train(arguments(dataset, tmp_path, "--precision", "bf16", "--max-iter", "2"))
+    assert all(torch.isfinite(value).all() for value in checkpoint(tmp_path)["model"].values())
+
+
+def test_a_run_is_never_overwritten(dataset, run):
+    done = run_program("main.py", *arguments(dataset, run, "--holdout", "0.2"))
+    assert_one_line(done, "already holds a run")
+    done = run_program("main.py", *arguments(dataset, run, "--holdout", "0.2", "--resume", "--lr", "1"))
+    assert_one_line(done, "was run with lr = 0.001, not 1.0")
+
+
+def assert_one_line(done, message):
+    """Bad input: no traceback, exit status 2, and one line on stderr beside the progress bars."""
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+def copy_dataset(source, target):
+    """A copy of a dataset to damage: its annotations, and a function to rewrite them; features are copied too."""
+    target.mkdir(exist_ok=True)
+    for name in ("annotations.json", "features.h5", "config.yaml"):
+        (target / name).write_bytes((source / name).read_bytes())
+    return json.loads((target / "annotations.json").read_text())
+
+
+def lose_features(folder, annotations):
+    with h5py.File(folder / "features.h5", "r+") as file:
+        del file["flow/train_0003"]
+
+
+def narrow_features(folder, annotations):
+    with h5py.File(folder / "features.h5", "r+") as file:
+        values = file["rgb/train_0003"][:, :4]
+        del file["rgb/train_0003"]
+        file["rgb/train_0003"] = values
+
+
+def spoil_features(folder, annotations):
+    with h5py.File(folder / "features.h5", "r+") as file:
+        file["rgb/test_0012"][5, 2] = np.nan
+
+
+def invent_class(folder, annotations):
+    annotations["database"]["train_0003"]["labels"] = ["Juggle"]
+    (folder / "annotations.json").write_text(json.dumps(annotations))
+
+
+def cut_annotations(folder, annotations):
+    (folder / "annotations.json").write_text((folder / "annotations.json").read_text()[:200])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lose_features, "train_0003"),
+        (narrow_features, "expected (snippets, 6)"),
+        (spoil_features, "NaN or infinite values, first in row 5"),
+        (invent_class, "Juggle"),
+        (cut_annotations, "not valid JSON"),
+    ],
+)
+def test_bad_data_is_one_line_and_leaves_no_run(dataset, tmp_path, damage, message):
+    annotations = copy_dataset(dataset, tmp_path / "data")
+    damage(tmp_path / "data", annotations)
+    done = run_program("main.py", *arguments(tmp_path / "data", tmp_path / "run"))
+    assert_one_line(done, message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_features_can_be_left_out(dataset, tmp_path, capsys):
+    annotations = copy_dataset(dataset, tmp_path / "data")
+    lose_features(tmp_path / "data", annotations)
+    train(arguments(tmp_path / "data", tmp_path / "run", "--missing-features", "skip", "--max-iter", "2"))
+    assert "train 11 videos" in capsys.readouterr().out.replace("(1 without", "\n(1 without")
+
+
+def test_other_bad_input_is_one_line(dataset, run, tmp_path):
+    annotations = copy_dataset(dataset, tmp_path / "data")
+    annotations["classes"].append("Juggle")
+    (tmp_path / "data/annotations.json").write_text(json.dumps(annotations))
+    testing = ["--checkpoint", run / "checkpoints/best.pt", "--output-dir", tmp_path / "out"]
+    for program, argv, message in [
+        ("main.py", arguments(tmp_path / "absent", tmp_path / "run")[2:], "no such file or folder"),
+        ("main.py", arguments(dataset, tmp_path / "run", "--modalities", "rgb", "audio"), "audio"),
+        ("test.py", [*testing, "--path-dataset", tmp_path / "data"], "has 3 classes, the dataset has 4"),
+        ("test.py", [*testing[2:], "--path-dataset", dataset, "--checkpoint", tmp_path / "no.pt"], "no such"),
+    ]:
+        assert_one_line(run_program(program, *argv), message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(dataset, tmp_path):
+    done = run_program("main.py", *arguments(dataset, tmp_path, "--lr", "1e20", "--precision", "bf16"))
+    assert_one_line(done, "the loss is not finite")

@@ -1,0 +1,208 @@
+"""eval/uncertainty.py and eval/compare.py: resamples against lists with literally repeated videos, and the command."""
+
+import json
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval.compare import compare, comparison_table, main
+from eval.detection import evaluate_detections
+from eval.detection_files import make_table, read_detections, read_ground_truth
+from eval.uncertainty import basic_interval, bootstrap_maps, resampled_map, two_sided_p_value
+from utils.datasets import DATASETS
+from utils.errors import InputError, exit_on_input_error
+
+THRESHOLDS = (0.1, 0.5, 0.7)
+ALL = ((0.1, 0.7),)
+
+
+def evaluated(truth, found, videos="uvw", protocol="seconds"):
+    """truth: rows (video, label, start, end); found: the same and a score."""
+    table = make_table([(*row, None) for row in truth], videos, "abc", scored=False)
+    return evaluate_detections(table, make_table(found), THRESHOLDS, protocol=protocol)
+
+
+def repeated(rows, counts):
+    """The rows of each video as often as it counts, every copy a video of its own, copies side by side."""
+    return [(f"{row[0]}{copy}", *row[1:]) for row in rows for copy in range(counts.get(row[0], 1))]
+
+
+ROWS = st.tuples(st.sampled_from("uvw"), st.sampled_from("abc"), st.integers(0, 12), st.integers(1, 6))
+
+
+@st.composite
+def lists(draw):
+    truth = [(video, label, start, start + length) for video, label, start, length in draw(st.lists(ROWS, min_size=1))]
+    rows = draw(st.lists(st.tuples(ROWS, st.integers(0, 5)), max_size=40))  # ties are common
+    found = [(video, label, start, start + length, score) for (video, label, start, length), score in rows]
+    return truth, found + draw(st.sampled_from([[], [("stranger", "a", 0, 1, 3)]]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(lists(), st.tuples(*[st.integers(0, 3)] * 3))
+def test_a_resample_is_the_list_with_repeated_videos(case, times):
+    truth, found = case
+    counts = dict(zip("uvw", times, strict=True))
+    drawn = repeated(truth, counts)
+    maps = resampled_map(evaluated(truth, found), np.array([[*times, 1.0]]))
+    if not drawn:
+        assert np.isnan(maps).all()
+        return
+    expected = evaluated(drawn, repeated(found, counts), [f"{video}{copy}" for video in "uvw" for copy in range(3)])
+    np.testing.assert_allclose(maps[0], expected.map, atol=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(lists())
+def test_properties_of_every_bootstrap(case):
+    result = evaluated(*case)
+    used = {row[0] for rows in case for row in rows} & set("uvw")
+    if len(used) < 2:
+        with pytest.raises(InputError, match="at least two videos"):
+            bootstrap_maps([result], 20)
+        return
+    first, second = bootstrap_maps([result, result], 20, seed=3)
+    assert 0 < len(first) <= 20
+    assert (first >= 0).all() and (first <= 1 + 1e-12).all()
+    np.testing.assert_array_equal(first, second)  # the same videos are drawn for both
+    np.testing.assert_array_equal(first, bootstrap_maps([result], 20, seed=3)[0])
+    rows = compare([result, result], ALL, 20)
+    assert [row["tiou"] for row in rows] == ["0.1", "0.5", "0.7", "0.1:0.7"]
+    assert all(row["difference"] == 0 and row["p_value"] == 1 for row in rows)
+    assert all(row["difference_interval"] == [0, 0] for row in rows)
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+
+
+def test_blocks_change_nothing(monkeypatch):
+    truth = [(video, "a", 0, 10) for video in "uvw"]
+    result = evaluated(truth, [("u", "a", 0, 10, 0.9), ("v", "a", 0, 4, 0.8), ("w", "a", 1, 10, 0.7)])
+    whole = bootstrap_maps([result], 100)[0]
+    monkeypatch.setattr("eval.uncertainty.BLOCK", 1)
+    seen = []
+    np.testing.assert_array_equal(bootstrap_maps([result], 100, progress=lambda it: seen.extend(it) or seen)[0], whole)
+    assert len(seen) > 1
+
+
+def test_interval_and_p_value_by_hand():
+    samples = np.arange(1, 100) / 100  # quantiles 0.0345 and 0.9655
+    low, high = basic_interval(0.6, samples)
+    assert (low, high) == pytest.approx((1.2 - 0.9655, 1.2 - 0.0345))
+    error = np.array([-0.3, -0.1, 0.0, 0.1, 0.2])
+    assert two_sided_p_value(0.15, error + 0.15) == pytest.approx(2 * (1 + 1) / 6)
+    assert two_sided_p_value(-0.15, error - 0.15) == pytest.approx(2 * (1 + 1) / 6)
+    assert two_sided_p_value(0.5, error + 0.5) == pytest.approx(2 / 6)  # the smallest there is
+    assert two_sided_p_value(0.0, np.zeros(5)) == 1
+
+
+def test_one_list_is_better_in_every_video():
+    videos = [f"v{number}" for number in range(20)]
+    truth = [(video, "a", 0, 10) for video in videos]
+    good = [(video, "a", 0, 10, 0.5) for video in videos]
+    bad = [(video, "a", 5, 15, 0.5) for video in videos]
+    row = compare([evaluated(truth, bad, videos), evaluated(truth, good, videos)], (), 199)[1]  # tIoU 0.5
+    assert (row["map"], row["difference"], row["difference_interval"]) == ([0, 1], 1, [1, 1])
+    assert row["p_value"] == pytest.approx(2 / 200)
+
+
+def test_what_cannot_be_compared_is_refused():
+    truth = [("u", "a", 0, 10), ("v", "a", 0, 10.4)]
+    found = [("u", "a", 0, 10, 0.9)]
+    one = evaluated(truth, found)
+    for other in (evaluated(truth, found, protocol="snippet"), evaluated(truth[:1], found)):
+        with pytest.raises(InputError, match="same ground truth"):
+            bootstrap_maps([one, other])
+    for wrong in ({"resamples": 0}, {"seed": -1}):
+        with pytest.raises(InputError, match="at least"):
+            bootstrap_maps([one], **wrong)
+    assert [len(maps) for maps in bootstrap_maps([evaluated(truth, [])], 10)] == [10]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the command on these detection lists and options: exit status, stdout, stderr."""
+
+    def command(lists, *options):
+        annotations = [{"label": "x", "segment": [1, 5]}]
+        database = {video: {"subset": "test", "annotations": annotations} for video in "abcd"}
+        (tmp_path / "truth.json").write_text(json.dumps({"database": database}))
+        paths = [tmp_path / f"{number}.json" for number in range(len(lists))]
+        for path, found in zip(paths, lists, strict=True):
+            path.write_text(found if isinstance(found, str) else json.dumps({"results": found}))
+        arguments = [*paths, "--ground-truth", tmp_path / "truth.json", *options]
+        monkeypatch.setattr(sys, "argv", ["compare", *map(str, arguments)])
+        status = 0
+        try:
+            exit_on_input_error(main)
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return command
+
+
+def found_until(end):
+    return {video: [{"label": "x", "score": 0.5, "segment": [1.0, end]}] for video in "abcd"}
+
+
+def test_command_compares_two_files(run):
+    status, out, err = run([found_until(3.4), found_until(5)], "--resamples", 99)
+    assert (status, err) == (0, "")
+    a, b, _, head, *rows = out.splitlines()
+    assert a.startswith("A: ") and a.endswith("0.json")
+    assert b.startswith("B: ") and b.endswith("1.json")
+    assert head.split() == ["tIoU", "A", "95", "%", "B", "95", "%", "B", "-", "A", "95", "%", "p"]
+    assert [row.split()[0] for row in rows] == [*(f"0.{i}" for i in range(1, 10)), "0.1:0.5", "0.1:0.7", "0.1:0.9"]
+    assert rows[0].split()[-1] == "1.000"
+    cells = ["0.7", "0.00", "[0.00,", "0.00]", "100.00", "[100.00,", "100.00]", "+100.00", "[+100.00,", "+100.00]"]
+    assert rows[6].split() == [*cells, "0.020"]
+
+
+def test_command_with_one_file_gives_its_intervals(run):
+    status, out, _ = run([found_until(5)], "--protocol", "snippet", "--seed", 5)
+    assert status == 0
+    assert out.splitlines()[-1].split() == ["0.1:0.9", "100.00", "[100.00,", "100.00]"]
+    assert " p" not in out.splitlines()[2]
+
+
+@pytest.mark.parametrize(
+    ("lists", "options", "message"),
+    [
+        ([found_until(5)] * 3, [], "expected one or two detection files, got 3"),
+        ([found_until(5), '{"results": {'], [], "1.json: not valid JSON"),
+        ([found_until(5), found_until(0)], [], "1.json: video 'a', detection 0: the segment"),
+        ([found_until(5)], ["--resamples", "0"], "at least 1 resample"),
+        ([found_until(5)], ["--seed", "-1"], "a seed of at least 0"),
+        ([found_until(5)], ["--subset", "val"], "no video of subset 'val'"),
+    ],
+)
+def test_command_refuses_in_one_line(run, lists, options, message):
+    status, _, err = run(lists, *options)
+    assert status == 2
+    assert message in err
+    assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_real_list_against_itself_with_shuffled_scores(reference):
+    truth = read_ground_truth(reference / "data/thumos14/annotations.json", "test")
+    found = read_detections(reference / "data/detections/thumos14_base_model_31587.json")
+    rng = np.random.default_rng(0)
+    picked = rng.choice(len(found), round(0.05 * len(found)), replace=False)
+    score = found.score.copy()
+    score[picked] = score[rng.permutation(picked)]
+    spec = DATASETS["thumos14"]
+    lists = (found, type(found)(found.videos, found.classes, found.video, found.label, found.start, found.end, score))
+    results = [evaluate_detections(truth, table, spec.tiou_thresholds) for table in lists]
+    began = time.perf_counter()
+    rows = compare(results, spec.average_ranges)
+    assert time.perf_counter() - began < 10
+    last = rows[-2]  # 0.1:0.7
+    assert last["tiou"] == "0.1:0.7"
+    assert last["interval"][0][0] < last["map"][0] < last["interval"][0][1]
+    low, high = last["difference_interval"]
+    assert -0.05 < low < last["difference"] < high < 0
+    assert last["p_value"] == pytest.approx(2 / 1001)
+    assert len(comparison_table(rows).splitlines()) == 13
