@@ -6,7 +6,7 @@ import torch
 
 from eval.report import results_table
 from model import CO2Net
-from options import parse_args
+from options import FREE_ON_RESUME, parse_args
 from utils.annotations import load_annotations
 from utils.checkpoint import Training, read_checkpoint, seed_everything
 from utils.datasets import DATASETS, DatasetSpec
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     simulated = "SIMULATED " if store.source.simulated else ""
     print(f"{simulated}features {store.source.path}: {spec.train_subset} {train}; {spec.test_subset} {test}")
-    run = open_run(args, device)
+    run = open_run(args.run_dir, vars(args), args.resume, FREE_ON_RESUME, device)
 
     seed_everything(args.seed)
     architecture = {
@@ -65,14 +65,18 @@ def main(argv: list[str] | None = None) -> None:
         holdout = HoldOut(held_out, criterion)
 
     evaluation = None
-    with RunLog(run, args, training.iteration) as log, StopSignal() as stop:
+    snippets = args.batch_size * args.num_snippets
+    with (
+        RunLog(run, training.iteration, args.max_iter, args.eval_every, snippets) as log,
+        StopSignal() as stop,
+    ):
         if args.evaluate_untrained and training.iteration == 0:
             training.untrained = evaluate(net).metrics
             log.evaluation(0, {}, training.untrained)
         while training.iteration < args.max_iter:
             terms = train_step(net, criterion, optimiser, next(loader), args.precision)
             training.advance(terms)
-            log.step(training.iteration, terms)
+            log.step(training.iteration, terms, args.lr)
             on_schedule = training.iteration % args.eval_every == 0
             if on_schedule or training.iteration == args.max_iter:
                 log.pause()

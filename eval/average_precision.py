@@ -59,3 +59,10 @@ def _class_ranks(labels: np.ndarray, num_classes: int) -> np.ndarray:
     ranks = np.empty(len(labels), dtype=np.int64)
     ranks[by_class] = np.arange(1, len(labels) + 1) - first[labels[by_class]]
     return ranks
+
+
+def mean_over_range(tiou_thresholds: np.ndarray, mean_ap: np.ndarray, low: float, high: float) -> float:
+    """Mean of mAP (T,) over the tIoU thresholds (T,) from low to high, both included; NaN if there are none."""
+    thresholds = np.asarray(tiou_thresholds)
+    inside = (thresholds > low - 1e-9) & (thresholds < high + 1e-9)
+    return float(np.asarray(mean_ap)[inside].mean()) if inside.any() else float("nan")

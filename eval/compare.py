@@ -67,17 +67,17 @@ def comparison_table(rows: list[dict]) -> str:
     """A line a row, mAP and intervals in percent."""
     paired = "p_value" in rows[0]
     names = ("A", "B")[: len(rows[0]["map"])]
-    lines = [f"{'tIoU':<8}" + "".join(f"{name:>7}{'95 %':>16}" for name in names)]
+    lines = [f"{'tIoU':<8}" + "".join(f"{name:>7}{'95 %':>18}" for name in names)]
     if paired:
-        lines[0] += f"{'B - A':>8}{'95 %':>17}{'p':>8}"
+        lines[0] += f"{'B - A':>9}{'95 %':>20}{'p':>8}"
     for row in rows:
         line = f"{row['tiou']:<8}"
         for value, (low, high) in zip(row["map"], row["interval"], strict=True):
-            line += f"{100 * value:7.2f}{f'[{100 * low:.2f}, {100 * high:.2f}]':>16}"
+            line += f"{100 * value:7.2f}{f'[{100 * low:.2f}, {100 * high:.2f}]':>18}"
         if paired:
             low, high = row["difference_interval"]
             line += (
-                f"{100 * row['difference']:+8.2f}{f'[{100 * low:+.2f}, {100 * high:+.2f}]':>17}{row['p_value']:8.3f}"
+                f"{100 * row['difference']:+9.2f}{f'[{100 * low:+.2f}, {100 * high:+.2f}]':>20}{row['p_value']:8.3f}"
             )
         lines.append(line)
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.average_precision import average_precisions, score_order
+from eval.average_precision import average_precisions, mean_over_range, score_order
 from eval.detection_files import (
     DetectionSource,
     GroundTruth,
@@ -53,8 +53,7 @@ class DetectionResult:
 
     def mean_map(self, low: float, high: float) -> float:
         """Mean mAP over the thresholds from low to high, both included; NaN if there are none."""
-        inside = (self.tiou_thresholds > low - 1e-9) & (self.tiou_thresholds < high + 1e-9)
-        return float(self.map[inside].mean()) if inside.any() else float("nan")
+        return mean_over_range(self.tiou_thresholds, self.map, low, high)
 
     def as_dict(self) -> dict:
         """What is written to disk: fractions at full precision, None for what is undefined."""

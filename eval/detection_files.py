@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.annotations import Video, load_annotations, parse_annotations
+from utils.annotations import Video, load_annotations, parse_annotations, read_json
 from utils.errors import InputError
 from utils.segments import snippets_to_seconds
 
@@ -199,22 +199,6 @@ def write_detections(path: str | Path, detections: Table) -> None:
         )
     content = {"version": "VERSION 1.3", "results": results, "external_data": {}}
     Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> object:
-    """The content of a JSON file; InputError if it cannot be read, is empty, cut off or something else."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file; expected JSON") from None
-    if not text.strip():
-        raise InputError(f"{path}: the file is empty")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); is the file complete?") from None
 
 
 def _parse_detections(data: object, where: str) -> Table:

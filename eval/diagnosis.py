@@ -78,7 +78,7 @@ def _grouped(numbers: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
     """The different numbers, and the rows (in order) that hold each."""
     order = np.argsort(numbers, kind="stable")
     names, first = np.unique(numbers[order], return_index=True)
-    return names.tolist(), np.split(order, first[1:])
+    return names.tolist(), np.split(order, first)[1:]
 
 
 class _Classes:

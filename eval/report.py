@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from eval.average_precision import mean_over_range
 from utils.annotations import Annotations, Video
 from utils.datasets import DatasetSpec
 from utils.segments import snippets_to_seconds
@@ -18,9 +19,7 @@ SHOWN_DETECTIONS = 12  # the best-scored of a video; the rest are soft-NMS's dec
 
 def mean_map(scores: dict, tiou_range: tuple[float, float]) -> float:
     """Mean of one protocol's mAP over the tIoU thresholds of a range, both ends included."""
-    low, high = tiou_range
-    thresholds = np.array(scores["tiou_thresholds"])
-    return float(np.mean(np.array(scores["map"])[(low <= thresholds) & (thresholds <= high)]))
+    return mean_over_range(scores["tiou_thresholds"], scores["map"], *tiou_range)
 
 
 def results_table(rows: Sequence[tuple[str, int, dict]], spec: DatasetSpec, protocols: Sequence[str]) -> str:

@@ -220,8 +220,7 @@ def plain_average_map_n(result, keep):
 @given(cases())
 def test_against_the_rules_read_plainly(result):
     kinds = error_kinds(result)
-    expected = [[plain_kind(result, *at) for at in np.ndindex(1, row.size)] for row in kinds[:1]]
-    assert [[KINDS[number] for number in row] for row in kinds[:1]] == expected
+    assert [KINDS[number] for number in kinds.ravel()] == [plain_kind(result, *at) for at in np.ndindex(kinds.shape)]
     diagnosis = diagnose(result)
     assert diagnosis["average_map"] == pytest.approx(result.average_map)
     assert diagnosis["average_map_n"] == pytest.approx(plain_average_map_n(result, np.full(kinds.shape, True)))

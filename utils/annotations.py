@@ -61,7 +61,7 @@ def load_annotations(path: str | Path) -> Annotations:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.is_file():
-        return parse_annotations(_read_json(path), str(path))
+        return parse_annotations(read_json(path), str(path))
     if (path / "annotations.json").is_file():
         return load_annotations(path / "annotations.json")
     if (path / "videoname.npy").is_file():
@@ -172,16 +172,18 @@ def _segments(rows: object, place: str) -> np.ndarray:
     return segments
 
 
-def _read_json(path: Path) -> object:
+def read_json(path: Path) -> object:
+    """The content of a JSON file; InputError if it cannot be read, is empty, cut off or something else."""
     try:
         text = path.read_text(encoding="utf-8")
-        if not text.strip():
-            raise InputError(f"{path}: the file is empty")
-        return json.loads(text)
-    except InputError:
-        raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file; expected JSON") from None
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty")
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); is the file complete?") from None
 

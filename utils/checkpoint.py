@@ -10,13 +10,13 @@ import os
 import pickle
 import random
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from utils.errors import InputError
-from wsad_dataset import BatchLoader
 
 # The release's module names -> ours. X.channel_conv keeps only its middle tap; see model.ConsensusModule.
 RELEASED_MODULES = {
@@ -126,6 +126,13 @@ def _check_state(net: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
             raise InputError(f"{path}: {name} holds NaN or infinite values; the checkpoint is damaged")
 
 
+class Stateful(Protocol):
+    """What a training needs of its batches: a state that is saved and restored."""
+
+    def state_dict(self) -> dict: ...
+    def load_state_dict(self, state: dict) -> None: ...
+
+
 class Training:
     """What changes while a network trains: saved whole, and resumed as if it had never stopped.
 
@@ -140,9 +147,7 @@ class Training:
         run: the run folder; checkpoints go to its ``checkpoints``.
     """
 
-    def __init__(
-        self, net: nn.Module, optimiser: torch.optim.Optimizer, loader: BatchLoader, identity: dict, run: Path
-    ):
+    def __init__(self, net: nn.Module, optimiser: torch.optim.Optimizer, loader: Stateful, identity: dict, run: Path):
         self.net, self.optimiser, self.loader, self.identity = net, optimiser, loader, identity
         self.folder = run / "checkpoints"
         self.iteration, self.metrics, self.untrained = 0, None, None

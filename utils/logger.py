@@ -5,7 +5,7 @@ import platform
 import subprocess
 import sys
 import time
-from argparse import Namespace
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -15,26 +15,29 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from options import FREE_ON_RESUME
 from utils.errors import InputError
 
 SCALARS_EVERY = 10  # iterations between TensorBoard points of the losses
 
 
-def open_run(args: Namespace, device: torch.device) -> Path:
+def open_run(folder: str, options: dict, resume: bool, free: Collection[str], device: torch.device) -> Path:
     """The run folder with options.yaml and environment.json; never one that holds another run.
 
+    Args:
+        options: the resolved options.
+        resume: whether the folder may hold a run already; its options must then be the same, but for ``free``.
+
     Raises:
-        InputError: if the folder holds a run and ``args.resume`` is off, or other options than ``args``.
+        InputError: if the folder holds a run and ``resume`` is off, or one with other options.
     """
-    run = Path(args.run_dir)
-    options = run / "options.yaml"
-    if options.exists():
-        if not args.resume:
+    run = Path(folder)
+    path = run / "options.yaml"
+    if path.exists():
+        if not resume:
             raise InputError(f"{run} already holds a run; continue it with --resume or choose another --run-dir")
-        _require_same_options(options, args)
+        _require_same_options(path, {name: value for name, value in options.items() if name not in free})
     run.mkdir(parents=True, exist_ok=True)
-    options.write_text(yaml.safe_dump(vars(args), sort_keys=False))
+    path.write_text(yaml.safe_dump(options, sort_keys=False))
     write_json(run / "environment.json", _environment(device))
     return run
 
@@ -48,21 +51,20 @@ class RunLog:
 
     Args:
         run: the run folder.
-        args: the run's options.
-        first: iterations done before; records of an interrupted attempt after it, and of an evaluation off the
-            schedule, are dropped, so that a resumed log is that of a run that was not stopped.
+        first: iterations done before. Records of an interrupted attempt after it are dropped, and if the run goes on,
+            so are those off the evaluation schedule: a resumed log is that of a run that was not stopped.
+        total: iterations of the whole run.
+        eval_every: iterations between evaluations.
+        snippets: snippets of one batch.
     """
 
-    def __init__(self, run: Path, args: Namespace, first: int):
-        self._path, self._args = run / "log.jsonl", args
-        self.records = [
-            record
-            for record in _read_records(self._path)
-            if record["iteration"] <= first and (record["iteration"] % args.eval_every == 0 or first == args.max_iter)
-        ]
+    def __init__(self, run: Path, first: int, total: int, eval_every: int, snippets: int):
+        self._path, self._snippets = run / "log.jsonl", snippets
+        done = [record for record in _read_records(self._path) if record["iteration"] <= first]
+        self.records = [record for record in done if first == total or record["iteration"] % eval_every == 0]
         self._path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
         self._writer = SummaryWriter(run, purge_step=first + 1 if first else None)
-        self._bar = tqdm(total=args.max_iter, initial=first, desc="training", unit="it", dynamic_ncols=True)
+        self._bar = tqdm(total=total, initial=first, desc="training", unit="it", dynamic_ncols=True)
         self._steps, self._seconds = 0, 0.0
         self._clock = time.perf_counter()
 
@@ -73,14 +75,14 @@ class RunLog:
         self._bar.close()
         self._writer.close()
 
-    def step(self, iteration: int, terms: dict[str, Tensor]) -> None:
+    def step(self, iteration: int, terms: dict[str, Tensor], lr: float) -> None:
         """After each training step; looks at the values, and so waits for them, only every SCALARS_EVERY."""
         self._bar.update()
         self._steps += 1
         if iteration % SCALARS_EVERY == 0:
             for name, value in terms.items():
                 self._writer.add_scalar(f"loss/{name}", value.item(), iteration)
-            self._writer.add_scalar("lr", self._args.lr, iteration)
+            self._writer.add_scalar("lr", lr, iteration)
             self._bar.set_postfix(loss=f"{terms['total'].item():.3f}", **self._scores())
 
     def pause(self) -> None:
@@ -92,8 +94,7 @@ class RunLog:
     ) -> None:
         """One line in log.jsonl, and its scalars: mean losses since the last one, mAPs, scores on held-out videos,
         snippets a second."""
-        snippets = self._steps * self._args.batch_size * self._args.num_snippets
-        speed = snippets / self._seconds if self._steps else None
+        speed = self._steps * self._snippets / self._seconds if self._steps else None
         record = {
             "iteration": iteration,
             "losses": losses,
@@ -133,13 +134,15 @@ def _read_records(path: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def _require_same_options(path: Path, args: Namespace) -> None:
+def _require_same_options(path: Path, options: dict) -> None:
     try:
         before = yaml.safe_load(path.read_text())
-    except yaml.YAMLError:
-        raise InputError(f"{path}: not the options of a run; move the folder away") from None
-    for name, value in vars(args).items():
-        if name not in FREE_ON_RESUME and before.get(name) != value:
+    except (yaml.YAMLError, UnicodeDecodeError):
+        before = None
+    if not isinstance(before, dict):
+        raise InputError(f"{path}: not the options of a run; move the folder away")
+    for name, value in options.items():
+        if before.get(name) != value:
             raise InputError(
                 f"{path.parent} was run with {name} = {before.get(name)!r}, not {value!r}; "
                 "resume it with its own options or choose another --run-dir"

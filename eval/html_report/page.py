@@ -102,11 +102,13 @@ def _evaluate(run: Run, annotations: Annotations) -> Evaluated:
 
 
 def _protocols(run: Run, applicable: Sequence[str], videos: Sequence[str] | None) -> list[str]:
-    """The run's own, then the published variants; without those that leave out videos the run has left out."""
+    """The run's own, then the published variants that say something else: not those that leave out videos which
+    the run has left out itself, nor the ambiguous-segment rule, which the run has applied."""
     variants = [
         name
         for name in applicable
-        if videos is None or set(PROTOCOLS[name].videos_left_out) <= set(videos)
+        if not PROTOCOLS[name].drops_ambiguous
+        and (videos is None or set(PROTOCOLS[name].videos_left_out) <= set(videos))
     ]
     return list(dict.fromkeys((*run.protocols, *variants)))
 
