@@ -16,7 +16,7 @@ from tqdm import tqdm
 from eval.detection import DetectionResult, evaluate_detections
 from eval.detection_files import read_ground_truth
 from eval.protocols import PROTOCOLS
-from eval.uncertainty import basic_interval, bootstrap_maps, two_sided_p_value
+from eval.uncertainty import bootstrap_interval, bootstrap_maps, two_sided_p_value
 from utils.datasets import DATASETS
 from utils.errors import InputError, exit_on_input_error
 
@@ -53,12 +53,12 @@ def compare(
 
 
 def _row(name: str, maps: list[float], samples: list[np.ndarray]) -> dict:
-    intervals = [basic_interval(*pair) for pair in zip(maps, samples, strict=True)]
+    intervals = [bootstrap_interval(*pair) for pair in zip(maps, samples, strict=True)]
     row = {"tiou": name, "map": maps, "interval": [np.clip(ends, 0, 1).tolist() for ends in intervals]}
     if len(maps) == 2:
         difference, differences = maps[1] - maps[0], samples[1] - samples[0]
         row["difference"] = difference
-        row["difference_interval"] = np.array(basic_interval(difference, differences)).tolist()
+        row["difference_interval"] = bootstrap_interval(difference, differences).tolist()
         row["p_value"] = float(two_sided_p_value(difference, differences))
     return row
 

@@ -79,8 +79,8 @@ def _varied(results: Sequence, annotations: Annotations, count: int) -> list:
     """The first video of each class in turn, then whatever is left."""
     first_of_class = {}
     for result in results:
-        labels = annotations.videos[result.video_id].labels
-        first_of_class.setdefault(labels[0] if labels else None, result)
+        label = _main_class(annotations.videos[result.video_id], annotations.classes)
+        first_of_class.setdefault(label, result)
     chosen = list(first_of_class.values())
     taken = {result.video_id for result in chosen}
     return (chosen + [result for result in results if result.video_id not in taken])[:count]
@@ -89,7 +89,7 @@ def _varied(results: Sequence, annotations: Annotations, count: int) -> list:
 def _plot_video(
     part: Figure, result, video: Video, classes: Sequence[str], snippet_rate: float, modalities: Sequence[str]
 ) -> None:
-    label = video.labels[0] if video.labels else classes[0]
+    label = _main_class(video, classes)
     index = classes.index(label)
     times = snippets_to_seconds(np.arange(len(result.attention)) + 0.5, snippet_rate)
     bars, attention, activation = part.subplots(3, 1, sharex=True, height_ratios=(1.1, 1, 1))
@@ -109,10 +109,18 @@ def _plot_video(
         attention.plot(times, values, color=color, linewidth=0.8, label=name)
     attention.plot(times, result.attention, color=FUSED, linewidth=1.3, label="fused")
     attention.set(ylim=(0, 1), ylabel="attention")
-    attention.legend(loc="upper right", fontsize=7, ncols=3)
+    attention.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=7, ncols=3, frameon=False)
 
     activation.plot(times, result.cas[:, index], color=DETECTION, linewidth=1)
     activation.set(ylabel="T-CAM", xlabel="seconds", xlim=(0, times[-1]))
+
+
+def _main_class(video: Video, classes: Sequence[str]) -> str:
+    """The class that a video shows for the longest time; its first label where no segment is known."""
+    shown = dict.fromkeys(video.labels or classes[:1], 0.0)
+    for label, (start, end) in zip(video.segment_labels, video.segments, strict=True):
+        shown[label] = shown.get(label, 0.0) + end - start
+    return max(shown, key=shown.get)
 
 
 def _draw_segments(axes: Axes, segments: Sequence, bottom: float, color: str, alpha: float = 1.0) -> None:

@@ -63,30 +63,34 @@ def resampled_map(result: DetectionResult, counts: np.ndarray) -> np.ndarray:
         return total / defined
 
 
-def basic_interval(value: np.ndarray, samples: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """The basic bootstrap interval (Davison and Hinkley, 1997, Section 5.2) of figures: its two ends, (...) each.
+def bootstrap_interval(value: np.ndarray, samples: np.ndarray, confidence: float = 0.95) -> np.ndarray:
+    """The interval of figures (...) by the errors of their resamples (R, ...): its two ends, (2, ...).
 
-    value (...): of the list itself; samples (R, ...): of the resamples. Their errors samples - value stand in for
-    the error of the value: [2 value - upper quantile, 2 value - lower quantile].
+    The errors are the resamples' distances from their own mean, and the interval is [value - upper quantile of the
+    errors, value - lower quantile]: the basic interval (Davison and Hinkley, 1997, Section 5.2), centred.
 
-    Why not the quantiles themselves: the mAP of a resample is too high, since what is drawn twice shares its rank
-    (by 0.5 to 1 point of mAP on THUMOS14, half a standard deviation). Where the truth was known, in 500 draws from the
-    videos of one THUMOS14 list, 95 % quantile intervals held it in 72 to 89 % of the draws, these in 92 to 96 %.
+    Why centred: mAP falls as videos are added (of one list, mAP@0.1:0.7 is 43.8 on random halves of THUMOS14 and 42.4
+    on all of it), and a resample, with 63 % of the different videos, lies above the list by half a standard deviation.
+    So this is the interval of the mAP to expect on other test sets of the same size, which is what tables compare. It
+    held that in 93 to 97 % of 400 trials on this list; at tIoU 0.9, where few instances are found, in 89 %.
     """
-    low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    return 2 * value - high, 2 * value - low
+    low, high = np.quantile(_errors(samples), [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return np.array([value - high, value - low])
 
 
 def two_sided_p_value(difference: np.ndarray, samples: np.ndarray) -> np.ndarray:
-    """p of "there is no difference": the level at which the basic interval begins to hold 0; (...) in (0, 1].
+    """p of "there is no difference", where chance alone would make the errors of the resamples (R, ...).
 
-    difference (...): of the two lists; samples (R, ...): of their resamples. With the error e = samples - difference:
-    2 (1 + the smaller of the numbers of resamples with e >= difference and e <= difference) / (1 + R), at most 1.
-    Never 0; the smallest possible value is 2 / (1 + R).
+    difference (...): of the two lists. 2 (1 + the smaller of the numbers of errors >= difference and <= difference) /
+    (1 + R), at most 1: the level at which the interval begins to hold 0. Never 0; the smallest value is 2 / (1 + R).
     """
-    error = samples - difference
-    smaller = np.minimum((error >= difference).sum(axis=0), (error <= difference).sum(axis=0))
+    errors = _errors(samples)
+    smaller = np.minimum((errors >= difference).sum(axis=0), (errors <= difference).sum(axis=0))
     return np.minimum(1.0, 2 * (1 + smaller) / (1 + len(samples)))
+
+
+def _errors(samples: np.ndarray) -> np.ndarray:
+    return samples - samples.mean(axis=0)
 
 
 def _weighted_ap(weights: np.ndarray, hit: np.ndarray, positives: np.ndarray) -> np.ndarray:

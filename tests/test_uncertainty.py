@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from eval.compare import compare, comparison_table, main
 from eval.detection import evaluate_detections
 from eval.detection_files import make_table, read_detections, read_ground_truth
-from eval.uncertainty import basic_interval, bootstrap_maps, resampled_map, two_sided_p_value
+from eval.uncertainty import bootstrap_interval, bootstrap_maps, resampled_map, two_sided_p_value
 from utils.datasets import DATASETS
 from utils.errors import InputError, exit_on_input_error
 
@@ -88,13 +88,12 @@ def test_blocks_change_nothing(monkeypatch):
 
 
 def test_interval_and_p_value_by_hand():
-    samples = np.arange(1, 100) / 100  # quantiles 0.0345 and 0.9655
-    low, high = basic_interval(0.6, samples)
-    assert (low, high) == pytest.approx((1.2 - 0.9655, 1.2 - 0.0345))
-    error = np.array([-0.3, -0.1, 0.0, 0.1, 0.2])
-    assert two_sided_p_value(0.15, error + 0.15) == pytest.approx(2 * (1 + 1) / 6)
-    assert two_sided_p_value(-0.15, error - 0.15) == pytest.approx(2 * (1 + 1) / 6)
-    assert two_sided_p_value(0.5, error + 0.5) == pytest.approx(2 / 6)  # the smallest there is
+    errors = np.arange(-49, 50) / 100  # quantiles -0.4655 and 0.4655
+    skewed = np.array([-0.1, -0.1, -0.1, 0.0, 0.3])
+    assert bootstrap_interval(0.6, errors + 0.7) == pytest.approx([0.6 - 0.4655, 0.6 + 0.4655])
+    assert bootstrap_interval(0.6, skewed, 1.0) == pytest.approx([0.3, 0.7])  # errs upwards, so lies below
+    assert two_sided_p_value(0.15, skewed + 5) == pytest.approx(2 * (1 + 1) / 6)
+    assert two_sided_p_value(-0.2, skewed + 5) == pytest.approx(2 / 6)  # the smallest there is
     assert two_sided_p_value(0.0, np.zeros(5)) == 1
 
 

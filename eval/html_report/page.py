@@ -57,6 +57,7 @@ def render_report(runs: Sequence[Run]) -> str:
         title=", ".join(run.name for run in runs),
         runs=runs,
         spec=spec,
+        checkpoints={name for run in runs for name in run.metrics},
         detected=DETECTED,
         main_range=range_name(spec.main_range),
         ranges=[range_name(bounds) for bounds in spec.average_ranges],
@@ -164,9 +165,12 @@ def _log_point(record: dict, run: Run) -> dict:
             told = {"tiou_thresholds": list(at), "map": list(at.values())}
             curves[f"mAP@{range_name(run.spec.main_range)}, {protocol}"] = mean_map(told, run.spec.main_range)
             curves[f"mAP@{JUDGED_AT:g}, {protocol}"] = at[JUDGED_AT]
-    if "classification_mAP" in scores:
-        curves["classification mAP"] = scores["classification_mAP"]
-    return {"iteration": record["iteration"], "losses": record["losses"], "scores": curves}
+    names = {"classification_mAP": "classification mAP", "holdout/classification_mAP": "classification mAP, held out"}
+    curves |= {curve: scores[name] for name, curve in names.items() if name in scores}
+    losses = dict(record["losses"])
+    if "holdout/loss" in scores:
+        losses["total, held out"] = scores["holdout/loss"]
+    return {"iteration": record["iteration"], "losses": losses, "scores": curves}
 
 
 def _videos(runs: Sequence[Run], evaluated: Sequence[Evaluated], annotations: Annotations) -> list[dict]:

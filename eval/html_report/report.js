@@ -80,9 +80,10 @@
     });
     const chart = element("div", { class: "chart", role: "img", "aria-label": `${name} by iteration` });
     target.append(element("figure", {}, element("figcaption", {}, name), chart));
+    const nticks = chart.clientWidth < 190 ? 3 : 5;
     draw(chart, traces, {
       height: 190, margin: { l: 38, r: 14, t: 8, b: 30 },
-      xaxis: { ...AXIS, nticks: 5, rangemode: "tozero" }, yaxis: { ...AXIS, nticks: 5, rangemode: scale === 1 ? "normal" : "tozero" },
+      xaxis: { ...AXIS, nticks, tickangle: 0, rangemode: "tozero" }, yaxis: { ...AXIS, nticks: 5, rangemode: scale === 1 ? "normal" : "tozero" },
     });
   }
 

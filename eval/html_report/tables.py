@@ -76,13 +76,13 @@ def results_tables(runs: Sequence[Run]) -> list[dict]:
     A last one without rows of ours: published rows whose protocol nobody says.
     """
     spec, published = runs[0].spec, _published(runs[0].spec)
+    checkpoints = [(run.name, name, metrics) for run in runs for name, metrics in run.metrics.items()]
     tables = [
         {
             "protocol": protocol,
             "ours": [
-                {"run": run.name, "checkpoint": name, "iteration": metrics["iteration"], **_scores(metrics, protocol, spec)}
-                for run in runs
-                for name, metrics in run.metrics.items()
+                {"run": run, "checkpoint": name, "iteration": metrics["iteration"], **_scores(metrics, protocol, spec)}
+                for run, name, metrics in checkpoints
             ],
             "published": [row for row in published if row["protocol"] == protocol],
         }

@@ -1,0 +1,71 @@
+"""Clocks, memory, and which machine it was."""
+
+import os
+import platform
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+
+def take_turns(*functions: Callable[[], object], budget: float = 1.0, rounds: int = 30) -> list[float]:
+    """Median seconds of each function.
+
+    They are called in turns, so that other work on the machine slows all of them alike and their ratio stands;
+    each until it has used its `budget` of seconds or had its `rounds`. The first call warms up, and counts only
+    where there is no second one.
+    """
+    times = [[] for _ in functions]
+    for _ in range(rounds + 1):
+        for function, taken in zip(functions, times, strict=True):
+            if sum(taken) < budget:
+                started = time.perf_counter()
+                function()
+                taken.append(time.perf_counter() - started)
+    return [float(np.median(taken[1:] or taken)) for taken in times]
+
+
+def peak_memory() -> int:
+    """The most memory, in bytes, that this process has held since it started."""
+    try:
+        # Unlike getrusage's, this figure is not inherited from the parent process.
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    except (OSError, TypeError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def describe_machine(threads: int) -> dict:
+    """What the figures depend on, and how busy the machine was before they were taken."""
+    return {
+        "cpu": _from_cpuinfo("model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("numpy", "torch")},
+    }
+
+
+def machine_line(machine: dict) -> str:
+    """The same in one line."""
+    busy = f" (load {machine['load']} before the run: shared with other work)" if machine["load"] > 0.5 else ""
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "numpy", "torch"))
+    return f"{machine['cpu']}, {machine['cores']} cores{busy}; threads used: {machine['threads']}; {versions}"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 by itself (avx512_bf16, amx_bf16, ARM's bf16); Linux only."""
+    return "bf16" in (_from_cpuinfo("flags") or _from_cpuinfo("Features"))
+
+
+def _from_cpuinfo(key: str) -> str:
+    try:
+        found = re.search(rf"^{key}\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
+    except OSError:
+        return ""
+    return found[1].strip() if found else ""

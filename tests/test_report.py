@@ -1,0 +1,446 @@
+"""The HTML report: its numbers are those of the run, nothing from a file gets out of its place, and it works in a
+browser (headless Chromium; skipped with the reason where there is none)."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+from eval.detection import evaluate_detections
+from eval.detection_files import read_ground_truth
+from eval.diagnosis import KINDS
+from eval.html_report import videos
+from eval.html_report.page import render_report
+from eval.html_report.run_folder import read_runs
+from eval.html_report.tables import results_tables
+from utils.datasets import DATASETS
+
+ROOT = Path(__file__).resolve().parent.parent
+RATE = 25 / 16
+EVIL = "<script>alert(1)</script>"  # a video_id
+CLASSES = ["Dive", "<b onclick=alert(2)>Jump</b>", "Throw"]
+DATABASE = {
+    "plain": [("Dive", 2.0, 9.0), ("Dive", 20.0, 26.0), ("Throw", 40.0, 49.0)],
+    EVIL: [(CLASSES[1], 5.0, 15.0), ("Dive", 30.0, 40.0)],
+    '" onload="alert(3)': [("Throw", 10.0, 30.0)],
+    "no detections": [("Dive", 1.0, 4.0)],
+}
+DURATION = 60.0
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """An annotated dataset, without features."""
+    folder = tmp_path_factory.mktemp("dataset")
+    database = {
+        video: {
+            "subset": "test",
+            "duration": DURATION,
+            "annotations": [{"label": label, "segment": [start, end]} for label, start, end in rows],
+            "ambiguous": [[50.0, 55.0]],
+        }
+        for video, rows in DATABASE.items()
+    }
+    (folder / "annotations.json").write_text(json.dumps({"classes": CLASSES, "database": database}))
+    return folder
+
+
+def make_run(folder: Path, dataset: Path, seed: int = 0, dataset_name: str = "demo") -> Path:
+    """A run folder as main.py leaves it, with made-up answers."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    options = {"seed": seed, "path_dataset": str(dataset), "dataset": dataset_name, "modalities": ["rgb", "flow"]}
+    (folder / "options.yaml").write_text(yaml.safe_dump({**options, "max_iter": 200, "loss_weights": {"oppo": 0.5}}))
+    environment = {"command": ["python", "main.py", "--note", EVIL], "python": "3.11", "torch": "2.9", "numpy": "2.4"}
+    (folder / "environment.json").write_text(json.dumps({**environment, "revision": "abc123"}))
+    detections = made_up_detections(rng)
+    (folder / "detections.json").write_text(json.dumps({"results": detections}))
+    metrics = {"last": scored(dataset, detections, dataset_name, 200)}
+    metrics["best"] = scored(dataset, made_up_detections(rng), dataset_name, 100)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "log.jsonl").write_text("".join(json.dumps(log_record(metrics, at, rng)) + "\n" for at in (100, 200)))
+    with h5py.File(folder / "outputs.h5", "w") as file:
+        file.attrs.update({"classes": CLASSES, "snippet_rate": RATE})
+        length = int(DURATION * RATE)
+        for video in DATABASE:
+            group = file.create_group(video)
+            group["cas"] = rng.normal(size=(length, len(CLASSES) + 1)).astype(np.float16)
+            group["modality_attention"] = rng.random((2, length)).astype(np.float16)
+            group["attention"] = group["modality_attention"][()].mean(axis=0)
+    return folder
+
+
+def made_up_detections(rng: np.random.Generator) -> dict[str, list]:
+    """Noisy copies of the instances and some background, on the snippet grid."""
+    found = {video: [] for video in DATABASE}
+    for video, rows in DATABASE.items():
+        for label, start, end in [] if video == "no detections" else rows * 3:
+            times = np.round((np.array([start, end]) + rng.normal(0, 2, 2)).clip(0, DURATION) * RATE)
+            segment = sorted((times / RATE).tolist())
+            label = label if rng.random() < 0.8 else CLASSES[rng.integers(3)]
+            found[video].append({"label": label, "score": float(rng.random()), "segment": segment})
+    return found
+
+
+def scored(dataset: Path, detections: dict, dataset_name: str, iteration: int) -> dict:
+    """One checkpoint of metrics.json."""
+    metrics = {"iteration": iteration, "classification_map": 0.987654321}
+    for protocol in ("snippet", "seconds"):
+        result = evaluate_detections(
+            read_ground_truth(dataset, "test"),
+            {"results": detections},
+            DATASETS[dataset_name].tiou_thresholds,
+            protocol=protocol,
+            classes=CLASSES,
+        )
+        metrics[protocol] = result.as_dict()
+    return metrics
+
+
+def log_record(metrics: dict, iteration: int, rng: np.random.Generator) -> dict:
+    scores = {"classification_mAP": 0.9, "holdout/classification_mAP": 0.8, "holdout/loss": 2.5}
+    for protocol in ("snippet", "seconds"):
+        told = metrics["last"][protocol]
+        for threshold, value in zip(told["tiou_thresholds"], told["map"], strict=True):
+            scores[f"{protocol}/mAP@{threshold:g}"] = value
+    return {"iteration": iteration, "losses": {"mil_org": rng.random(), "total": rng.random()}, "scores": scores}
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "run & co", dataset)
+
+
+@pytest.fixture(scope="module")
+def page(run) -> str:
+    return render_report(read_runs([run]))
+
+
+class _Cells(HTMLParser):
+    """The full-precision values of each row of the tables of results: {(protocol, run, checkpoint): values}."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.rows, self._protocol, self._row = {}, None, None
+        self.feed(page[: page.index('<script type="application/json"')])
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "table":
+            self._protocol = attributes.get("data-protocol")
+        if tag == "tr":
+            key = (self._protocol, attributes.get("data-run"), attributes.get("data-checkpoint"))
+            self._row = self.rows.setdefault(key, []) if all(key) else None
+        if tag == "data" and self._row is not None:
+            self._row.append(float(attributes["value"]))
+
+
+def test_numbers_are_those_of_metrics_json(page, run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    rows = _Cells(page).rows
+    assert len(rows) == 4
+    for (protocol, name, checkpoint), values in rows.items():
+        told = metrics[checkpoint][protocol]
+        assert name == "run & co"
+        assert values[:9] == told["map"]
+        assert values[9:12] == pytest.approx([np.mean(told["map"][:count]) for count in (5, 7, 9)])
+        assert values[12] == metrics[checkpoint]["classification_map"]
+
+
+def test_data_of_the_charts_are_those_of_metrics_json(page, run):
+    data = page_data(page)
+    metrics = json.loads((run / "metrics.json").read_text())
+    for checkpoint, protocols in data["runs"][0]["checkpoints"].items():
+        assert protocols == {name: metrics[checkpoint][name] for name in ("snippet", "seconds")}
+    assert {video["id"] for video in data["videos"]} == set(DATABASE)
+
+
+def page_data(page: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def test_nothing_from_files_becomes_markup(page):
+    own = page[: page.index("/**\n* plotly.js")]
+    assert "<script>alert" not in own
+    assert "<b onclick" not in own
+    assert len(re.findall("<script", own)) == 2  # the data and the start of Plotly's
+
+
+def test_page_needs_nothing_else(page):
+    own = page[: page.index("/**\n* plotly.js")]
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#|data:)|url\(|@import""", own)
+    assert "default-src 'none'" in own
+
+
+def test_page_says_what_best_is_and_what_it_does_not_know(page):
+    assert "<code>best</code> was chosen on the test subset" in page
+    assert "unknown whether simulated" in page
+    assert "gives other mAPs" not in page
+
+
+def test_simulated_features_are_named(dataset, tmp_path):
+    with h5py.File(dataset / "features.h5", "w") as file:
+        file.attrs["simulated"] = True
+        file["rgb/plain"] = np.zeros((3, 2), np.float32)
+        file["flow/plain"] = np.zeros((3, 2), np.float32)
+    try:
+        page = render_report(read_runs([make_run(tmp_path / "a", dataset)]))
+    finally:
+        (dataset / "features.h5").unlink()
+    assert "<strong>SIMULATED features</strong>" in page
+    assert "SIMULATED</td>" in page
+
+
+def test_detections_that_contradict_the_metrics_are_said(dataset, tmp_path):
+    run = make_run(tmp_path / "a", dataset)
+    (run / "detections.json").write_text(json.dumps({"results": made_up_detections(np.random.default_rng(9))}))
+    assert "detections.json gives other mAPs than metrics.json" in render_report(read_runs([run]))
+
+
+def test_published_rows_stand_beside_their_own_protocol(dataset, tmp_path):
+    run = make_run(tmp_path / "a", dataset, dataset_name="thumos14")
+    tables = {table["protocol"]: table for table in results_tables(read_runs([run]))}
+    (ours,) = tables["snippet"]["published"]
+    assert (ours["method"], ours["map"][4], ours["averages"]) == ("CO₂-Net", "38.3", ["54.4", "44.6", "35.7"])
+    assert {row["method"] for row in tables["seconds"]["published"]} == {"HAM-Net", "UM"}
+    assert "BaS-Net" in {row["method"] for row in tables[None]["published"]}
+    assert not tables[None]["ours"]
+    doubtful = {row["method"] for table in tables.values() for row in table["published"] if row["doubtful"]}
+    assert doubtful == {"S-CNN", "STAR", "PreTrimNet", "HAM-Net"}
+
+
+def test_a_video_is_summed_up():
+    """Two instances; by score: a hit, its double, a wrong label, and a background below the cut of two a class."""
+    truth = {"database": {"v": {"subset": "test", "annotations": [
+        {"label": "a", "segment": [0, 10]}, {"label": "a", "segment": [20, 30]}, {"label": "b", "segment": [40, 50]},
+    ]}}}  # fmt: skip
+    rows = [("a", 9, 0, 10), ("a", 8, 0, 9), ("b", 7, 20, 30), ("a", 1, 60, 70)]
+    found = {"results": {"v": [{"label": x, "score": s, "segment": [b, e]} for x, s, b, e in rows]}}
+    result = evaluate_detections(truth, found, [0.5])
+    verdicts = videos.judge(result)
+    assert [KINDS[kind] for kind in verdicts.kinds] == [
+        "true positive", "double detection", "wrong label", "background",
+    ]  # fmt: skip
+    assert verdicts.counts.tolist() == [[1, 1, 1, 0, 0, 0]]
+    assert verdicts.missed.tolist() == [2]
+    assert verdicts.ap == pytest.approx([1 / 3])
+    shown = videos.shown_detections(result, verdicts.kinds, 1.0)
+    assert shown["v"][0] == [0, 0.0, 10.0, 9.0, 0]
+
+
+def test_curves_survive_their_packing():
+    values = np.random.default_rng(0).normal(size=100).astype(np.float16)
+    packed = videos._packed(values)
+    steps = np.frombuffer(base64.b64decode(packed["steps"]), "<u2")
+    again = packed["low"] + steps * (packed["high"] - packed["low"]) / 65535
+    np.testing.assert_allclose(again, values, atol=1e-4)
+
+
+def run_script(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "scripts" / "report.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_script_compares_runs_in_one_file(run, dataset, tmp_path):
+    other = make_run(tmp_path / "other", dataset, seed=1)
+    done = run_script(run, other, "--out", tmp_path / "both.html")
+    assert (done.returncode, done.stderr) == (0, "")
+    page = (tmp_path / "both.html").read_text(encoding="utf-8")
+    assert {name for _, name, _ in _Cells(page).rows} == {"run & co", "other"}
+    assert all(len(video["runs"]) == 2 for video in page_data(page)["videos"])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda run: shutil.rmtree(run), "no such run folder"),
+        (lambda run: (run / "metrics.json").unlink(), "no metrics.json"),
+        (lambda run: (run / "outputs.h5").unlink(), "no outputs.h5"),
+        (lambda run: (run / "outputs.h5").write_text("not HDF5"), "not the outputs of a run"),
+        (lambda run: (run / "metrics.json").write_text("{}"), "not the metrics of a run"),
+        (lambda run: (run / "metrics.json").write_text('{"last": '), "not valid JSON"),
+        (lambda run: (run / "options.yaml").write_text("[1, 2"), "not the options of a run"),
+        (lambda run: (run / "options.yaml").write_text("dataset: demo"), "--path-dataset"),
+        (lambda run: (run / "options.yaml").write_text("{dataset: demo, path_dataset: gone}"), "gone is not here"),
+    ],
+)
+def test_errors_are_one_line(dataset, tmp_path, spoil, message):
+    run = make_run(tmp_path / "run", dataset)
+    spoil(run)
+    done = run_script(run)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_runs_of_different_datasets_are_refused(run, dataset, tmp_path):
+    done = run_script(run, make_run(tmp_path / "other", dataset, dataset_name="thumos14"))
+    assert done.returncode == 2 and "make a report of each" in done.stderr
+
+
+# ---- in a browser ----
+
+CHROMIUM_FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,900",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser(run, dataset, tmp_path_factory):
+    """Headless Chromium on the report of two runs."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromedriver = shutil.which("chromedriver")
+    if not (chromium and chromedriver):
+        pytest.skip("no Chromium with its driver (Debian: apt-get install chromium chromium-driver)")
+    folder = tmp_path_factory.mktemp("browser")
+    other = make_run(folder / "other", dataset, seed=1)
+    page = folder / "report.html"
+    page.write_text(render_report(read_runs([run, other])), encoding="utf-8")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*CHROMIUM_FLAGS, f"--user-data-dir={folder / 'profile'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(chromedriver))
+    driver.get(page.as_uri())
+    yield driver
+    driver.quit()
+
+
+def script(browser, code: str, *arguments):
+    return browser.execute_script(f"return {code}", *arguments)
+
+
+def shown_video(browser) -> str:
+    return script(browser, "document.getElementById('timeline').dataset.video")
+
+
+def shown_range(browser) -> list[float]:
+    return script(browser, "document.getElementById('timeline').layout.xaxis.range")
+
+
+def press(browser, *keys: str) -> None:
+    browser.find_element("tag name", "body").send_keys(*keys)
+
+
+def click(browser, name: str) -> None:
+    script(browser, "document.getElementById(arguments[0]).click()", name)
+
+
+def to_viewer(browser) -> None:
+    script(browser, "document.getElementById('videos').scrollIntoView({behavior: 'instant'})")
+
+
+def test_browser_opens_it_without_an_error(browser):
+    assert script(browser, "document.querySelectorAll('.chart .main-svg').length") > 10
+    assert script(browser, "performance.getEntriesByType('resource').length") == 0
+    assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
+
+
+def test_browser_shows_the_numbers_of_metrics_json(browser, run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    for protocol in ("snippet", "seconds"):
+        for checkpoint, scores in metrics.items():
+            row = f"table[data-protocol={protocol}] tr[data-run='run & co'][data-checkpoint={checkpoint}] td"
+            cells = script(browser, "[...document.querySelectorAll(arguments[0])].map((cell) => cell.innerText)", row)
+            assert cells[:9] == [f"{100 * value:.2f}" for value in scores[protocol]["map"]]
+
+
+def test_browser_class_bars_are_metrics_json(browser, run):
+    told = json.loads((run / "metrics.json").read_text())["last"]["snippet"]
+    at = told["tiou_thresholds"].index(0.5)
+    bars = script(browser, "document.getElementById('class-chart').data[0].x")
+    assert sorted(bars) == pytest.approx(sorted(100 * value for value in told["ap"][at]))
+
+
+def test_browser_viewer_switches_the_video(browser):
+    names, right, left = list(DATABASE), "\ue014", "\ue012"
+    to_viewer(browser)
+    assert shown_video(browser) == names[0]
+    click(browser, "next")
+    assert shown_video(browser) == names[1] == EVIL
+    assert EVIL in browser.find_element("id", "video-summary").text
+    press(browser, right)
+    assert shown_video(browser) == names[2]
+    press(browser, left)
+    click(browser, "previous")
+    assert shown_video(browser) == names[0]
+    browser.find_element("css selector", "#video option[value='3']").click()
+    assert shown_video(browser) == "no detections"
+    script(browser, "document.querySelector('#video-table tr[data-video=\"0\"]').click()")
+    assert shown_video(browser) == names[0]
+
+
+def test_browser_viewer_zooms(browser):
+    to_viewer(browser)
+    click(browser, "whole")
+    assert shown_range(browser) == [0, DURATION]
+    click(browser, "zoom-in")
+    assert shown_range(browser) == [DURATION / 4, 3 * DURATION / 4]
+    press(browser, "+")
+    start, end = shown_range(browser)
+    assert end - start == DURATION / 4
+    click(browser, "later")
+    assert shown_range(browser)[0] > start
+    press(browser, "0")
+    assert shown_range(browser) == [0, DURATION]
+
+
+def test_browser_viewer_draws_what_is_in_the_run(browser):
+    to_viewer(browser)
+    traces = script(browser, "document.getElementById('timeline').data.map((t) => [t.type || 'line', t.x.length])")
+    dives = [row for row in DATABASE["plain"] if row[0] == "Dive"]
+    assert ["bar", len(dives)] in traces
+    lines = [count for kind, count in traces if count == int(DURATION * RATE)]
+    assert len(lines) == 2 * (3 + 2)  # two runs: three attentions, and the T-CAM of two classes
+    script(browser, "document.querySelector('#class-choice input:checked').click()")
+    fewer = script(browser, "document.getElementById('timeline').data.length")
+    assert fewer < len(traces)
+    script(browser, "document.querySelector('#class-choice input:not(:checked)').click()")
+
+
+def test_browser_list_sorts(browser):
+    def column(place: int) -> list[str]:
+        code = "[...document.querySelectorAll('#video-table tbody tr')].map((row) => row.cells[arguments[0]].innerText)"
+        return script(browser, code, place)
+
+    click_heading = "document.querySelector(`#video-table button[data-column='${arguments[0]}']`).click()"
+    script(browser, click_heading, "ap0")
+    values = [float(text) for text in column(3)]
+    assert values == sorted(values, reverse=True) and len(set(values)) > 1
+    script(browser, click_heading, "ap0")
+    assert [float(text) for text in column(3)] == sorted(values)
+    script(browser, click_heading, "missed")
+    missed = [int(text) for text in column(5)]
+    assert missed == sorted(missed, reverse=True)
+    script(browser, click_heading, "position")
+    assert column(0) == list(DATABASE)
+
+
+def test_browser_fits_a_phone_and_prints(browser):
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        until = time.monotonic() + 10  # charts follow the width of the window a moment later
+        while script(browser, "document.documentElement.scrollWidth") > 390 and time.monotonic() < until:
+            time.sleep(0.1)
+        wide = "[...document.querySelectorAll('main *')].filter((node) => node.getBoundingClientRect().right > 391)"
+        outside = f"{wide}.filter((node) => !node.closest('.table-box')).map((node) => node.outerHTML.slice(0, 200))"
+        assert script(browser, outside) == []
+        assert script(browser, "document.documentElement.scrollWidth") <= 390
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert len(browser.print_page()) > 10_000
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
