@@ -16,7 +16,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from eval.detection import DetectionResult, evaluate_detections
-from eval.detection_files import read_ground_truth
+from eval.detection_files import GroundTruth, read_ground_truth
 from eval.diagnosis import KINDS, MIN_TIOU, diagnose
 from eval.html_report.run_folder import DETECTED, Run
 from eval.html_report.tables import (
@@ -49,7 +49,8 @@ class Evaluated:
 def render_report(runs: Sequence[Run]) -> str:
     """The page of one or several runs of one dataset, compared."""
     annotations, spec = load_annotations(runs[0].dataset), runs[0].spec
-    evaluated = [_evaluate(run, annotations) for run in runs]
+    truth = read_ground_truth(runs[0].dataset, spec.test_subset)
+    evaluated = [_evaluate(run, annotations, truth) for run in runs]
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -80,8 +81,7 @@ def render_report(runs: Sequence[Run]) -> str:
     )
 
 
-def _evaluate(run: Run, annotations: Annotations) -> Evaluated:
-    truth = read_ground_truth(run.dataset, run.spec.test_subset)
+def _evaluate(run: Run, annotations: Annotations, truth: GroundTruth) -> Evaluated:
     # Where the run was told to skip videos without features, only those count that it gives an answer for.
     skips = run.options.get("missing_features") == "skip"
     videos = [video for video in run.detections.videos if video in truth.segments.videos] if skips else None

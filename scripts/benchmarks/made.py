@@ -61,7 +61,9 @@ def made_detections(truth: Table, count: int, seed: int = 0) -> Table:
     length, near = end - start, generator.random(count) < 0.5
     until = np.zeros(len(truth.videos))
     np.maximum.at(until, truth.video, truth.end)
-    start = np.where(near, start + 0.3 * length * generator.standard_normal(count), generator.random(count) * until[video])
+    start = np.where(
+        near, start + 0.3 * length * generator.standard_normal(count), generator.random(count) * until[video]
+    )
     end = np.where(near, end + 0.3 * length * generator.standard_normal(count), start + length)
     stray = generator.random(count) < 0.05
     label = np.where(stray, generator.integers(len(truth.classes), size=count), label)

@@ -21,6 +21,4 @@ def format_table(columns: Sequence[Column], rows: Sequence[dict]) -> str:
     """Headings and a line a row, right-aligned; what a row lacks is a dash."""
     lines = [[column.heading for column in columns]] + [[column.text(row) for column in columns] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
-    )
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
