@@ -39,9 +39,10 @@ def main(argv: list[str] | None = None) -> None:
         open_subset(store, annotations, spec, subset, args.missing_features, video_ids)
         for subset, video_ids in ((spec.train_subset, train_ids), (spec.test_subset, None))
     )
-    simulated = "SIMULATED " if store.source.simulated else ""
-    print(f"{simulated}features {store.source.path}: {spec.train_subset} {train}; {spec.test_subset} {test}")
-    run = open_run(args.run_dir, vars(args), args.resume, FREE_ON_RESUME, device)
+    features = store.describe()
+    simulated = "SIMULATED " if features["simulated"] else ""
+    print(f"{simulated}features {features['path']}: {spec.train_subset} {train}; {spec.test_subset} {test}")
+    run = open_run(args.run_dir, vars(args), args.resume, FREE_ON_RESUME, device, features)
 
     seed_everything(args.seed)
     architecture = {

@@ -18,6 +18,8 @@ setup(
         "tqdm>=4.66,<5",
         "tensorboard>=2.16,<3",
         "matplotlib>=3.8,<4",
+        "plotly>=7,<8",
+        "jinja2>=3.1,<4",
     ],
-    extras_require={"dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.15"]},
+    extras_require={"dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.15", "selenium>=4.51,<5"]},
 )

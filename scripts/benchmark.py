@@ -66,7 +66,10 @@ def _parse_args() -> argparse.Namespace:
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="of training; default: auto")
     add("--files", nargs=2, metavar=("ANNOTATIONS", "DETECTIONS"), help="evaluation: a THUMOS14 list of yours as well")
     add("--json", type=Path, metavar="FILE", help="write the figures here, unrounded")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.threads < 1:
+        parser.error(f"--threads {args.threads}: expected at least 1")
+    return args
 
 
 def _write_json(path: Path, report: dict) -> None:

@@ -17,4 +17,5 @@ if [ "$name" = demo ]; then
   [ -f data/demo/features.h5 ] || python scripts/simulate_features.py --demo --out data/demo
   set -- --path-dataset data/demo --run-dir runs/demo "$@"
 fi
-exec python main.py --config "configs/$name.yaml" --resume "$@"
+python main.py --config "configs/$name.yaml" --resume "$@"
+[ "$name" != demo ] || python scripts/report.py runs/demo

@@ -189,14 +189,10 @@ def test_page_says_what_best_is_and_what_it_does_not_know(page):
 
 
 def test_simulated_features_are_named(dataset, tmp_path):
-    with h5py.File(dataset / "features.h5", "w") as file:
-        file.attrs["simulated"] = True
-        file["rgb/plain"] = np.zeros((3, 2), np.float32)
-        file["flow/plain"] = np.zeros((3, 2), np.float32)
-    try:
-        page = render_report(read_runs([make_run(tmp_path / "a", dataset)]))
-    finally:
-        (dataset / "features.h5").unlink()
+    run = make_run(tmp_path / "a", dataset)
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps({**environment, "features": {"simulated": True}}))
+    page = render_report(read_runs([run]))
     assert "<strong>SIMULATED features</strong>" in page
     assert "SIMULATED</td>" in page
 
@@ -217,6 +213,20 @@ def test_published_rows_stand_beside_their_own_protocol(dataset, tmp_path):
     assert not tables[None]["ours"]
     doubtful = {row["method"] for table in tables.values() for row in table["published"] if row["doubtful"]}
     assert doubtful == {"S-CNN", "STAR", "PreTrimNet", "HAM-Net"}
+
+
+def test_published_rows_of_activitynet(dataset, tmp_path):
+    run = make_run(tmp_path / "a", dataset, dataset_name="activitynet12")
+    (ours,) = results_tables(read_runs([run]))[0]["published"]
+    assert ours["map"] == ["43.3", *[None] * 4, "26.3", *[None] * 3, "5.2"]
+    assert ours["averages"] == ["26.4"]
+
+
+def test_log_and_environment_may_be_missing(dataset, tmp_path):
+    run = make_run(tmp_path / "a", dataset)
+    (run / "log.jsonl").unlink()
+    (run / "environment.json").unlink()
+    assert page_data(render_report(read_runs([run])))["runs"][0]["log"] == []
 
 
 def test_a_video_is_summed_up():
@@ -323,6 +333,13 @@ def script(browser, code: str, *arguments):
     return browser.execute_script(f"return {code}", *arguments)
 
 
+def wait_until(holds, seconds: float = 10) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+
+
 def shown_video(browser) -> str:
     return script(browser, "document.getElementById('timeline').dataset.video")
 
@@ -398,6 +415,19 @@ def test_browser_viewer_zooms(browser):
     assert shown_range(browser) == [0, DURATION]
 
 
+def test_browser_viewer_zooms_by_the_mouse(browser):
+    chains = pytest.importorskip("selenium.webdriver.common.action_chains", reason="selenium is not installed")
+    timeline = browser.find_element("id", "timeline")
+    script(browser, "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", timeline)
+    mouse = chains.ActionChains(browser)
+    mouse.move_to_element_with_offset(timeline, -200, 100).click_and_hold().move_by_offset(150, 0).release().perform()
+    start, end = shown_range(browser)
+    assert 0 < start < end < DURATION
+    mouse = chains.ActionChains(browser)
+    mouse.move_to_element_with_offset(timeline, -200, 100).double_click().perform()
+    wait_until(lambda: shown_range(browser) == [0, DURATION])
+
+
 def test_browser_viewer_draws_what_is_in_the_run(browser):
     to_viewer(browser)
     traces = script(browser, "document.getElementById('timeline').data.map((t) => [t.type || 'line', t.x.length])")
@@ -433,13 +463,11 @@ def test_browser_fits_a_phone_and_prints(browser):
     metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
-        until = time.monotonic() + 10  # charts follow the width of the window a moment later
-        while script(browser, "document.documentElement.scrollWidth") > 390 and time.monotonic() < until:
-            time.sleep(0.1)
+        # charts follow the width of the window a moment later
+        wait_until(lambda: script(browser, "document.documentElement.scrollWidth") <= 390)
         wide = "[...document.querySelectorAll('main *')].filter((node) => node.getBoundingClientRect().right > 391)"
         outside = f"{wide}.filter((node) => !node.closest('.table-box')).map((node) => node.outerHTML.slice(0, 200))"
         assert script(browser, outside) == []
-        assert script(browser, "document.documentElement.scrollWidth") <= 390
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert len(browser.print_page()) > 10_000

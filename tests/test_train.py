@@ -94,6 +94,8 @@ def test_a_run_folder_holds_everything(run):
         assert (run / name).stat().st_size > 0
     assert [record["iteration"] for record in records(run)] == [0, 2, 4, 6]
     assert yaml.safe_load((run / "options.yaml").read_text())["lr"] == 1e-3
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["features"]["simulated"] is True
     metrics = json.loads((run / "metrics.json").read_text())
     assert list(metrics) == ["untrained", "last", "best", "selected"]
     for checkpoint in metrics.values():

@@ -46,6 +46,10 @@ class FeatureStore:
     def _known(self) -> frozenset[str]:
         return frozenset(self.video_ids)
 
+    def describe(self) -> dict:
+        """Where the features lie, in which form, and whether they are simulated."""
+        return {"path": str(self.source.path), "form": self.source.form, "simulated": self.source.simulated}
+
     def __contains__(self, video_id: object) -> bool:
         return video_id in self._known
 

@@ -20,11 +20,14 @@ from utils.errors import InputError
 SCALARS_EVERY = 10  # iterations between TensorBoard points of the losses
 
 
-def open_run(folder: str, options: dict, resume: bool, free: Collection[str], device: torch.device) -> Path:
+def open_run(
+    folder: str, options: dict, resume: bool, free: Collection[str], device: torch.device, features: dict
+) -> Path:
     """The run folder with options.yaml and environment.json; never one that holds another run.
 
     Args:
         options: the resolved options.
+        features: which ones were trained on, for environment.json.
         resume: whether the folder may hold a run already; its options must then be the same, but for ``free``.
 
     Raises:
@@ -38,7 +41,7 @@ def open_run(folder: str, options: dict, resume: bool, free: Collection[str], de
         _require_same_options(path, {name: value for name, value in options.items() if name not in free})
     run.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(options, sort_keys=False))
-    write_json(run / "environment.json", _environment(device))
+    write_json(run / "environment.json", {**_environment(device), "features": features})
     return run
 
 

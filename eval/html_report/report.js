@@ -6,8 +6,8 @@
   const RUN_COLOURS = ["#1f5fa6", "#c2410c", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f"];
   const RUN_DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
   const KIND_COLOURS = ["#1b7f4d", "#2b6cb0", "#b3261e", "#b7791f", "#7e3fa0", "#6b7280"]; // the order of data.kinds
-  const CLASS_COLOURS = ["#1f5fa6", "#c2410c", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f", "#92400e", "#0e7490"];
-  const MODALITY_COLOURS = ["#d1495b", "#c77d00"];
+  const CLASS_COLOURS = ["#0e7490", "#be185d", "#4d7c0f", "#4338ca", "#7c4a12"]; // of a video; unlike those of the kinds
+  const MODALITY_COLOURS = ["#c2374b", "#a86500"];
   const FUSED = "#1c2430";
   const AXIS = { gridcolor: "#e8ebf0", zerolinecolor: "#cfd6e0", linecolor: "#aab4c3", fixedrange: true, automargin: true };
   const LAYOUT = {
@@ -15,13 +15,12 @@
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, dragmode: false,
     hoverlabel: { bgcolor: "#ffffff", bordercolor: "#aab4c3", font: { color: "#1c2430" }, align: "left" },
   };
-  const CONFIG = { displayModeBar: false, responsive: true, displaylogo: false };
+  const CONFIG = { displayModeBar: false, responsive: true, displaylogo: false, doubleClick: false };
   const several = data.runs.length > 1;
   const charts = [];
 
   const $ = (id) => document.getElementById(id);
   const runColour = (index) => RUN_COLOURS[index % RUN_COLOURS.length];
-  const classColour = (index) => CLASS_COLOURS[index % CLASS_COLOURS.length];
   const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const percent = (value) => (value === null || value === undefined ? "–" : (100 * value).toFixed(2));
   const seconds = (value) => `${Number(value.toFixed(2))}`;
@@ -170,6 +169,8 @@
 
   const annotated = (video) => [...new Set(video.truth.map((row) => row[0]))].sort((a, b) => a - b);
   const present = (video) => [...new Set([...annotated(video), ...video.runs.flatMap((run) => (run ? Object.keys(run.cas).map(Number) : []))])];
+
+  const classColour = (number) => CLASS_COLOURS[present(data.videos[state.video]).indexOf(number) % CLASS_COLOURS.length];
 
   function show(index, focusList = false) {
     state.video = index;
@@ -382,7 +383,8 @@
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea") || !inView($("videos"))) return;
     const keys = { "+": () => zoom(0.5), "=": () => zoom(0.5), "-": () => zoom(2), "−": () => zoom(2), 0: whole,
       ArrowLeft: () => (event.shiftKey ? move(-0.4) : step(-1)), ArrowRight: () => (event.shiftKey ? move(0.4) : step(1)) };
-    if (!keys[event.key] || (!event.shiftKey && event.key.startsWith("Arrow") && event.target.closest(".table-box"))) return;
+    const scrolls = event.target.matches(".table-box") && event.key.startsWith("Arrow"); // there arrows scroll the table
+    if (!keys[event.key] || scrolls) return;
     event.preventDefault();
     keys[event.key]();
   }
@@ -401,6 +403,7 @@
     }
     drawList();
     show(0);
+    $("timeline").on("plotly_doubleclick", whole); // Plotly's own goes back to the first video's range
     $("timeline").on("plotly_relayout", (change) => {
       const { range } = $("timeline").layout.xaxis;
       if (Object.keys(change).some((key) => key.startsWith("xaxis"))) state.range = [...range];
@@ -408,7 +411,7 @@
   }
 
   /* Paper is narrower than most windows: every chart is drawn anew for it, and again for the window. */
-  addEventListener("beforeprint", () => charts.forEach((chart) => Plotly.relayout(chart, { width: chart.closest(".grid") ? 210 : 680 })));
+  addEventListener("beforeprint", () => charts.forEach((chart) => Plotly.relayout(chart, { width: chart.closest(".wide") ? 330 : chart.closest(".grid") ? 210 : 680 })));
   addEventListener("afterprint", () => charts.forEach((chart) => Plotly.relayout(chart, { width: null, autosize: true })));
 
   legends();

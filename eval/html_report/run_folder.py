@@ -12,7 +12,6 @@ import yaml
 from eval.detection_files import Table, read_detections, read_json
 from utils.datasets import DATASETS, DatasetSpec
 from utils.errors import InputError
-from utils.features import open_features
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DETECTED = "last"  # the checkpoint that detections.json and outputs.h5 are of
@@ -69,13 +68,13 @@ def _read_run(folder: Path, name: str, path_dataset: str | Path | None) -> Run:
             raise InputError(f"{folder}: no {file}; a finished run has one (main.py --resume writes what is missing)")
     options = _read_options(folder / "options.yaml")
     metrics = _read_metrics(folder / "metrics.json")
-    environment = folder / "environment.json"
+    environment = read_json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
     dataset = _dataset_folder(options, folder, path_dataset)
     return Run(
         name=name,
         folder=folder,
         options=options,
-        environment=read_json(environment) if environment.is_file() else {},
+        environment=environment,
         log=_read_log(folder / "log.jsonl"),
         metrics=metrics,
         protocols=tuple(protocols_of(next(iter(metrics.values())))),
@@ -83,7 +82,7 @@ def _read_run(folder: Path, name: str, path_dataset: str | Path | None) -> Run:
         outputs=folder / "outputs.h5",
         snippet_rate=_snippet_rate(folder / "outputs.h5"),
         dataset=dataset,
-        simulated=_simulated(dataset, options.get("modalities")),
+        simulated=environment.get("features", {}).get("simulated"),
     )
 
 
@@ -142,11 +141,3 @@ def _snippet_rate(path: Path) -> float:
             return float(file.attrs["snippet_rate"])
     except (OSError, KeyError) as error:
         raise InputError(f"{path}: not the outputs of a run ({error})") from None
-
-
-def _simulated(dataset: Path, modalities: Sequence[str] | None) -> bool | None:
-    """Whether the features are simulated, as the features themselves say; None if they are not here."""
-    try:
-        return open_features(dataset, modalities).source.simulated
-    except InputError:
-        return None

@@ -10,6 +10,8 @@ import numpy as np
 
 from eval.detection_files import Table
 
+CROWD = 16  # instances of a class in a video, beyond which ties of tIoU are decided by distance
+
 
 def evaluate(truth: Table, found: Table, thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """ActivityNet's evaluation, one detection after another.
@@ -29,7 +31,9 @@ def evaluate(truth: Table, found: Table, thresholds: Sequence[float]) -> tuple[n
         if rows is None:
             continue
         overlap = _tiou(truth.start[rows], truth.end[rows], found.start[detection], found.end[detection])
-        best_first = overlap.argsort()[::-1]
+        # Of equal tIoU the last row goes first; in a crowd the one whose centre is farthest (see eval.matching).
+        centres = truth.start[rows] + truth.end[rows] - (found.start[detection] + found.end[detection])
+        best_first = np.lexsort((np.abs(centres) * (len(rows) > CROWD), overlap))[::-1]
         for level, threshold in enumerate(thresholds):
             for choice in best_first:
                 if overlap[choice] < threshold:

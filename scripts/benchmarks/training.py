@@ -31,6 +31,7 @@ COLUMNS = (
 NOTES = (
     "share: of the rate of a square matrix product at the same precision on the same threads, in the same run",
     "GFLOP: the convolutions of forward and backward pass, counted from their sizes; losses and Adam are not in it",
+    "a step begins with a batch in main memory: on a GPU, copying it there is part of the step",
 )
 
 
