@@ -56,7 +56,7 @@ def measure(quick: bool, threads: int, device: str, files: Sequence[str] | None)
     """A row a size and precision."""
     torch.set_num_threads(threads)
     place = choose_device(device)
-    sizes, budget = (((16, 24),), 0.05) if quick else (SIZES, 12.0)
+    sizes, budget = (((16, 24),), 0.05) if quick else (SIZES, 20.0)
     return [_row(place, *size, precision, budget, quick) for size in sizes for precision in _precisions(place)]
 
 
@@ -70,7 +70,7 @@ def _row(device: torch.device, dim: int, snippets: int, precision: str, budget: 
     net = CO2Net(NUM_CLASSES, (dim, dim)).to(device).train()
     optimiser = torch.optim.Adam(net.parameters(), lr=5e-5, weight_decay=1e-3)
     criterion, batch = CO2Loss(), _batch(2 * dim, snippets)
-    side = 128 if quick else 8192 if device.type == "cuda" else 2048
+    side = 128 if quick else 8192 if device.type == "cuda" else 4096
     multiply = _product(side, device, precision)
 
     def step() -> None:
