@@ -3,7 +3,6 @@
 Nothing here reads when an action happens: of a `Video`, only its id and its weak labels are used.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ class WeakVideoDataset:
     """The videos of one subset that have features: `dataset[i]` is (T, D) float32, `dataset.labels[i]` (C,).
 
     Attributes:
-        video_ids: the N videos used, in annotation order.
+        video_ids: the N videos used, in annotation order or that of the choice.
         labels: (N, C) float32, multi-hot weak labels.
         lengths: (N,) snippets a video.
         skipped: videos without features (only with missing_features="skip").
@@ -37,18 +36,20 @@ class WeakVideoDataset:
         *,
         missing_features: str = "error",
         min_snippets: int = 1,
-        in_memory: bool = True,
         video_ids: Sequence[str] | None = None,
     ):
-        """video_ids: use only these of the subset. in_memory: hold all features, else read them each time.
+        """All features are read into memory. video_ids: use only these of the subset.
 
         InputError: no such subset or video, a video without features, no video left, unusable features.
         """
         videos = _choose(annotations.subset(subset), video_ids, subset)
+        if not videos:
+            raise InputError(
+                f"no video of subset '{subset}' is left to use: the choice of videos is empty; hold out fewer"
+            )
         self.classes = annotations.classes
         self.modality_dims = store.modality_dims
         self.snippet_rate = store.snippet_rate
-        self._store = store
         self.skipped = [video.video_id for video in videos if video.video_id not in store]
         if self.skipped and missing_features == "error":
             raise InputError(_missing_message(self.skipped, len(videos), subset))
@@ -64,15 +65,13 @@ class WeakVideoDataset:
         self.labels = _multi_hot(used, self.classes)
         self.lengths = np.array([lengths[video_id] for video_id in self.video_ids])
         self._offsets = np.cumsum(self.lengths) - self.lengths
-        self._rows = self._load() if in_memory else None
+        self._rows = self._load(store)
 
     def __len__(self) -> int:
         return len(self.video_ids)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """(T, D) float32; where the features are in memory a view of them, not to be written to."""
-        if self._rows is None:
-            return self._store[self.video_ids[index]]
+        """(T, D) float32; a view of what is in memory, not to be written to."""
         start = self._offsets[index]
         return self._rows[start : start + self.lengths[index]].numpy()
 
@@ -84,20 +83,16 @@ class WeakVideoDataset:
 
     def gather(self, indices: np.ndarray, snippets: np.ndarray, out: Tensor) -> None:
         """Snippets (B, T) of the videos (B,) -> out (B, T, D) float32, contiguous."""
-        if self._rows is not None:
-            rows = torch.from_numpy(self._offsets[indices][:, None] + snippets)
-            # Writing into memory that is already mapped is what makes this fast (7x over a fresh tensor).
-            torch.index_select(self._rows, 0, rows.view(-1), out=out.view(-1, out.shape[-1]))
-            return
-        for row, (index, chosen) in enumerate(zip(indices, snippets, strict=True)):
-            np.take(self[index], chosen, axis=0, out=out[row].numpy(), mode="clip")
+        rows = torch.from_numpy(self._offsets[indices][:, None] + snippets)
+        # Writing into memory that is already mapped is what makes this fast (7x over a fresh tensor).
+        torch.index_select(self._rows, 0, rows.view(-1), out=out.view(-1, out.shape[-1]))
 
-    def _load(self) -> Tensor:
+    def _load(self, store: FeatureStore) -> Tensor:
         """All videos after one another: (sum of lengths, D) float32."""
         rows = torch.empty(int(self.lengths.sum()), sum(self.modality_dims))
         videos = zip(self.video_ids, self._offsets, self.lengths, strict=True)
         for video_id, start, length in tqdm(videos, "loading features", len(self), leave=False, unit="video"):
-            rows.numpy()[start : start + length] = self._store[video_id]
+            rows.numpy()[start : start + length] = store[video_id]
         return rows
 
 
@@ -152,16 +147,6 @@ class BatchLoader:
     def load_state_dict(self, state: dict) -> None:
         self.sampler.load_state_dict(state["sampler"])
         self._generator.bit_generator.state = state["snippets"]
-
-
-def seconds_per_batch(loader: BatchLoader, repeats: int = 50) -> float:
-    """Median time to draw a batch, in seconds; the first two, which map the buffers' memory, do not count."""
-    times = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        next(loader)
-        times.append(time.perf_counter() - start)
-    return float(np.median(times[2:]))
 
 
 def _choose(videos: list[Video], video_ids: Sequence[str] | None, subset: str) -> list[Video]:

@@ -1,6 +1,10 @@
 """Matched detections -> interpolated average precision, bit-equal to ActivityNet's (numpy only)."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
+
+SAME_TIOU = 1e-9  # 0.3 and linspace's 0.30000000000000004 are the same threshold to a mean over thresholds
 
 
 def score_order(scores: np.ndarray) -> np.ndarray:
@@ -61,8 +65,37 @@ def _class_ranks(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return ranks
 
 
+def range_name(bounds: tuple[float, float]) -> str:
+    """``0.1:0.7``, as tables name the mean over these thresholds."""
+    return f"{bounds[0]:g}:{bounds[1]:g}"
+
+
 def mean_over_range(tiou_thresholds: np.ndarray, mean_ap: np.ndarray, low: float, high: float) -> float:
-    """Mean of mAP (T,) over the tIoU thresholds (T,) from low to high, both included; NaN if there are none."""
+    """Mean of mAP (T,) over the tIoU thresholds (T,) from low to high, both included; NaN if there are none.
+
+    An mAP of None counts as NaN, and so makes the mean NaN.
+    """
+    rows = _rows_within(tiou_thresholds, low, high)
+    return float(np.asarray(mean_ap, dtype=np.float64)[rows].mean()) if len(rows) else float("nan")
+
+
+def named_means(
+    tiou_thresholds: Sequence[float], usual: Sequence[float], ranges: Iterable[tuple[float, float]]
+) -> dict[str, np.ndarray]:
+    """The means of mAP that go by a name: {name: which of the evaluated thresholds (T,) it is over}.
+
+    A published ``low:high`` is the mean over the `usual` thresholds in the range, so it is there only if all of
+    them were evaluated, and over them only. Where no range is there: ``mean``, over all that were evaluated.
+    """
+    evaluated, usual = np.asarray(tiou_thresholds), np.asarray(usual)
+    means = {}
+    for bounds in ranges:
+        same = np.abs(usual[_rows_within(usual, *bounds)][:, None] - evaluated) < SAME_TIOU
+        if same.any(axis=1).all():
+            means[range_name(bounds)] = same.argmax(axis=1)
+    return means or {"mean": np.arange(len(evaluated))}
+
+
+def _rows_within(tiou_thresholds: Sequence[float], low: float, high: float) -> np.ndarray:
     thresholds = np.asarray(tiou_thresholds)
-    inside = (thresholds > low - 1e-9) & (thresholds < high + 1e-9)
-    return float(np.asarray(mean_ap)[inside].mean()) if inside.any() else float("nan")
+    return np.flatnonzero((thresholds > low - SAME_TIOU) & (thresholds < high + SAME_TIOU))

@@ -7,48 +7,44 @@ mAP of each with its 95 % interval, their difference with its own, and a p-value
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 from tqdm import tqdm
 
-from eval.detection import DetectionResult, evaluate_detections
-from eval.detection_files import read_ground_truth
+from eval.command import add_evaluation_options, read_inputs
+from eval.detection import DetectionResult, evaluate_inputs
 from eval.protocols import PROTOCOLS
 from eval.uncertainty import bootstrap_interval, bootstrap_maps, two_sided_p_value
-from utils.datasets import DATASETS
-from utils.errors import InputError, exit_on_input_error
+from utils.errors import InputError, OneLineParser, exit_on_input_error
 
 
 def compare(
     results: Sequence[DetectionResult],
-    average_ranges: Iterable[tuple[float, float]],
+    means: Mapping[str, Sequence[int]],
     resamples: int = 1000,
     seed: int = 0,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[dict]:
-    """mAP with its 95 % interval at each threshold and over each range of thresholds, of one list or of two.
+    """mAP with its 95 % interval at each threshold and as each mean over thresholds, of one list or of two.
 
     results: one, or two that were evaluated on the same ground truth under the same protocol and thresholds; both
         are resampled with the same videos, so what is easy or hard for both cancels in the difference.
+    means: {name: numbers of the thresholds}; see eval.average_precision.named_means.
 
     Returns a row a figure: `tiou`, `map` and `interval` (one of each a list of detections) and, of two lists, the
     second's `difference` from the first, `difference_interval` and `p_value`. Fractions.
     """
     samples = bootstrap_maps(results, resamples, seed, progress)
-    thresholds = results[0].tiou_thresholds
-    rows = [(f"{threshold:g}", np.array([index])) for index, threshold in enumerate(thresholds)]
-    for low, high in average_ranges:
-        inside = np.flatnonzero((thresholds > low - 1e-9) & (thresholds < high + 1e-9))
-        rows += [(f"{low:g}:{high:g}", inside)] if len(inside) else []
+    rows = [(f"{threshold:g}", [index]) for index, threshold in enumerate(results[0].tiou_thresholds)]
     return [
         _row(
             name,
             [float(result.map[inside].mean()) for result in results],
             [sample[:, inside].mean(axis=1) for sample in samples],
         )
-        for name, inside in rows
+        for name, inside in (*rows, *means.items())
     ]
 
 
@@ -84,18 +80,16 @@ def comparison_table(rows: list[dict]) -> str:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m eval.compare",
         description="mAP with 95 % intervals by bootstrap over videos, of one detection file or of two, paired.",
     )
     add = parser.add_argument
     add("predictions", nargs="+", metavar="FILE", help="detections A, or A and B: ActivityNet JSON, or CSV")
-    add("--ground-truth", required=True, help="annotations.json (ActivityNet's schema), or a folder")
-    add("--dataset", choices=sorted(DATASETS), default="thumos14", help="gives thresholds; default: thumos14")
-    add("--subset", help="subset of the ground truth; default: the dataset's")
+    add_evaluation_options(parser)
     add("--protocol", choices=list(PROTOCOLS), default="seconds", help="default: seconds")
-    add("--resamples", type=int, default=1000, help="default: 1000")
-    add("--seed", type=int, default=0, help="default: 0")
+    add("--resamples", type=int, default=1000, help="how often the videos are drawn; default: 1000")
+    add("--seed", type=int, default=0, help="of the draws; default: 0")
     return parser.parse_args()
 
 
@@ -104,21 +98,17 @@ def main() -> None:
     args = _parse_args()
     if len(args.predictions) > 2:
         raise InputError(f"expected one or two detection files, got {len(args.predictions)}")
-    dataset = DATASETS[args.dataset]
-    truth = read_ground_truth(args.ground_truth, args.subset or dataset.test_subset)
-    results = [
-        evaluate_detections(
-            truth, path, dataset.tiou_thresholds, protocol=args.protocol, snippet_rate=dataset.snippet_rate
-        )
-        for path in args.predictions
-    ]
+    inputs = read_inputs(args, args.predictions)
+    results = evaluate_inputs(inputs, args.protocol)
     for name, path, result in zip("AB", args.predictions, results, strict=False):
         print(f"{name}: {path}")
         for note in result.notes:
             print(f"note: {note}")
+    if inputs.grid:
+        print(inputs.grid)
     print(f"mAP in percent, {args.protocol} protocol, {args.resamples} resamples of the videos, seed {args.seed}")
     progress = partial(tqdm, desc="resampling", unit="block", leave=False, delay=2)
-    print(comparison_table(compare(results, dataset.average_ranges, args.resamples, args.seed, progress)))
+    print(comparison_table(compare(results, inputs.means, args.resamples, args.seed, progress)))
 
 
 if __name__ == "__main__":

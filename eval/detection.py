@@ -10,13 +10,14 @@ without any annotation are dropped and reported (a KeyError there).
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from eval.average_precision import average_precisions, mean_over_range, score_order
+from eval.command import Inputs, add_evaluation_options, read_inputs
 from eval.detection_files import (
     DetectionSource,
     GroundTruth,
@@ -27,8 +28,8 @@ from eval.detection_files import (
 )
 from eval.matching import match
 from eval.protocols import PROTOCOLS, applicable_protocols, apply_protocol
-from utils.datasets import DATASETS, SNIPPET_RATE
-from utils.errors import InputError, exit_on_input_error
+from utils.datasets import SNIPPET_RATE
+from utils.errors import InputError, OneLineParser, exit_on_input_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,64 +180,74 @@ def _defined(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def format_table(results: Iterable[DetectionResult], average_ranges: Iterable[tuple[float, float]]) -> str:
-    """mAP in percent, a line a result: each threshold, then the mean over each range of thresholds."""
+def evaluate_inputs(inputs: Inputs, protocol: str) -> list[DetectionResult]:
+    """What a command was asked to evaluate: a result for each list of detections, their coverage among its notes."""
+    results = [
+        evaluate_detections(
+            inputs.truth,
+            found,
+            inputs.tiou_thresholds,
+            protocol=protocol,
+            snippet_rate=inputs.snippet_rate,
+            videos=inputs.videos,
+        )
+        for found in inputs.detections
+    ]
+    return [
+        replace(result, notes=(*result.notes, *inputs.coverage_notes(result.ground_truth, found)))
+        for result, found in zip(results, inputs.detections, strict=True)
+    ]
+
+
+def format_table(results: Iterable[DetectionResult], means: Mapping[str, Sequence[int]]) -> str:
+    """mAP in percent, a line a result: each threshold, then each mean, {name: numbers of the thresholds}."""
     results = list(results)
-    ranges = [bounds for bounds in average_ranges if not np.isnan(results[0].mean_map(*bounds))]
-    heads = [f"{threshold:g}" for threshold in results[0].tiou_thresholds]
-    heads += [f"{low:g}:{high:g}" for low, high in ranges]
+    heads = [*(f"{threshold:g}" for threshold in results[0].tiou_thresholds), *means]
     width = max(8, *(len(result.protocol) for result in results))
     lines = [f"{'mAP@tIoU':<{width}}" + "".join(f"{head:>9}" for head in heads)]
     for result in results:
-        values = [*result.map, *(result.mean_map(*bounds) for bounds in ranges)]
+        values = [*result.map, *(result.map[rows].mean() for rows in means.values())]
         lines.append(f"{result.protocol:<{width}}" + "".join(f"{100 * value:9.2f}" for value in values))
     return "\n".join(lines)
 
 
 def _parse_args() -> argparse.Namespace:
     protocols = "\n".join(f"  {name:<18} {protocol.papers}" for name, protocol in PROTOCOLS.items())
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m eval.detection",
         description="mAP@tIoU of a detection file under the published protocols.",
         epilog=f"protocols and who uses them:\n{protocols}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--ground-truth", required=True, help="annotations.json (ActivityNet's schema), or a folder")
     add("--predictions", required=True, help="detections: ActivityNet JSON, or CSV")
+    add_evaluation_options(parser)
     add(
-        "--dataset",
-        choices=sorted(DATASETS),
-        default="thumos14",
-        help="gives the defaults of the next three; default: thumos14",
+        "--protocol",
+        choices=[*PROTOCOLS, "all"],
+        default="seconds",
+        help="see below; all: every one that means something on this ground truth, a line each; default: seconds",
     )
-    add("--subset", help="subset of the ground truth")
-    add("--snippet-rate", type=float, metavar="HZ", help="the grid of the snippet protocols")
-    add("--tiou-thresholds", type=float, nargs="+", metavar="TIOU")
-    add("--protocol", choices=[*PROTOCOLS, "all"], default="seconds", help="see below; default: seconds")
-    add("--json", type=Path, metavar="FILE", help="write per-class AP and mAP here")
+    add(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write per-class AP and mAP here; with --protocol all a dict of them, by protocol",
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     """The command line: one table on the screen, one JSON file on request."""
     args = _parse_args()
-    dataset = DATASETS[args.dataset]
-    truth = read_ground_truth(args.ground_truth, args.subset or dataset.test_subset)
-    found = read_detections(args.predictions)
-    results = [
-        evaluate_detections(
-            truth,
-            found,
-            args.tiou_thresholds or dataset.tiou_thresholds,
-            protocol=name,
-            snippet_rate=dataset.snippet_rate if args.snippet_rate is None else args.snippet_rate,
-        )
-        for name in (applicable_protocols(truth) if args.protocol == "all" else [args.protocol])
-    ]
+    inputs = read_inputs(args, [args.predictions])
+    protocols = applicable_protocols(inputs.truth) if args.protocol == "all" else [args.protocol]
+    results = [result for protocol in protocols for result in evaluate_inputs(inputs, protocol)]
     for note in results[0].notes:
         print(f"note: {note}")
-    print(format_table(results, dataset.average_ranges))
+    if inputs.grid:
+        print(inputs.grid)
+    print(format_table(results, inputs.means))
     if args.json:
         content = {result.protocol: result.as_dict() for result in results}
         _write_json(args.json, content if args.protocol == "all" else content[args.protocol])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.annotations import Video, load_annotations, parse_annotations, read_json
+from utils.annotations import Video, checked_name, load_annotations, parse_annotations, read_json, start_and_end
 from utils.errors import InputError
 from utils.segments import snippets_to_seconds
 
@@ -220,7 +220,7 @@ def _json_rows(results: dict[str, list], where: str) -> Iterator[tuple]:
         for row, entry in enumerate(entries):
             place = f"{where}: video '{video}', detection {row}"
             try:
-                start, end = entry["segment"]
+                start, end = start_and_end(entry["segment"])
                 label, score = entry["label"], entry["score"]
             except KeyError as error:
                 raise InputError(f"{place}: no {error}") from None
@@ -232,8 +232,8 @@ def _json_rows(results: dict[str, list], where: str) -> Iterator[tuple]:
 
 def _csv_rows(path: Path) -> Iterator[tuple]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)  # or a quote left open swallows the rest of the file
             if reader.fieldnames is None:
                 raise InputError(f"{path}: the file is empty")
             missing = [name for name in CSV_COLUMNS if name not in reader.fieldnames]
@@ -241,24 +241,27 @@ def _csv_rows(path: Path) -> Iterator[tuple]:
                 raise InputError(f"{path}: no column {missing}; the header must have {','.join(CSV_COLUMNS)}")
             for entry in reader:
                 video, start, end, label, score = (entry[name] for name in CSV_COLUMNS)
-                place = f"{path}: video '{video}', line {reader.line_num}"
+                place = f"{path}: video '{video!s:.80}', line {reader.line_num}"
                 yield _checked_row(video, label, start, end, score, place)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (UnicodeDecodeError, csv.Error):
-        raise InputError(f"{path}: not a CSV file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; expected CSV") from None
+    except csv.Error as error:
+        raise InputError(f"{path}: not a CSV file ({error}); is a quote left open, or a field not quoted?") from None
 
 
 def _checked_row(video, label, start, end, score, place: str) -> tuple[str, str, float, float, float]:
     try:
         numbers = float(start), float(end), float(score)
-    except (TypeError, ValueError):
-        raise InputError(f"{place}: not numbers: segment [{start!r}, {end!r}], score {score!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        found = f"segment [{start!r:.80}, {end!r:.80}], score {score!r:.80}"
+        raise InputError(f"{place}: not numbers: {found}") from None
     if not all(map(math.isfinite, numbers)):
         raise InputError(f"{place}: not finite: segment [{start}, {end}], score {score}")
     if numbers[1] < numbers[0]:
         raise InputError(f"{place}: the segment [{start}, {end}] ends before it starts")
-    return str(video), str(label), *numbers
+    return checked_name(video, f"{place}, video"), checked_name(label, f"{place}, label"), *numbers
 
 
 def _numbers(names: Iterable, order: tuple) -> np.ndarray:

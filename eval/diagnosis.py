@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.detection import DetectionResult, evaluate_detections
+from eval.command import add_evaluation_options, read_inputs
+from eval.detection import DetectionResult, evaluate_inputs
 from eval.diagnosis_report import diagnosis_figure, diagnosis_table
 from eval.protocols import PROTOCOLS
 from utils.annotations import load_annotations
 from utils.datasets import DATASETS
-from utils.errors import InputError, exit_on_input_error
+from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.segments import snippets_to_seconds, tiou
 
 # In this order the code numbers them. The first is not an error.
@@ -262,14 +263,11 @@ def _by_class(result: DetectionResult, classes: _Classes) -> list[dict]:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m eval.diagnosis", description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="python -m eval.diagnosis", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--ground-truth", required=True, help="annotations.json (ActivityNet's schema), or a folder")
     add("--predictions", required=True, help="detections: ActivityNet JSON, or CSV")
-    add("--dataset", choices=sorted(BINS), default="thumos14", help="bins and defaults; default: thumos14")
-    add("--subset", help="subset of the ground truth; default: the dataset's")
+    add_evaluation_options(parser)
     add("--protocol", choices=list(PROTOCOLS), default="seconds", help="default: seconds")
-    add("--tiou-thresholds", type=float, nargs="+", metavar="TIOU", help="default: the dataset's")
     add("--json", type=Path, metavar="FILE", help="write everything here")
     add("--figure", type=Path, metavar="FILE", help="draw it here (.png, .pdf, .svg)")
     return parser.parse_args()
@@ -278,25 +276,21 @@ def _parse_args() -> argparse.Namespace:
 def main() -> None:
     """The command line: a table on the screen, a JSON file and a figure on request."""
     args = _parse_args()
-    dataset = DATASETS[args.dataset]
-    result = evaluate_detections(
-        args.ground_truth,
-        args.predictions,
-        args.tiou_thresholds or dataset.tiou_thresholds,
-        subset=args.subset or dataset.test_subset,
-        protocol=args.protocol,
-        snippet_rate=dataset.snippet_rate,
-    )
+    inputs = read_inputs(args, [args.predictions])
+    (result,) = evaluate_inputs(inputs, args.protocol)
     videos = load_annotations(args.ground_truth).videos
-    diagnosis = diagnose(result, {name: video.duration for name, video in videos.items()}, args.dataset)
+    durations = {name: video.duration for name, video in videos.items()}
+    diagnosis = diagnose(result, durations, args.dataset, inputs.snippet_rate)
+    if inputs.grid:
+        print(inputs.grid)
     print(diagnosis_table(diagnosis))
-    try:
-        if args.json:
-            args.json.write_text(json.dumps(diagnosis) + "\n", encoding="utf-8")
-        if args.figure:
+    if args.json:
+        args.json.write_text(json.dumps(diagnosis) + "\n", encoding="utf-8")
+    if args.figure:
+        try:
             diagnosis_figure(diagnosis, args.figure)
-    except (OSError, ValueError) as error:  # ValueError: a kind of picture that matplotlib does not write
-        raise InputError(f"cannot write the diagnosis: {error}") from None
+        except ValueError as error:  # a kind of picture that matplotlib does not write
+            raise InputError(f"{args.figure}: cannot be drawn ({error})") from None
 
 
 if __name__ == "__main__":

@@ -154,7 +154,8 @@ def _draw_bins(axes: "Axes", diagnosis: dict, groups: list[list], color: str, ba
 
 def _draw_classes(axes: "Axes", classes: list[dict]) -> None:
     names = [f"{entry['class']} ({entry['instances']})" for entry in classes]
-    axes.bar(names, [100 * entry["average_ap"] for entry in classes], color=BAR)
+    axes.bar(range(len(names)), [100 * entry["average_ap"] for entry in classes], color=BAR)
+    axes.set_xticks(range(len(names)), names, parse_math=False)  # a dollar sign in a name is no formula
     axes.tick_params(axis="x", rotation=90, labelsize=9 if len(names) <= 40 else 6)
     axes.margins(x=0.01)
     axes.set(title="AP by class (number of instances)", ylabel="average AP in percent")

@@ -3,7 +3,6 @@
 python scripts/report.py runs/NAME [runs/OTHER ...] [--out FILE]
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -11,11 +10,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval.html_report.page import render_report  # noqa: E402
 from eval.html_report.run_folder import read_runs  # noqa: E402
-from utils.errors import InputError, exit_on_input_error  # noqa: E402
+from utils.errors import InputError, OneLineParser, exit_on_input_error  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="scripts/report.py",
         description="A page to read and to look at: results beside the published ones, curves, classes, where the "
         "detections go wrong, and every test video on a time axis. It needs no network and no other file.",

@@ -93,6 +93,18 @@ def test_an_absent_subset_names_those_present():
         (with_video(ambiguous=[[0, 1, 2]]), "ambiguous segment 0"),
         (with_video(duration="long"), "duration 'long'"),
         (with_video(duration=-1), "duration -1"),
+        (with_video(duration=10**400), "duration 1000"),
+        (with_video(annotations=[{"label": "Dive", "segment": [1, 10**400]}]), "annotation 0: expected [start, end]"),
+        (with_video(annotations=[{"label": "Dive", "segment": "12"}]), "expected [start, end] in seconds, found '12'"),
+        (with_video(annotations=[{"label": None, "segment": [1, 2]}]), "'v7', label: expected a name, found None"),
+        (with_video(labels=[None]), "'v7', labels: expected a name, found None"),
+        (with_video(labels=[["Dive"]]), "expected a name, found ['Dive']"),
+        (with_video(subset=None), "'v7', subset: expected a name, found None"),
+        ({"classes": [None], "database": {"v": {"subset": "t"}}}, "'classes': expected a name, found None"),
+        ({"classes": "Dive", "database": {"v": {"subset": "t"}}}, "different names"),
+        ({"classes": [], "database": {"v": {"subset": "t"}}}, "no class"),
+        ({"database": {"v": {"subset": "t", "labels": []}}}, "no class: 'classes' names none"),
+        (with_video(labels=["Di\nve"]), "label 'Di ve'"),
     ],
 )
 def test_what_cannot_be_used_is_named(data, says):
@@ -117,6 +129,32 @@ def test_damaged_files(tmp_path, content, says):
     with pytest.raises(InputError) as error:
         load_annotations(tmp_path)
     assert says in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ('{"database": {"v1": {"subset": "t"}, "v2": {"subset": "t"}, "v1": {"subset": "t"}}}', "v1"),
+        ('{"database": {}, "classes": [], "database": {}}', "database"),
+    ],
+)
+def test_a_key_that_appears_twice_is_refused(tmp_path, content, key):
+    (tmp_path / "annotations.json").write_text(content)
+    with pytest.raises(InputError) as error:
+        load_annotations(tmp_path)
+    assert f"annotations.json: the key '{key}' appears more than once" in one_line(error)
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path):
+    (tmp_path / "annotations.json").write_text(json.dumps(EXAMPLE), encoding="utf-8-sig")
+    assert load_annotations(tmp_path).classes == ("Dive", "Clap", "Jump")
+
+
+def test_whole_numbers_are_names():
+    entry = {"subset": 1, "annotations": [{"label": 3, "segment": [1, 2]}]}
+    annotations = parse_annotations({"classes": [3], "database": {"v": entry}}, "x")
+    assert annotations.classes == annotations.videos["v"].segment_labels == ("3",)
+    assert annotations.subset("1")
 
 
 def test_nothing_to_read(tmp_path):
@@ -165,6 +203,73 @@ def test_object_arrays_of_every_protocol_are_read(tmp_path, protocol):
     np.testing.assert_array_equal(loaded[0], array[0])
     assert loaded[1] == array[1]
     assert array_shape(tmp_path / "a.npy") == (2,)
+
+
+def lists(*rows) -> np.ndarray:
+    array = np.empty(len(rows), dtype=object)
+    array[:] = rows
+    return array
+
+
+def write_release(folder, **changed):
+    columns = {
+        "videoname": np.array([b"v1", b"v2"]),
+        "subset": np.array([b"validation", b"test"]),
+        "duration": np.array([[9.5], [8.0]]),
+        "labels_all": lists([b"Dive"], [b"Dive", b"Clap"]),
+        "labels": lists([], [b"Clap", b"Dive"]),
+        "segments": lists([], [[1.0, 2.5], [3.0, 4.0]]),
+        "classlist": np.array([b"Clap", b"Dive"]),
+    }
+    for name, column in (columns | changed).items():
+        np.save(folder / f"{name}.npy", column, allow_pickle=True)
+    return folder
+
+
+def test_a_release_folder(tmp_path):
+    write_release(tmp_path)
+    (tmp_path / "Ambiguous_test.txt").write_text("v2 5 6.5\n", encoding="utf-8-sig")
+    annotations = load_annotations(tmp_path)
+    assert annotations.classes == ("Clap", "Dive")
+    first, second = annotations.videos.values()
+    assert (first.video_id, first.subset, first.duration, first.labels) == ("v1", "validation", 9.5, ("Dive",))
+    assert (second.labels, second.segment_labels) == (("Clap", "Dive"), ("Clap", "Dive"))
+    np.testing.assert_array_equal(second.segments, [[1, 2.5], [3, 4]])
+    np.testing.assert_array_equal(second.ambiguous, [[5, 6.5]])
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"labels": np.zeros(2)}, "labels.npy: row 0: expected a list, found "),
+        ({"labels": lists([], [1.0, 2.0])}, "'v2', label: expected a name, found 1.0"),
+        ({"labels": lists([], [b"Clap"])}, "'v2' has 1 labels for 2 segments"),
+        ({"labels_all": np.array([b"Dive", b"Clap"])}, "labels_all.npy: row 0: expected a list"),
+        ({"segments": lists([], [1.0, 2.0])}, "'v2', annotation 0: expected [start, end]"),
+        ({"segments": lists([], b"12")}, "segments.npy: row 1: expected a list"),
+        ({"duration": np.ones((2, 2))}, "duration.npy: expected one number of seconds a video, found shape (2, 2)"),
+        ({"duration": lists(None, [[1], 2])}, "'v2': duration [[1], 2] is not a number"),
+        ({"classlist": np.array(b"Dive")}, "classlist.npy: holds a single value"),
+        ({"classlist": np.arange(2)}, "classlist.npy: row 0: expected a name"),
+        ({"videoname": np.array([b"v1"])}, "disagree on the number of videos"),
+        ({"videoname": np.array([b"v1", b"v1"])}, "videoname.npy: names 'v1' 2 times"),
+        ({"subset": np.array([1, 2])}, "subset.npy: row 0: expected a name"),
+    ],
+)
+def test_a_release_folder_that_cannot_be_used(tmp_path, changed, says):
+    with pytest.raises(InputError) as error:
+        load_annotations(write_release(tmp_path, **changed))
+    assert says in one_line(error)
+    assert str(tmp_path) in one_line(error)
+
+
+@pytest.mark.parametrize(("content", "says"), [(b"v1 \xff 2\n", "not UTF-8 text"), (b"v1 2\n", "line 1: expected")])
+def test_ambiguous_segments_that_cannot_be_used(tmp_path, content, says):
+    write_release(tmp_path)
+    (tmp_path / "Ambiguous_test.txt").write_bytes(content)
+    with pytest.raises(InputError) as error:
+        load_annotations(tmp_path)
+    assert f"Ambiguous_test.txt: {says}" in one_line(error)
 
 
 def test_the_release_folder_says_the_same_as_the_json(reference):

@@ -9,7 +9,7 @@ import torch
 
 from utils.annotations import parse_annotations
 from utils.errors import InputError
-from wsad_dataset import BatchLoader, WeakVideoDataset, seconds_per_batch
+from wsad_dataset import BatchLoader, WeakVideoDataset
 
 
 class MemoryStore:
@@ -49,9 +49,8 @@ def dataset(with_segments: bool = True, **options) -> WeakVideoDataset:
     return WeakVideoDataset(annotations, MemoryStore(LENGTHS), "train", **{"missing_features": "skip", **options})
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_what_a_dataset_holds(in_memory):
-    data = dataset(in_memory=in_memory, min_snippets=4)
+def test_what_a_dataset_holds():
+    data = dataset(min_snippets=4)
     assert data.video_ids == ["v0", "v1", "v2", "v5"]
     assert data.skipped == ["v4"]
     assert data.too_short == ["v3"]
@@ -74,6 +73,8 @@ def test_no_video_left():
         dataset(min_snippets=99)
     with pytest.raises(InputError, match="subsets present"):
         WeakVideoDataset(parse_annotations(timeline(), "x"), MemoryStore(LENGTHS), "validation")
+    with pytest.raises(InputError, match="'train' is left to use: the choice of videos is empty; hold out fewer"):
+        dataset(video_ids=[])
 
 
 def test_a_choice_of_videos():
@@ -91,9 +92,8 @@ def assert_equal(first, second):
     assert all(torch.equal(a, b) for one, two in zip(first, second, strict=True) for a, b in zip(one, two, strict=True))
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_a_batch_holds_stratified_snippets_with_their_labels(in_memory):
-    data = dataset(in_memory=in_memory)
+def test_a_batch_holds_stratified_snippets_with_their_labels():
+    data = dataset()
     for features, labels, pairs in batches(data, count=20):
         assert (features.dtype, labels.dtype, pairs.dtype) == (torch.float32, torch.float32, torch.int64)
         assert features.shape == (6, 8, 5)
@@ -108,10 +108,6 @@ def test_a_batch_holds_stratified_snippets_with_their_labels(in_memory):
         for first, second in pairs.tolist():
             assert (labels[first] * labels[second]).any()
             assert features[first, 0, 0] // 1000 != features[second, 0, 0] // 1000
-
-
-def test_memory_and_disk_give_the_same_batches():
-    assert_equal(batches(dataset(in_memory=True)), batches(dataset(in_memory=False)))
 
 
 def test_training_never_sees_a_segment():
@@ -148,7 +144,3 @@ def test_a_batch_stays_valid_while_the_next_is_drawn():
 def test_a_batch_needs_a_snippet():
     with pytest.raises(InputError, match="at least 1 snippet"):
         BatchLoader(dataset(), num_snippets=0)
-
-
-def test_seconds_per_batch_is_a_time():
-    assert 0 < seconds_per_batch(BatchLoader(dataset(), 6, 2, 8), repeats=3) < 1

@@ -1,12 +1,14 @@
 """python -m eval.detection: what it prints, what it writes, and how it refuses."""
 
+import importlib
 import json
 import sys
 
 import pytest
 
-from eval.detection import main
-from utils.errors import exit_on_input_error
+from eval.detection import evaluate_detections, main
+from eval.protocols import LEFT_OUT
+from utils.errors import OneLineParser, exit_on_input_error
 
 TRUTH = {
     "database": {
@@ -58,7 +60,7 @@ def test_all_protocols_that_mean_something_here(run, tmp_path):
     status, out, _ = run(TRUTH, FOUND, "--protocol", "all", "--tiou-thresholds", 0.5, "--json", tmp_path / "o.json")
     assert status == 0
     protocols = ["snippet", "seconds", "snippet-delu"]  # the others leave out videos that this file lacks
-    assert [line.split()[0] for line in out.splitlines()[1:]] == protocols
+    assert [line.split()[0] for line in out.splitlines()[2:]] == protocols
     assert list(json.loads((tmp_path / "o.json").read_text())) == protocols
 
 
@@ -72,6 +74,92 @@ def test_strangers_are_counted_and_named_on_a_line_each(run):
     ]
 
 
+@pytest.mark.parametrize(
+    ("thresholds", "names", "means"),
+    [
+        ((0.1, 0.3, 0.5), ["mean"], ["100.00"]),
+        ((0.5, 0.8), ["mean"], ["50.00"]),
+        ((0.8,), ["mean"], ["0.00"]),
+        ((0.5, 0.1, 0.3, 0.4, 0.2), ["0.1:0.5"], ["100.00"]),
+        ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7), ["0.1:0.5", "0.1:0.7"], ["100.00"] * 2),
+        ((*(i / 10 for i in range(1, 10)), 0.85), ["0.1:0.5", "0.1:0.7", "0.1:0.9"], ["100.00", "100.00", "77.78"]),
+    ],
+)
+def test_a_mean_goes_by_the_name_of_a_range_only_if_it_is_that(run, thresholds, names, means):
+    status, out, _ = run(TRUTH, FOUND, "--tiou-thresholds", *thresholds)
+    assert status == 0
+    head, values = (line.split()[1 + len(thresholds) :] for line in out.splitlines())
+    assert (head, values) == (names, means)
+
+
+@pytest.mark.parametrize(
+    ("told", "options", "rate", "source"),
+    [
+        ({}, [], "1.5625", "the default of thumos14"),
+        ({"snippet_rate": 2.5}, [], "2.5", "as "),
+        ({"snippet_rate": None}, [], "1.5625", "the default of thumos14"),
+        ({"snippet_rate": 2.5}, ["--snippet-rate", 4], "4", "--snippet-rate"),
+    ],
+)
+def test_the_grid_is_that_of_the_detections(run, tmp_path, told, options, rate, source):
+    options = ["--protocol", "snippet", "--json", tmp_path / "o.json", *options]
+    status, out, _ = run(TRUTH, {**FOUND, **told}, *options)
+    assert status == 0
+    assert out.startswith(f"grid of the snippet protocols: {rate} snippets a second ({source}")
+    found = json.loads((tmp_path / "o.json").read_text())
+    on_grid = evaluate_detections(TRUTH, FOUND, found["tiou_thresholds"], protocol="snippet", snippet_rate=float(rate))
+    assert found["map"] == on_grid.map.tolist()
+    assert "grid" not in run(TRUTH, {**FOUND, **told})[1]  # seconds
+
+
+def test_annotated_videos_without_an_entry_are_said_and_can_be_left_out(run):
+    one = {"subset": "test", "annotations": [{"label": "x", "segment": [1, 5]}]}
+    empty = {"subset": "test", "annotations": []}
+    truth = {"database": {"a": one, "b": one, "c": one, "d": one, "e": empty}}
+    found = {"results": {**FOUND["results"], "b": [], "stranger": FOUND["results"]["a"]}}
+    status, out, _ = run(truth, found, "--tiou-thresholds", 0.5)
+    assert status == 0
+    assert (
+        "note: 2 annotated videos have no entry in the detections; their instances count as missed "
+        "(--only-detected leaves them out)\n"
+    ) in out
+    assert out.splitlines()[-1].split()[1] == "12.50"
+    status, out, _ = run(truth, found, "--tiou-thresholds", 0.5, "--only-detected")
+    assert status == 0
+    assert out.splitlines()[0] == (
+        "note: 2 of 4 annotated videos are evaluated: those with an entry; 1 detections of other videos are dropped"
+    )
+    assert out.splitlines()[-1].split()[1] == "50.00"
+    assert "note" not in run(truth, {"results": {**dict.fromkeys("bcd", []), **FOUND["results"]}})[1]
+    assert run(truth, {"results": {"stranger": []}}, "--only-detected")[0] == 2
+
+
+def test_a_protocol_that_leaves_videos_out_does_not_miss_them(run):
+    one = {"subset": "test", "annotations": [{"label": "x", "segment": [1, 5]}]}
+    truth = {"database": dict.fromkeys(["a", *LEFT_OUT], one)}
+    assert "note: 2 annotated videos" in run(truth, FOUND, "--protocol", "seconds")[1]
+    assert "note" not in run(truth, FOUND, "--protocol", "seconds-210")[1]
+
+
+@pytest.mark.parametrize("module", ["eval.detection", "eval.compare", "eval.diagnosis"])
+def test_help_says_what_every_option_is_for(module, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    shown = []
+    monkeypatch.setattr(OneLineParser, "print_help", lambda parser, file=None: shown.append(parser))
+    with pytest.raises(SystemExit):
+        importlib.import_module(module).main()
+    assert len(shown) == 1
+    assert all(action.help for action in shown[0]._actions)
+
+
+@pytest.mark.parametrize("options", [["--protocol", "nobody's"], ["--snippet-rate", "fast"], ["--wrong\noption"]])
+def test_wrong_options_are_one_line(run, options):
+    status, out, err = run(TRUTH, FOUND, *options)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ") and err.endswith(" (see python -m eval.detection --help)\n")
+    assert err.count("\n") == 1
+
+
 def row(**changes):
     return {"results": {"a": [{"label": "x", "score": 0.5, "segment": [1.0, 4.0], **changes}]}}
 
@@ -82,19 +170,29 @@ def row(**changes):
         (row(score=float("nan")), "found.json: video 'a', detection 0: not finite"),
         (row(segment=[4, 1]), "found.json: video 'a', detection 0: the segment [4, 1] ends before it starts"),
         (row(segment=[1, "soon"]), "not numbers"),
+        (row(segment=[1, 10**400]), "video 'a', detection 0: not numbers"),
+        (row(score=10**400), "not numbers"),
+        (row(segment="12"), "video 'a', detection 0: expected {"),
+        (row(label=None), "video 'a', detection 0, label: expected a name, found None"),
+        (row(label=["x"]), "expected a name, found ['x']"),
+        ('{"results": {"a": [], "b": [], "a": []}}', "found.json: the key 'a' appears more than once"),
         (row(segment=3), "video 'a', detection 0: expected {"),
         ({"results": {"a": [{"label": "x", "score": 1}]}}, "video 'a', detection 0: no 'segment'"),
         ({"results": {"a": {}}}, "video 'a': expected a list"),
         ({"results": {"a": 3}}, "video 'a': expected a list"),
         (TRUTH, "no 'results'"),
         ([], "no 'results'"),
+        ({**FOUND, "snippet_rate": 0}, "found.json: 'snippet_rate' is 0, expected a positive number"),
+        ({**FOUND, "snippet_rate": "fast"}, "found.json: 'snippet_rate' is 'fast'"),
+        ({**FOUND, "snippet_rate": float("nan")}, "found.json: 'snippet_rate' is nan"),
+        ({"results": {"two\nlines": 3}}, "video 'two lines'"),
         ("", "the file is empty"),
         (json.dumps(FOUND)[:-5], "not valid JSON"),
         (None, "No such file"),
     ],
 )
 def test_bad_detections_are_refused_in_one_line(run, found, message):
-    status, out, err = run(TRUTH, found)
+    status, out, err = run(TRUTH, found, "--protocol", "snippet")
     assert (status, out) == (2, "")
     assert message in err
     assert err.startswith("error: ")
@@ -115,7 +213,7 @@ def test_bad_detections_are_refused_in_one_line(run, found, message):
         (TRUTH, ["--tiou-thresholds", "2"], "tIoU thresholds must lie in (0, 1]"),
         (TRUTH, ["--snippet-rate", "0"], "snippet rate"),
         (TRUTH, ["--json", "/nowhere/out.json"], "/nowhere/out.json: cannot be written"),
-        ({"database": {"a": {"subset": "test", "annotations": []}}}, [], "no annotated segment"),
+        ({"database": {"a": {"subset": "test", "labels": ["x"], "annotations": []}}}, [], "no annotated segment"),
     ],
 )
 def test_bad_ground_truth_and_options_are_refused_in_one_line(run, truth, options, message):
@@ -126,6 +224,13 @@ def test_bad_ground_truth_and_options_are_refused_in_one_line(run, truth, option
 
 
 CSV = "video-id,t-start,t-end,label,score\n"
+
+
+@pytest.mark.parametrize(("name", "text"), [("f.csv", CSV + "a,1,4,x,0.5\n"), ("f.json", json.dumps(FOUND))])
+def test_a_byte_order_mark_is_no_error(run, name, text):
+    status, out, err = run("\ufeff" + json.dumps(TRUTH), "\ufeff" + text, predictions=name)
+    assert (status, err) == (0, "")
+    assert "100.00" in out
 
 
 @pytest.mark.parametrize(
@@ -139,6 +244,13 @@ CSV = "video-id,t-start,t-end,label,score\n"
             "video 'a', line 3: the segment [5, 1] ends before",
         ),
         ("found.csv", CSV + "a,1\n", "video 'a', line 2: not numbers"),
+        ("found.csv", "score," + CSV.replace(",score", "") + "0.5,a,1,5\n", "label: expected a name"),
+        (
+            "found.csv",
+            CSV + 'a,1,5,"x,0.5\na,1,5,x,0.5\n',
+            "not a CSV file (unexpected end of data); is a quote left open",
+        ),
+        ("found.csv", CSV + '"a\nb",5,1,x,0.5\n', "video 'a b', line 3: the segment [5, 1] ends before"),
         ("found.npy", "x", "expected detections as a .json or .csv file"),
     ],
 )

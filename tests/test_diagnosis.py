@@ -3,6 +3,7 @@
 import json
 import sys
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -168,6 +169,15 @@ def test_a_list_without_detections_and_an_unknown_dataset(tmp_path):
         diagnose(result, dataset="ava")
 
 
+def test_dollar_signs_in_class_names_are_no_formulas(tmp_path):
+    names = ["$x_{$", "a$b$", "$\\nonsense$"]
+    truth = [("v", name, 10 * place, 10 * place + 5) for place, name in enumerate(names)]
+    path = tmp_path / "figure.svg"
+    with plt.rc_context({"svg.fonttype": "none"}):  # text as text
+        diagnosis_figure(diagnose(evaluated(truth, [("v", "a$b$", 10, 15, 1)]), {"v": 100}), path)
+    assert all(f"{name} (1)" in path.read_text(encoding="utf-8") for name in names)
+
+
 TIMES = st.integers(0, 12)
 ROWS = st.tuples(st.sampled_from("uv"), st.sampled_from("abc"), TIMES, st.integers(0, 6))
 
@@ -292,11 +302,29 @@ def test_command_prints_writes_and_draws(run, tmp_path):
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_command_knows_the_grid_and_what_was_detected(run, tmp_path):
+    found = {"results": {**FOUND, "stranger": FOUND["a"]}, "snippet_rate": 1}
+    snippet = ["--protocol", "snippet", "--json", tmp_path / "out.json"]
+    status, out, err = run(json.dumps(found), *snippet)
+    assert (status, err) == (0, "")
+    assert out.startswith("grid of the snippet protocols: 1 snippets a second (as ")
+    seconds = json.loads((tmp_path / "out.json").read_text())["characteristics"]["length in s"]
+    assert [part["instances"] for part in seconds] == [0, 1, 0, 0, 0]  # 4 s; divided by 25/16 Hz they would be 2.6
+    assert run(json.dumps(found), *snippet, "--snippet-rate", 2)[1].startswith("grid of the snippet protocols: 2 ")
+    _, out, _ = run(json.dumps(found), "--only-detected")
+    assert "note: 1 of 1 annotated videos are evaluated: those with an entry; 1 detections of other videos" in out
+    _, out, _ = run({}, "--json", tmp_path / "out.json")
+    (note,) = json.loads((tmp_path / "out.json").read_text())["notes"]
+    assert note.startswith("1 annotated videos have no entry in the detections") and f"note: {note}" in out
+
+
 @pytest.mark.parametrize(
     ("found", "options", "message"),
     [
         (FOUND, ["--json", "/nowhere/out.json"], "/nowhere/out.json"),
-        (FOUND, ["--figure", "/nowhere/out.png"], "/nowhere/out.png"),
+        (FOUND, ["--figure", "/nowhere/out.png"], "error: /nowhere/out.png: No such file or directory"),
+        (FOUND, ["--json", "/"], "error: /: Is a directory"),
+        (FOUND, ["--protocol", "all"], "(see python -m eval.diagnosis --help)"),
         (FOUND, ["--figure", "picture.doc"], "'doc' is not supported"),
         (FOUND, ["--subset", "train"], "no video of subset 'train'"),
         (FOUND, ["--tiou-thresholds", "0"], "tIoU thresholds must lie in (0, 1]"),

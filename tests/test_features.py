@@ -15,6 +15,13 @@ from utils.errors import InputError
 from utils.feature_files import JOINT_SUFFIX
 from utils.features import main, mean_difference, open_features
 
+
+def one_line(error) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
 LENGTHS = {"v1": 5, "v2": 1, "v3": 9}
 
 
@@ -115,6 +122,56 @@ def test_snippet_rate(tmp_path):
         _ = open_features(tmp_path).snippet_rate
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"fps": 25, "stride": 0},
+        {"fps": "abc", "stride": 16},
+        {"fps": [25, 25], "stride": 16},
+        {"fps": -25, "stride": -16},
+        {"fps": np.nan, "stride": 16},
+        {"fps": h5py.Empty("f4"), "stride": 16},
+        {"fps": 25},
+    ],
+)
+def test_a_rate_that_is_none_is_refused(tmp_path, said):
+    write_hdf5(tmp_path, streams(), **said)
+    with pytest.raises(InputError) as error:
+        _ = open_features(tmp_path).snippet_rate
+    assert "features.h5: the attributes of 'rgb': fps / stride" in one_line(error)
+
+
+def test_a_rate_may_be_an_array_of_one(tmp_path):
+    assert open_features(write_hdf5(tmp_path, streams(), fps=[30], stride=[[16]])).snippet_rate == 1.875
+
+
+def test_folders_take_their_rate_from_features_json(tmp_path):
+    write_folders(tmp_path, streams())
+    assert open_features(tmp_path).snippet_rate is None
+    (tmp_path / "features.json").write_text('{"fps": 30, "stride": 16}', encoding="utf-8-sig")
+    assert open_features(tmp_path).snippet_rate == 1.875
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{}", "fps / stride"),
+        ("[30, 16]", "fps / stride"),
+        ('{"fps": 30}', "found {'fps': 30}"),
+        ('{"fps": 30, "stride": 0}', "'stride': 0"),
+        ('{"fps": 1%s, "stride": 1}' % ("0" * 400), "fps / stride"),
+        ('{"fps": [30], "stride": 1}', "fps / stride"),
+        ("30 / 16", "not valid JSON"),
+    ],
+)
+def test_features_json_that_says_no_rate(tmp_path, content, says):
+    (write_folders(tmp_path, streams()) / "features.json").write_text(content)
+    with pytest.raises(InputError) as error:
+        _ = open_features(tmp_path).snippet_rate
+    assert "features.json: " in one_line(error)
+    assert says in one_line(error)
+
+
 def test_the_release_runs_at_its_own_rate(tmp_path):
     assert open_features(write_joint(tmp_path, streams())).snippet_rate == 25 / 16
 
@@ -178,6 +235,36 @@ def test_what_is_wrong_is_named(tmp_path, write, spoil, says):
     assert "\n" not in message
 
 
+def test_links_and_groups_in_hdf5(tmp_path):
+    data = streams()
+    with h5py.File(
+        write_hdf5(tmp_path, {"rgb": {**data["rgb"], "a/b/v4": data["rgb"]["v1"]}}) / "features.h5", "a"
+    ) as file:
+        file["rgb/linked"] = h5py.SoftLink("/rgb/v1")
+        file["rgb/gone"] = h5py.SoftLink("/nowhere")
+        file["rgb/far"] = h5py.ExternalLink("absent.h5", "/v1")
+        file["rgb/round"] = file["rgb"]
+        file["rgb/none"] = h5py.Empty("f4")
+    store = open_features(tmp_path, ("rgb",))
+    assert store.video_ids == ["a/b/v4", "far", "gone", "linked", "none", "v1", "v2", "v3"]
+    np.testing.assert_array_equal(store["a/b/v4"], data["rgb"]["v1"])
+    np.testing.assert_array_equal(store["linked"], data["rgb"]["v1"])
+    for video_id, says in (("gone", "links to what is not there"), ("far", "links to"), ("none", "shape ()")):
+        with pytest.raises(InputError, match=says) as error:
+            store.num_snippets(video_id)
+        assert video_id in one_line(error)
+
+
+@pytest.mark.parametrize("write", [write_hdf5, write_folders])
+@pytest.mark.parametrize("shape", [(5, 0), (8,), (1, 5, 4)])
+def test_a_first_video_that_gives_no_width(tmp_path, write, shape):
+    data = streams()
+    data["rgb"]["v1"] = np.zeros(shape, dtype=np.float32)
+    with pytest.raises(InputError) as error:
+        _ = open_features(write(tmp_path, data)).modality_dims
+    assert f"'rgb' of video 'v1' has shape {shape}, expected (snippets, channels)" in one_line(error)
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         open_features(tmp_path / "absent")
@@ -210,6 +297,30 @@ def test_the_joint_file_must_fit_its_names(tmp_path):
         open_features(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("joint", "says"),
+    [
+        (np.zeros(3), "video 'v1': expected (snippets, channels)"),
+        (np.zeros((3, 8)), "found shape (8,)"),
+        (np.zeros((3, 5, 7), dtype=np.float32), "found shape (5, 7)"),
+        (np.float64(1), "holds a single value"),
+    ],
+)
+def test_a_joint_file_of_something_else(tmp_path, joint, says):
+    np.save(write_joint(tmp_path, streams()) / f"Tiny{JOINT_SUFFIX}", joint)
+    with pytest.raises(InputError) as error:
+        open_features(tmp_path).num_snippets("v1")
+    assert says in one_line(error)
+    assert JOINT_SUFFIX in one_line(error)
+
+
+def test_a_video_has_one_row_in_the_joint_file(tmp_path):
+    write_joint(tmp_path, streams())
+    np.save(tmp_path / "Tiny-Annotations" / "videoname.npy", np.array([b"v1", b"v2", b"v1"]))
+    with pytest.raises(InputError, match=r"videoname\.npy: names 'v1' 2 times"):
+        open_features(tmp_path)
+
+
 def describe(monkeypatch, capsys, *arguments) -> str:
     monkeypatch.setattr(sys, "argv", ["features", *map(str, arguments)])
     main()
@@ -229,6 +340,17 @@ def test_the_description_says_what_is_there_and_what_lacks(tmp_path, monkeypatch
     assert "1 of 2 agree" in text
     assert "v3 3.5" in text
     assert "all finite" in text
+
+
+def test_the_description_says_which_rate_is_assumed_and_holds_it_against_the_durations(tmp_path, monkeypatch, capsys):
+    write_folders(tmp_path, streams())
+    entry = '{"subset": "test", "duration": 5.76, "labels": ["A"]}'
+    (tmp_path / "annotations.json").write_text(f'{{"v3": {entry}, "v1": {entry}}}')
+    text = describe(monkeypatch, capsys, tmp_path)
+    assert "rate         not given: the dataset's 1.5625 is assumed; say otherwise in features.json" in text
+    assert "1 of 2 agree" in text
+    (tmp_path / "features.json").write_text('{"fps": 30, "stride": 16}')
+    assert "1.875 snippets a second" in describe(monkeypatch, capsys, tmp_path)
 
 
 def test_real_features(reference):

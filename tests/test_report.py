@@ -229,6 +229,28 @@ def test_log_and_environment_may_be_missing(dataset, tmp_path):
     assert page_data(render_report(read_runs([run])))["runs"][0]["log"] == []
 
 
+def test_what_is_undefined_is_a_dash(dataset, tmp_path):
+    run = make_run(tmp_path / "a", dataset)
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["last"]["classification_map"] = None
+    metrics["best"]["classification_map"] = float("nan")
+    metrics["best"]["snippet"]["map"][8] = None
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    records[0]["losses"]["total"] = float("inf")
+    records[0]["scores"]["classification_mAP"] = None
+    records[1]["scores"]["snippet/mAP@0.1"] = float("nan")
+    (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    page = render_report(read_runs([run]))
+    rows = {key: len(values) for key, values in _Cells(page).rows.items()}
+    assert rows["snippet", "a", "last"] == 12  # of 9 thresholds, 3 ranges and the classification
+    assert rows["snippet", "a", "best"] == 10  # nor the last threshold and its range
+    assert page.count('<span class="none" aria-label="not given">–</span>') >= 6
+    first, second = page_data(page)["runs"][0]["log"]
+    assert first["losses"]["total"] is None and first["scores"]["classification mAP"] is None
+    assert second["scores"]["mAP@0.1:0.7, snippet"] is None and second["scores"]["mAP@0.5, snippet"] > 0
+
+
 def test_a_video_is_summed_up():
     """Two instances; by score: a hit, its double, a wrong label, and a background below the cut of two a class."""
     truth = {"database": {"v": {"subset": "test", "annotations": [
@@ -279,6 +301,11 @@ def test_script_compares_runs_in_one_file(run, dataset, tmp_path):
         (lambda run: (run / "outputs.h5").write_text("not HDF5"), "not the outputs of a run"),
         (lambda run: (run / "metrics.json").write_text("{}"), "not the metrics of a run"),
         (lambda run: (run / "metrics.json").write_text('{"last": '), "not valid JSON"),
+        (lambda run: (run / "log.jsonl").write_text("{}\n"), "log.jsonl: expected iteration, losses and scores"),
+        (
+            lambda run: (run / "log.jsonl").write_text('{"iteration": 1, "losses": {"a": "b"}, "scores": {}}\n'),
+            "log.jsonl: expected iteration, losses and scores",
+        ),
         (lambda run: (run / "options.yaml").write_text("[1, 2"), "not the options of a run"),
         (lambda run: (run / "options.yaml").write_text("dataset: demo"), "--path-dataset"),
         (lambda run: (run / "options.yaml").write_text("{dataset: demo, path_dataset: gone}"), "gone is not here"),
@@ -291,6 +318,12 @@ def test_errors_are_one_line(dataset, tmp_path, spoil, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_wrong_option_is_one_line(run):
+    done = run_script(run, "--nothing")
+    assert done.returncode == 2
+    assert done.stderr == "error: unrecognized arguments: --nothing (see scripts/report.py --help)\n"
 
 
 def test_runs_of_different_datasets_are_refused(run, dataset, tmp_path):

@@ -47,6 +47,15 @@ def test_a_seed_repeats_and_the_order_of_the_videos_does_not_matter(tmp_path):
         assert not np.array_equal(features, other[video_id])
 
 
+def test_a_slash_in_a_video_id_nests_groups_and_is_found_again(tmp_path):
+    entry = {"subset": "test", "duration": 9, "labels": ["A"]}
+    annotations = parse_annotations({"kitchen/cam1/v1": entry, "kitchen/v2": entry, "v3": entry}, "x")
+    simulate_features(annotations, tmp_path, (4, 4))
+    found = contents(tmp_path)
+    assert list(found) == ["kitchen/cam1/v1", "kitchen/v2", "v3"]
+    assert {features.shape for features in found.values()} == {(14, 8)}
+
+
 def test_flow_tells_when_and_appearance_tells_only_where():
     """Regress inside/outside on each stream on every other video; measure it on the rest."""
     correlation = {}
@@ -128,11 +137,15 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
         ({"v": {"subset": "t", "duration": 9}}, (4, 0), 0, "widths"),
         ({"v": {"subset": "t", "duration": 9}}, (4, 4), -1, "seed"),
         ({"v": {"subset": "t", "duration": 1e15}}, (4, 4), 0, "do not fit"),
+        ({name: {"subset": "t", "duration": 9} for name in ("a", "a/b")}, (4, 4), 0, "hold a video named 'a/b'"),
+        *(({name: {"subset": "t", "duration": 9}}, (4, 4), 0, "rename") for name in ("a//b", "/a", "a/./b", "a\0", "")),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, database, dims, seed, says):
     with pytest.raises(InputError, match=says):
-        simulate_features(parse_annotations(database, "x"), tmp_path / "out", dims, seed)
+        simulate_features(
+            parse_annotations({"classes": ["A"], "database": database}, "x"), tmp_path / "out", dims, seed
+        )
     assert not (tmp_path / "out").exists()
 
 

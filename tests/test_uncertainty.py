@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eval.average_precision import named_means
 from eval.compare import compare, comparison_table, main
 from eval.detection import evaluate_detections
 from eval.detection_files import make_table, read_detections, read_ground_truth
@@ -17,7 +18,7 @@ from utils.datasets import DATASETS
 from utils.errors import InputError, exit_on_input_error
 
 THRESHOLDS = (0.1, 0.5, 0.7)
-ALL = ((0.1, 0.7),)
+ALL = {"0.1:0.7": [0, 1, 2]}
 
 
 def evaluated(truth, found, videos="uvw", protocol="seconds"):
@@ -102,7 +103,7 @@ def test_one_list_is_better_in_every_video():
     truth = [(video, "a", 0, 10) for video in videos]
     good = [(video, "a", 0, 10, 0.5) for video in videos]
     bad = [(video, "a", 5, 15, 0.5) for video in videos]
-    row = compare([evaluated(truth, bad, videos), evaluated(truth, good, videos)], (), 199)[1]  # tIoU 0.5
+    row = compare([evaluated(truth, bad, videos), evaluated(truth, good, videos)], {}, 199)[1]  # tIoU 0.5
     assert (row["map"], row["difference"], row["difference_interval"]) == ([0, 1], 1, [1, 1])
     assert row["p_value"] == pytest.approx(2 / 200)
 
@@ -130,7 +131,8 @@ def run(tmp_path, monkeypatch, capsys):
         (tmp_path / "truth.json").write_text(json.dumps({"database": database}))
         paths = [tmp_path / f"{number}.json" for number in range(len(lists))]
         for path, found in zip(paths, lists, strict=True):
-            path.write_text(found if isinstance(found, str) else json.dumps({"results": found}))
+            found = {"results": found} if isinstance(found, dict) and "results" not in found else found
+            path.write_text(found if isinstance(found, str) else json.dumps(found))
         arguments = [*paths, "--ground-truth", tmp_path / "truth.json", *options]
         monkeypatch.setattr(sys, "argv", ["compare", *map(str, arguments)])
         status = 0
@@ -164,7 +166,47 @@ def test_command_with_one_file_gives_its_intervals(run):
     status, out, _ = run([found_until(5)], "--protocol", "snippet", "--seed", 5)
     assert status == 0
     assert out.splitlines()[-1].split() == ["0.1:0.9", "100.00", "[100.00,", "100.00]"]
-    assert " p" not in out.splitlines()[2]
+    assert out.splitlines()[1].startswith("grid of the snippet protocols: 1.5625 snippets a second (the default of")
+    assert " p" not in out.splitlines()[3]
+
+
+def test_command_names_a_mean_by_a_range_only_if_it_is_that(run):
+    status, out, _ = run([found_until(5)], "--tiou-thresholds", 0.1, 0.3, 0.5, "--resamples", 9)
+    assert status == 0
+    assert [row.split()[0] for row in out.splitlines()[3:]] == ["0.1", "0.3", "0.5", "mean"]
+    _, out, _ = run([found_until(5)], "--tiou-thresholds", *(i / 10 for i in range(1, 8)), "--resamples", 9)
+    assert [row.split()[0] for row in out.splitlines()[10:]] == ["0.1:0.5", "0.1:0.7"]
+
+
+def at_rate(rate):
+    return {"results": found_until(3.4), "snippet_rate": rate}
+
+
+def test_command_takes_the_grid_from_the_files_if_they_agree(run):
+    on_grid = ["--protocol", "snippet", "--resamples", 9]
+    for files in ([at_rate(2.5), at_rate(2.5)], [at_rate(2.5), found_until(5)]):
+        status, out, _ = run(files, *on_grid)
+        assert status == 0
+        assert "\ngrid of the snippet protocols: 2.5 snippets a second (as " in out
+    status, out, err = run([at_rate(2.5), at_rate(1)], *on_grid)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: the detections are on different grids") and err.count("\n") == 1
+    assert "0.json has 2.5, " in err and "1.json has 1; choose --snippet-rate" in err
+    assert run([at_rate(2.5), at_rate(1)], *on_grid, "--snippet-rate", 2)[0] == 0
+    assert run([at_rate(2.5), at_rate(1)], "--resamples", 9)[0] == 0  # in seconds it does not matter
+
+
+def test_command_only_on_the_videos_of_both_files(run):
+    first, second = (dict(found_until(5)) for _ in "AB")
+    del first["d"], second["a"]
+    status, out, _ = run([first, second], "--resamples", 9)
+    assert status == 0
+    assert out.count("note: 1 annotated videos have no entry in the detections") == 2
+    assert out.splitlines()[-1].split()[1] == "75.00"
+    status, out, _ = run([first, second], "--resamples", 9, "--only-detected")
+    assert status == 0
+    assert out.count("note: 2 of 4 annotated videos are evaluated: those with an entry; 1 detections of other") == 2
+    assert out.splitlines()[-1].split()[1] == "100.00"
 
 
 @pytest.mark.parametrize(
@@ -176,6 +218,7 @@ def test_command_with_one_file_gives_its_intervals(run):
         ([found_until(5)], ["--resamples", "0"], "at least 1 resample"),
         ([found_until(5)], ["--seed", "-1"], "a seed of at least 0"),
         ([found_until(5)], ["--subset", "val"], "no video of subset 'val'"),
+        ([found_until(5)], ["--resamples", "many"], "(see python -m eval.compare --help)"),
     ],
 )
 def test_command_refuses_in_one_line(run, lists, options, message):
@@ -196,7 +239,7 @@ def test_real_list_against_itself_with_shuffled_scores(reference):
     lists = (found, type(found)(found.videos, found.classes, found.video, found.label, found.start, found.end, score))
     results = [evaluate_detections(truth, table, spec.tiou_thresholds) for table in lists]
     began = time.perf_counter()
-    rows = compare(results, spec.average_ranges)
+    rows = compare(results, named_means(spec.tiou_thresholds, spec.tiou_thresholds, spec.average_ranges))
     assert time.perf_counter() - began < 10
     last = rows[-2]  # 0.1:0.7
     assert last["tiou"] == "0.1:0.7"

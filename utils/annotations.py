@@ -3,20 +3,21 @@
 Two forms are read into the same `Annotations`:
 
 * `annotations.json`, ActivityNet's schema plus four optional things: `classes`, `labels` (the weak,
-  video-level labels), `ambiguous`, and times written as strings.
+  video-level labels), `ambiguous`, and times written as strings. A name is text or a whole number.
 * the `<name>-Annotations/` folder of .npy files that W-TALC and its descendants share. Its `labels_all.npy`
   are the weak labels; in 28 of the 412 THUMOS14 videos they differ from the set of annotated classes.
 """
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from utils.errors import InputError
-from utils.release_format import as_text, load_array
+from utils.release_format import as_texts, load_names, load_rows, load_video_ids
 
 RELEASE_SUFFIX = "-Annotations"
 _NOT_VIDEOS = ("classes", "version", "taxonomy", "database")
@@ -54,8 +55,9 @@ class Annotations:
 def load_annotations(path: str | Path) -> Annotations:
     """Read a JSON file, a release folder, or a dataset folder that holds either.
 
-    InputError, one line: no such path, no annotations in the folder, a file that is empty, cut off or of
-    another kind, a label that `classes` lacks, a segment that is inverted or not finite.
+    InputError, one line: no such path, no annotations in the folder, a file that is empty, cut off, of
+    another kind or names a video twice, no class, a label that `classes` lacks or that is no name, a segment
+    that is inverted or not finite.
     """
     path = Path(path)
     if not path.exists():
@@ -81,11 +83,13 @@ def parse_annotations(data: dict, where: str) -> Annotations:
     """
     database = _database(data, where)
     classes = data.get("classes")
-    if classes is None:
-        classes = _classes_by_appearance(database, where)
-    elif not isinstance(classes, list) or len(set(map(str, classes))) != len(classes):
-        raise InputError(f"{where}: 'classes' must be a list of different names")
-    order = {str(name): index for index, name in enumerate(classes)}
+    classes = _classes_by_appearance(database, where) if classes is None else _classes(classes, where)
+    if not classes:
+        raise InputError(
+            f"{where}: no class: 'classes' names none, and no video has 'labels' or an annotated segment; "
+            "give each video its 'labels'"
+        )
+    order = {name: index for index, name in enumerate(classes)}
     videos = {video_id: _parse_video(video_id, entry, order, where) for video_id, entry in database.items()}
     return Annotations(tuple(order), videos)
 
@@ -107,29 +111,35 @@ def _database(data: object, where: str) -> dict[str, dict]:
     return database
 
 
+def _classes(classes: object, where: str) -> list[str]:
+    names = [checked_name(name, f"{where}: 'classes'") for name in classes] if isinstance(classes, list) else []
+    if not isinstance(classes, list) or len(set(names)) != len(names):
+        raise InputError(f"{where}: 'classes' must be a list of different names")
+    return names
+
+
 def _classes_by_appearance(database: dict[str, dict], where: str) -> list[str]:
     classes: dict[str, None] = {}
     for video_id, entry in database.items():
-        rows = entry.get("annotations", [])
-        classes.update(dict.fromkeys(map(str, entry.get("labels", []))))
-        classes.update(dict.fromkeys(_row_label(row, video_id, where) for row in rows))
+        place = f"{where}: video '{video_id}'"
+        classes.update(dict.fromkeys(_weak_labels(entry.get("labels", []), place)))
+        classes.update(dict.fromkeys(_row_label(row, place) for row in entry.get("annotations", [])))
     return list(classes)
 
 
 def _parse_video(video_id: str, entry: dict, order: dict[str, int], where: str) -> Video:
+    place = f"{where}: video '{video_id}'"
     rows = entry.get("annotations", [])
-    segment_labels = tuple(_row_label(row, video_id, where) for row in rows)
-    labels = {str(label) for label in entry["labels"]} if "labels" in entry else set(segment_labels)
+    segment_labels = tuple(_row_label(row, place) for row in rows)
+    labels = set(_weak_labels(entry["labels"], place)) if "labels" in entry else set(segment_labels)
     for label in (*segment_labels, *sorted(labels)):
         if label not in order:
             raise InputError(
-                f"{where}: video '{video_id}' has the label '{label}', which 'classes' lacks; "
-                "add it to 'classes' or correct the label"
+                f"{place} has the label '{label}', which 'classes' lacks; add it to 'classes' or correct the label"
             )
-    place = f"{where}: video '{video_id}'"
     return Video(
         video_id=video_id,
-        subset=str(entry["subset"]),
+        subset=checked_name(entry["subset"], f"{place}, subset"),
         duration=_duration(entry.get("duration"), place),
         labels=tuple(sorted(labels, key=order.__getitem__)),
         segments=_segments([row.get("segment") for row in rows], f"{place}, annotation"),
@@ -138,10 +148,21 @@ def _parse_video(video_id: str, entry: dict, order: dict[str, int], where: str) 
     )
 
 
-def _row_label(row: object, video_id: str, where: str) -> str:
+def _weak_labels(labels: list, place: str) -> list[str]:
+    return [checked_name(label, f"{place}, labels") for label in labels]
+
+
+def _row_label(row: object, place: str) -> str:
     if not isinstance(row, dict) or "label" not in row:
-        raise InputError(f"{where}: video '{video_id}': expected {{'label': ..., 'segment': [...]}}, found {row!r:.80}")
-    return str(row["label"])
+        raise InputError(f"{place}: expected {{'label': ..., 'segment': [...]}}, found {row!r:.80}")
+    return checked_name(row["label"], f"{place}, label")
+
+
+def checked_name(value: object, place: str) -> str:
+    """A name as a file gives it, text or a whole number; InputError for anything else, so that null is no class."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InputError(f"{place}: expected a name, found {value!r:.80}")
+    return str(value)
 
 
 def _duration(value: object, place: str) -> float | None:
@@ -149,10 +170,10 @@ def _duration(value: object, place: str) -> float | None:
         return None
     try:
         duration = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         duration = math.nan
     if not (math.isfinite(duration) and duration >= 0):
-        raise InputError(f"{place}: duration {value!r} is not a number of seconds")
+        raise InputError(f"{place}: duration {value!r:.80} is not a number of seconds")
     return duration
 
 
@@ -163,29 +184,55 @@ def _segments(rows: object, place: str) -> np.ndarray:
     segments = np.empty((len(rows), 2), dtype=np.float64)
     for index, row in enumerate(rows):
         try:
-            start, end = (float(time) for time in row)
-        except (TypeError, ValueError):
-            raise InputError(f"{place} {index}: expected [start, end] in seconds, found {row!r}") from None
+            start, end = (float(time) for time in start_and_end(row))
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(f"{place} {index}: expected [start, end] in seconds, found {row!r:.80}") from None
         if not (math.isfinite(start) and math.isfinite(end) and start <= end):
             raise InputError(f"{place} {index}: [{start}, {end}] is not a segment (finite, start <= end)")
         segments[index] = start, end
     return segments
 
 
+def start_and_end(segment: object) -> tuple:
+    """The two members of a segment, unconverted; TypeError or ValueError for anything else, text like "12" too."""
+    if isinstance(segment, str | bytes | dict):
+        raise TypeError("expected [start, end]")
+    start, end = segment
+    return start, end
+
+
 def read_json(path: Path) -> object:
-    """The content of a JSON file; InputError if it cannot be read, is empty, cut off or something else."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file; expected JSON") from None
+    """The content of a JSON file (UTF-8, with a byte order mark or without).
+
+    InputError if it cannot be read, is empty, cut off or something else, or gives a key twice in one object.
+    """
+    text = _read_text(path, "JSON")
     if not text.strip():
         raise InputError(f"{path}: the file is empty")
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); is the file complete?") from None
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; Python's own reader would keep the last of equal keys and silently lose the others."""
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        repeated, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise InputError(f"the key '{repeated}' appears more than once in one object; merge or rename them")
+    return content
+
+
+def _read_text(path: Path, expected: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; expected {expected}") from None
 
 
 def _read_release(folder: Path) -> dict:
@@ -194,29 +241,44 @@ def _read_release(folder: Path) -> dict:
     classlist (C,) and videoname, subset (N,) bytes; duration (N, 1) float64; labels_all, labels and
     segments (N,) objects: one list of names, of names and of [start, end] a video.
     """
-    names = ("videoname", "subset", "duration", "labels_all", "labels", "segments")
-    columns = {name: load_array(folder / f"{name}.npy") for name in names}
-    if len({len(column) for column in columns.values()}) != 1:
-        sizes = {name: len(column) for name, column in columns.items()}
+    columns = {
+        "videoname": load_video_ids(folder),
+        "subset": load_names(folder / "subset.npy"),
+        "duration": load_rows(folder / "duration.npy"),
+        **{name: _load_lists(folder / f"{name}.npy") for name in ("labels_all", "labels", "segments")},
+    }
+    sizes = {name: len(column) for name, column in columns.items()}
+    if len(set(sizes.values())) != 1:
         raise InputError(f"{folder}: the files disagree on the number of videos: {sizes}")
+    if columns["duration"].size != sizes["duration"]:
+        shape = columns["duration"].shape
+        raise InputError(f"{folder / 'duration.npy'}: expected one number of seconds a video, found shape {shape}")
+    columns["duration"] = columns["duration"].reshape(-1)
     ambiguous = _read_ambiguous(folder / "Ambiguous_test.txt")
     database = {}
     for video_id, subset, duration, weak_labels, labels, segments in zip(*columns.values(), strict=True):
-        video_id = as_text(video_id)
         if len(labels) != len(segments):
             counts = f"{len(labels)} labels for {len(segments)} segments"
             raise InputError(f"{folder}: video '{video_id}' has {counts}")
+        rows = zip(as_texts(labels), segments, strict=True)
         database[video_id] = {
-            "subset": as_text(subset),
-            "duration": float(np.squeeze(duration)),
-            "labels": [as_text(label) for label in weak_labels],
-            "annotations": [
-                {"label": as_text(label), "segment": list(segment)}
-                for label, segment in zip(labels, segments, strict=True)
-            ],
+            "subset": subset,
+            "duration": duration,
+            "labels": as_texts(weak_labels),
+            "annotations": [{"label": label, "segment": segment} for label, segment in rows],
             "ambiguous": ambiguous.get(video_id, []),
         }
-    return {"classes": [as_text(name) for name in load_array(folder / "classlist.npy")], "database": database}
+    return {"classes": load_names(folder / "classlist.npy"), "database": database}
+
+
+def _load_lists(path: Path) -> list[list]:
+    """A .npy file with a list a video; InputError for any other row."""
+    rows = []
+    for number, row in enumerate(load_rows(path)):
+        if not (isinstance(row, list | tuple) or (isinstance(row, np.ndarray) and row.ndim)):
+            raise InputError(f"{path}: row {number}: expected a list, found {row!r:.80}")
+        rows.append(list(row))
+    return rows
 
 
 def _read_ambiguous(path: Path) -> dict[str, list[list[str]]]:
@@ -224,10 +286,11 @@ def _read_ambiguous(path: Path) -> dict[str, list[list[str]]]:
     segments: dict[str, list[list[str]]] = {}
     if not path.is_file():
         return segments
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = _read_text(path, "lines of 'video_id start end'").splitlines()
+    for number, line in enumerate(lines, start=1):
         if fields := line.split():
             if len(fields) != 3:
-                raise InputError(f"{path}: line {number}: expected 'video_id start end', found {line!r}")
+                raise InputError(f"{path}: line {number}: expected 'video_id start end', found {line!r:.80}")
             segments.setdefault(fields[0], []).append(fields[1:])
     return segments
 

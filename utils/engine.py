@@ -15,7 +15,7 @@ from tqdm import tqdm
 from eval.classification import classification_map
 from eval.detection import evaluate_detections
 from eval.detection_files import Table, localized_table, read_ground_truth, write_detections
-from eval.proposals import localize, video_scores
+from eval.proposals import DETECTION, localize, video_scores
 from eval.report import mean_map, plot_videos
 from utils.annotations import Annotations
 from utils.datasets import DatasetSpec
@@ -168,6 +168,8 @@ class Evaluator:
     def __call__(self, net: nn.Module) -> Evaluation:
         results = run_test_set(net, self.dataset, self.annotations, self.snippet_rate)
         localized = {result.video_id: result.detections for result in results}
+        # Videos too short to be tested are listed, without detections: their ground truth counts.
+        localized |= {video_id: np.empty(0, DETECTION) for video_id in self.dataset.too_short}
         detections = localized_table(localized, self.annotations.classes, self.snippet_rate)
         scores = np.stack([video_scores(result.cas, result.attention)[:-1] for result in results])
         metrics = {"classification_map": _defined(classification_map(scores, self.dataset.labels)[1])}

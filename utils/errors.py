@@ -1,24 +1,66 @@
 """Bad input, said in one line: what, where, what was expected, what to do."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class InputError(ValueError):
-    """The user's input cannot be used; the message is one line that says what, where and what to do."""
+    """The user's input cannot be used; the message is one line that says what, where and what to do.
+
+    It stays one line whatever a file had in it: line ends that a name or a library's message brings become spaces.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(_one_line(message))
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A wrong option ends the command with one line on stderr and exit status 2, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {_one_line(message)} (see {self.prog} --help)\n")
 
 
 def exit_on_input_error(main: Callable[[], None]) -> None:
     """Run a command; a bad input ends it with its one line on stderr and exit status 2, never a traceback.
 
+    So does a file that the system does not give or take (no permission, a full disk, a folder in its place).
     A reader that stops early (``| head``) is no error.
     """
     try:
         main()
+        sys.stdout.flush()  # so that a full disk or a closed pipe shows here and not after the end
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        message = str(error)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails again
+        _let_go_of_stdout()
         raise SystemExit(1) from None
+    except OSError as error:
+        _let_go_of_stdout()
+        message = _one_line(_system_message(error))
+    else:
+        return
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _system_message(error: OSError) -> str:
+    """``PATH: what is wrong`` as far as the error knows; h5py's may know neither."""
+    if error.strerror is None:
+        return str(error) or type(error).__name__
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+
+
+def _let_go_of_stdout() -> None:
+    """Write out what was printed; where that fails, drop it, or the flush at exit fails again, with a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines())

@@ -1,15 +1,17 @@
 """The three forms in which features lie on disk, read as they are stored; `utils/features.py` unites them."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import h5py
 import numpy as np
 
-from utils.annotations import RELEASE_SUFFIX
+from utils.annotations import RELEASE_SUFFIX, read_json
 from utils.datasets import SNIPPET_RATE
 from utils.errors import InputError
-from utils.release_format import array_shape, as_text, load_array
+from utils.release_format import array_shape, load_array, load_rows, load_video_ids
 
 JOINT_SUFFIX = "-I3D-JOINTFeatures.npy"
 
@@ -29,41 +31,53 @@ class Source(Protocol):
 
 
 class HDF5Source:
+    """`/<modality>/<video_id>`; a slash in a video_id nests groups, as HDF5 has it, and links are followed."""
+
     form = "HDF5"
 
     def __init__(self, path: Path):
         self.path = path
-        try:
+        with self._reading("not a readable HDF5 file"):
             self._file = h5py.File(path, "r")
-        except OSError as error:
-            raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
-        self._groups = {name: group for name, group in self._file.items() if isinstance(group, h5py.Group)}
+            self._groups = {name: group for name, group in self._file.items() if isinstance(group, h5py.Group)}
+            self.simulated = "simulated" in self._file.attrs
         self.modalities = tuple(self._groups)
-        self.simulated = "simulated" in self._file.attrs
 
     def video_ids(self, modality: str) -> list[str]:
-        return list(self._groups[modality])
+        with self._reading(f"the group '{modality}' cannot be read"):
+            return list(_datasets(self._groups[modality]))
 
     def rate(self, modality: str) -> float | None:
-        attributes = {**self._file.attrs, **self._groups[modality].attrs}
-        if "fps" not in attributes or "stride" not in attributes:
-            return None
-        rate = float(attributes["fps"]) / float(attributes["stride"])
-        if not (np.isfinite(rate) and rate > 0):
-            raise InputError(f"{self.path}: fps / stride of '{modality}' is {rate}, expected snippets a second")
-        return rate
+        with self._reading(f"fps and stride of '{modality}' cannot be read"):
+            places = (self._file.attrs, self._groups[modality].attrs)  # the group's own before the file's
+            said = {n: np.squeeze(place[n]).tolist() for place in places for n in ("fps", "stride") if n in place}
+        return _snippet_rate(said, f"{self.path}: the attributes of '{modality}'") if said else None
 
     def shape(self, modality: str, video_id: str) -> tuple[int, ...]:
-        return getattr(self._groups[modality][video_id], "shape", ())  # () for a group where data should be
+        with self._reading(f"'{modality}/{video_id}' cannot be read, or links to what is not there"):
+            return getattr(self._groups[modality][video_id], "shape", None) or ()  # () for what holds no array
 
     def read(self, modality: str, video_id: str) -> np.ndarray:
-        try:
+        with self._reading(f"'{modality}/{video_id}' cannot be read"):
             return self._groups[modality][video_id][()]
-        except OSError as error:
-            raise InputError(f"{self.path}: '{modality}/{video_id}' cannot be read ({error})") from None
+
+    @contextmanager
+    def _reading(self, complaint: str) -> Iterator[None]:
+        """What h5py raises for a damaged file or a dangling link -> InputError."""
+        try:
+            yield
+        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = error.args[-1] if error.args else type(error).__name__
+            raise InputError(f"{self.path}: {complaint} ({reason})") from None
 
 
 class FolderSource:
+    """`<modality>/<video_id>.npy`, and the snippet rate in an optional `features.json` beside the modalities.
+
+    `features.json` is `{"fps": 30, "stride": 16}` (stride: frames a snippet); without it nothing says the rate,
+    and the dataset's is assumed. A video_id with a slash has no place here: use HDF5.
+    """
+
     form = "one .npy a video"
     simulated = False
 
@@ -77,7 +91,8 @@ class FolderSource:
         return sorted(self._files[modality])
 
     def rate(self, modality: str) -> float | None:
-        return None
+        file = self.path / "features.json"
+        return _snippet_rate(read_json(file), str(file)) if file.exists() else None
 
     def shape(self, modality: str, video_id: str) -> tuple[int, ...]:
         return array_shape(self._files[modality][video_id])
@@ -96,8 +111,8 @@ class JointSource:
     def __init__(self, path: Path):
         self.path = path
         folder = path.parent / (path.name.removesuffix(JOINT_SUFFIX) + RELEASE_SUFFIX)
-        names = [as_text(name) for name in load_array(folder / "videoname.npy")]
-        rows = load_array(path)
+        names = load_video_ids(folder)
+        rows = load_rows(path)
         if len(rows) != len(names):
             raise InputError(f"{path}: {len(rows)} videos, but {folder / 'videoname.npy'} names {len(names)}")
         self._rows = dict(zip(names, rows, strict=True))
@@ -112,9 +127,15 @@ class JointSource:
         return np.shape(self.read(modality, video_id))
 
     def read(self, modality: str, video_id: str) -> np.ndarray:
-        joint = np.asarray(self._rows[video_id])
-        middle = joint.shape[-1] // 2 if joint.ndim else 0
-        return joint[..., :middle] if modality == "rgb" else joint[..., middle:]
+        joint = self._rows[video_id]
+        if not (isinstance(joint, np.ndarray) and joint.ndim == 2 and joint.shape[1] % 2 == 0):
+            found = f"shape {joint.shape}" if isinstance(joint, np.ndarray) else f"{joint!r:.80}"
+            raise InputError(
+                f"{self.path}: video '{video_id}': expected (snippets, channels) with RGB in the first half of the "
+                f"channels and flow in the second, found {found}"
+            )
+        middle = joint.shape[1] // 2
+        return joint[:, :middle] if modality == "rgb" else joint[:, middle:]
 
 
 def open_source(path: Path) -> Source:
@@ -134,6 +155,29 @@ def open_source(path: Path) -> Source:
     raise InputError(
         f"{path}: no features found; looked for features.h5 or one *.h5, *{JOINT_SUFFIX}, and <modality>/<video_id>.npy"
     )
+
+
+def _datasets(group: h5py.Group, above: tuple[h5py.Group, ...] = ()) -> Iterator[str]:
+    """The paths under a group of all that is no group itself; of a group that links to one above it, nothing."""
+    for name in group:
+        child = group.get(name)  # None for a dangling link, which is reported when it is read
+        if not isinstance(child, h5py.Group):
+            yield name
+        elif child not in (*above, group):
+            yield from (f"{name}/{path}" for path in _datasets(child, (*above, group)))
+
+
+def _snippet_rate(said: Mapping[str, object], where: str) -> float:
+    """fps / stride of what a file says, Hz; InputError where either is missing or not a positive number."""
+    try:
+        fps, stride = (float(said[name]) for name in ("fps", "stride"))
+        rate = fps / stride if fps > 0 else 0.0
+    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
+        rate = 0.0
+    if not 0 < rate < np.inf:
+        expected = "fps / stride (frames a snippet) needs two positive numbers, as fps 25 and stride 16"
+        raise InputError(f"{where}: {expected}; found {said!r:.120}")
+    return rate
 
 
 def _is_modality_folder(path: Path) -> bool:

@@ -5,7 +5,7 @@ modalities side by side. Three forms are read (utils/feature_files.py):
 
 * HDF5: `/<modality>/<video_id>` (T, D); attributes `fps` and `stride` (frames a snippet) on the modality's
   group, else on the file's root, give the snippet rate.
-* `<modality>/<video_id>.npy` folders.
+* `<modality>/<video_id>.npy` folders; `features.json` beside them, `{"fps": 30, "stride": 16}`, gives the rate.
 * the releases' `<name>-I3D-JOINTFeatures.npy` (RGB first, flow last, 25 fps, stride 16), whose rows
   `<name>-Annotations/videoname.npy` names.
 
@@ -21,11 +21,16 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.annotations import Annotations, Video, load_annotations
+from utils.datasets import SNIPPET_RATE
 from utils.errors import InputError, exit_on_input_error
 from utils.feature_files import Source, open_source
 
 DIFFERENCE_SUFFIX = "_diff"
 LISTED = 5  # how many video_ids a message names
+RATE_NOT_GIVEN = (
+    f"not given: the dataset's {SNIPPET_RATE} is assumed; say otherwise in features.json (of .npy folders) or in "
+    "the attributes (of HDF5): fps and stride"
+)
 
 
 class FeatureStore:
@@ -39,8 +44,9 @@ class FeatureStore:
     @cached_property
     def video_ids(self) -> list[str]:
         """The videos that have every asked modality, in the file's order."""
-        shared = set.intersection(*(set(self.source.video_ids(stored)) for stored in self._stored))
-        return [video_id for video_id in self.source.video_ids(self._stored[0]) if video_id in shared]
+        listed = {stored: self.source.video_ids(stored) for stored in self._stored}
+        shared = set.intersection(*map(set, listed.values()))
+        return [video_id for video_id in listed[self._stored[0]] if video_id in shared]
 
     @cached_property
     def _known(self) -> frozenset[str]:
@@ -55,11 +61,21 @@ class FeatureStore:
 
     @cached_property
     def modality_dims(self) -> tuple[int, ...]:
-        """Channels of each modality, those of its first video; every other video is checked against it."""
+        """Channels of each modality, those of its first video; every other video is checked against it.
+
+        InputError: no video at all, a first video that is not (T, D) with a channel at least.
+        """
         if not self.video_ids:
             raise InputError(f"{self.source.path}: no video has all of {list(self.modalities)}")
         shapes = [self.source.shape(stored, self.video_ids[0]) for stored in self._stored]
-        return tuple(shape[-1] if shape else 0 for shape in shapes)
+        for stored, shape in zip(self._stored, shapes, strict=True):
+            if len(shape) != 2 or shape[1] == 0:
+                raise self._bad_shape(stored, self.video_ids[0], shape, "(snippets, channels), one channel at least")
+        return tuple(shape[1] for shape in shapes)
+
+    def _bad_shape(self, stored: str, video_id: str, shape: tuple[int, ...], expected: str) -> InputError:
+        found = f"'{stored}' of video '{video_id}' has shape {tuple(shape)}"
+        return InputError(f"{self.source.path}: {found}, expected {expected}")
 
     @cached_property
     def snippet_rate(self) -> float | None:
@@ -76,10 +92,7 @@ class FeatureStore:
         for modality, stored, width in zip(self.modalities, self._stored, self.modality_dims, strict=True):
             shape = self.source.shape(stored, video_id)
             if len(shape) != 2 or shape[1] != width:
-                raise InputError(
-                    f"{self.source.path}: '{stored}' of video '{video_id}' has shape {tuple(shape)}, "
-                    f"expected (snippets, {width})"
-                )
+                raise self._bad_shape(stored, video_id, shape, f"(snippets, {width})")
             lengths[modality] = shape[0]
         if len(set(lengths.values())) > 1:
             raise InputError(
@@ -176,7 +189,7 @@ def describe(path: str | Path, modalities: Sequence[str] | None = None) -> None:
     print(f"videos       {len(counts)}")
     print(f"snippets     {counts[0]} / {int(np.median(counts))} / {counts[-1]} a video (min / median / max)")
     rate = store.snippet_rate
-    print(f"rate         {f'{rate:g} snippets a second' if rate else 'not given (the dataset says it)'}")
+    print(f"rate         {f'{rate:g} snippets a second' if rate else RATE_NOT_GIVEN}")
     try:
         annotations = load_annotations(path if path.is_dir() else path.parent)
     except InputError as error:
@@ -196,12 +209,12 @@ def _describe_fit(annotations: Annotations, store: FeatureStore, lengths: dict[s
         print(f"subset       {subset}: {len(videos) - len(lacking)} of {len(videos)} videos have features")
         if lacking:
             print(f"             lacking: {_first(lacking)}")
-    if store.snippet_rate:
-        gaps = _duration_gaps(annotations.videos.values(), lengths, store.snippet_rate)
-        far = sorted((video_id for video_id, gap in gaps.items() if gap > 2), key=gaps.get, reverse=True)
-        print(f"durations    {len(gaps) - len(far)} of {len(gaps)} agree with T / rate within 2 snippets")
-        if far:
-            print(f"             largest gaps, in snippets: {_first([f'{v} {gaps[v]:.1f}' for v in far])}")
+    rate = store.snippet_rate or SNIPPET_RATE  # the assumed one too: this is where a wrong one shows
+    gaps = _duration_gaps(annotations.videos.values(), lengths, rate)
+    far = sorted((video_id for video_id, gap in gaps.items() if gap > 2), key=gaps.get, reverse=True)
+    print(f"durations    {len(gaps) - len(far)} of {len(gaps)} agree with T / rate within 2 snippets")
+    if far:
+        print(f"             largest gaps, in snippets: {_first([f'{v} {gaps[v]:.1f}' for v in far])}")
 
 
 def _duration_gaps(videos: Sequence[Video], lengths: dict[str, int], rate: float) -> dict[str, float]:

@@ -6,6 +6,8 @@ made of and nothing else, so a file can be wrong but cannot act.
 """
 
 import pickle
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +77,35 @@ def array_shape(path: str | Path) -> tuple[int, ...]:
         raise InputError(f"{path}: not a .npy file ({_one_line(error)})") from None
 
 
-def as_text(value: object) -> str:
-    """A name as the release stores it (bytes, numpy string or str) -> str."""
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+def load_rows(path: str | Path) -> np.ndarray:
+    """`load_array` of a file that holds a row for each video or class; InputError for a single value."""
+    rows = load_array(path)
+    if rows.ndim == 0:
+        raise InputError(f"{path}: holds a single value; expected a row for each video or class")
+    return rows
+
+
+def load_names(path: str | Path) -> list[str]:
+    """The names in a .npy file, a row each; InputError for anything that is no text."""
+    rows = load_rows(path)
+    for number, value in enumerate(rows):
+        if not isinstance(value, str | bytes):
+            raise InputError(f"{path}: row {number}: expected a name, found {value!r:.80}")
+    return as_texts(rows)
+
+
+def load_video_ids(folder: Path) -> list[str]:
+    """The names in the release's videoname.npy, which number the rows of its other files; InputError for a repeat."""
+    names = load_names(folder / "videoname.npy")
+    if len(set(names)) != len(names):
+        repeated, count = Counter(names).most_common(1)[0]
+        raise InputError(f"{folder / 'videoname.npy'}: names '{repeated}' {count} times; a video has one row")
+    return names
+
+
+def as_texts(values: Sequence) -> list:
+    """Names as the release stores them (bytes, numpy strings or str) -> str; what is no name stays as it is."""
+    return [value.decode("latin1") if isinstance(value, bytes) else value for value in values]
 
 
 def _read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -15,13 +15,14 @@ prototype from one keyed by seed and name, so that neither order nor company cha
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import h5py
 import numpy as np
 from tqdm import tqdm
 
-from utils.annotations import RELEASE_SUFFIX, Annotations, Video, annotations_to_json, load_annotations
+from utils.annotations import RELEASE_SUFFIX, Annotations, Video, annotations_to_json, load_annotations, read_json
 from utils.errors import InputError
 from utils.feature_files import JOINT_SUFFIX
 
@@ -42,8 +43,8 @@ def simulate_features(annotations: Annotations, out: str | Path, dims: tuple[int
     """Write out/features.h5 (`rgb` and `flow`, (T, dims) float16, 25/16 Hz) and out/annotations.json.
 
     Video by video, so memory stays flat; both files appear whole or not at all. Returns the features' path.
-    InputError, before anything is written: a width below 1, a negative seed, a video without a time, too
-    little space, or other features or annotations at `out`.
+    InputError, before anything is written: a width below 1, a negative seed, a video without a time or whose
+    name HDF5 cannot hold, too little space, or other features or annotations at `out`.
     """
     out = Path(out)
     if len(dims) != 2 or min(dims) < 1:
@@ -51,6 +52,7 @@ def simulate_features(annotations: Annotations, out: str | Path, dims: tuple[int
     if seed < 0:
         raise InputError(f"the seed must be 0 or more, found {seed}")
     lengths = {video.video_id: _num_snippets(video) for video in annotations.videos.values()}
+    _check_names(lengths)
     content = annotations_to_json(annotations)
     _check_target(out, content, num_bytes=2 * sum(lengths.values()) * sum(dims))
     out.mkdir(parents=True, exist_ok=True)
@@ -200,6 +202,15 @@ def _num_snippets(video: Video) -> int:
     return max(1, int(seconds * RATE))
 
 
+def _check_names(video_ids: Collection[str]) -> None:
+    """HDF5 nests a group at each slash: 'a' cannot lie beside 'a/b', and 'a//b', 'a/./b' and '/a/b' are all 'a/b'."""
+    for video_id in video_ids:
+        parts = video_id.split("/")
+        inside_another = any("/".join(parts[:count]) in video_ids for count in range(1, len(parts)))
+        if inside_another or "" in parts or "." in parts or "\0" in video_id:
+            raise InputError(f"HDF5 cannot hold a video named {video_id!r:.80} (beside the others); rename it")
+
+
 def _check_target(out: Path, content: dict, num_bytes: int) -> None:
     """Refuse to write over what is not ours, and to start what the disk cannot hold."""
     if out.exists() and not out.is_dir():
@@ -232,8 +243,8 @@ def _simulated(features: Path) -> bool:
 
 def _marked(timeline: Path) -> bool:
     try:
-        return json.loads(timeline.read_text(encoding="utf-8")).get("version") == MARK
-    except (OSError, ValueError, AttributeError):
+        return read_json(timeline).get("version") == MARK
+    except (InputError, AttributeError):
         return False
 
 

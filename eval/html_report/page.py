@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from eval.average_precision import range_name
 from eval.detection import DetectionResult, evaluate_detections
 from eval.detection_files import GroundTruth, read_ground_truth
 from eval.diagnosis import KINDS, MIN_TIOU, diagnose
@@ -22,15 +23,14 @@ from eval.html_report.run_folder import DETECTED, Run
 from eval.html_report.tables import (
     diagnosis_rows,
     headline,
+    mean_or_none,
     options_table,
     protocol_rows,
-    range_name,
     results_tables,
     run_facts,
 )
 from eval.html_report.videos import JUDGED_AT, SHOWN, Verdicts, judge, read_curves, shown_detections
 from eval.protocols import PROTOCOLS, applicable_protocols
-from eval.report import mean_map
 from utils.annotations import Annotations, load_annotations
 
 HERE = Path(__file__).resolve().parent
@@ -156,14 +156,15 @@ def _page_data(runs: Sequence[Run], evaluated: Sequence[Evaluated], annotations:
 
 
 def _log_point(record: dict, run: Run) -> dict:
-    """One evaluation of log.jsonl: losses, and the scores that are worth a curve."""
+    """One evaluation of log.jsonl: losses, and the scores that are worth a curve; None for a gap in it."""
     scores = record["scores"]
     curves = {}
     for protocol in run.protocols:
-        at = {t: scores.get(f"{protocol}/mAP@{t:g}") for t in run.spec.tiou_thresholds}
-        if None not in at.values():
+        names = [f"{protocol}/mAP@{t:g}" for t in run.spec.tiou_thresholds]
+        if all(name in scores for name in names):
+            at = dict(zip(run.spec.tiou_thresholds, map(scores.get, names), strict=True))
             told = {"tiou_thresholds": list(at), "map": list(at.values())}
-            curves[f"mAP@{range_name(run.spec.main_range)}, {protocol}"] = mean_map(told, run.spec.main_range)
+            curves[f"mAP@{range_name(run.spec.main_range)}, {protocol}"] = mean_or_none(told, run.spec.main_range)
             curves[f"mAP@{JUDGED_AT:g}, {protocol}"] = at[JUDGED_AT]
     names = {"classification_mAP": "classification mAP", "holdout/classification_mAP": "classification mAP, held out"}
     curves |= {curve: scores[name] for name, curve in names.items() if name in scores}

@@ -67,7 +67,7 @@
     const traces = [];
     data.runs.forEach((run, index) => {
       const points = run.log.filter((point) => point[part][name] !== undefined);
-      const values = points.map((point) => scale * point[part][name]);
+      const values = points.map((point) => (point[part][name] === null ? null : scale * point[part][name])); // null: a gap
       const best = points.map((point) => part === "scores" && point.iteration === run.best);
       traces.push({
         x: points.map((point) => point.iteration), y: values, name: plain(run.name), mode: "lines+markers",
@@ -100,7 +100,7 @@
     const scores = (run.checkpoints[checkpoint] || {})[protocol];
     if (!scores) return {};
     const mean = (column) => scores.ap.reduce((sum, row) => sum + row[column], 0) / scores.ap.length;
-    const value = (column) => (threshold < 0 ? (scores.ap[0][column] === null ? null : mean(column)) : scores.ap[threshold][column]);
+    const value = (column) => (threshold >= 0 ? scores.ap[threshold][column] : scores.ap.some((row) => row[column] === null) ? null : mean(column));
     return Object.fromEntries(scores.classes.map((name, column) => [name, value(column)]));
   }
 

@@ -1,6 +1,7 @@
 """A finished run folder, as main.py leaves it -> what the report shows of it."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Run:
     options: dict
     environment: dict
     log: list[dict]  # a record an evaluation
-    metrics: dict[str, dict]  # by checkpoint
+    metrics: dict[str, dict]  # by checkpoint; None for a number that is undefined
     protocols: tuple[str, ...]  # those of metrics.json, in its order
     detections: Table  # seconds
     outputs: Path  # HDF5, a group a video
@@ -102,14 +103,16 @@ def _read_options(path: Path) -> dict:
 
 
 def _read_metrics(path: Path) -> dict[str, dict]:
-    metrics = read_json(path)
+    metrics = _finite(read_json(path))
     needed = {"protocol", "classes", "tiou_thresholds", "ap", "map"}
     try:
         complete = bool(metrics) and all(
-            protocols_of(values) and all(needed <= set(values[name]) for name in protocols_of(values))
+            isinstance(values["iteration"], int)
+            and protocols_of(values)
+            and all(needed <= set(values[name]) for name in protocols_of(values))
             for values in metrics.values()
         )
-    except (AttributeError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         complete = False
     if not complete:
         raise InputError(f"{path}: not the metrics of a run: {{checkpoint: {{protocol: {{...}}}}}} expected")
@@ -117,11 +120,34 @@ def _read_metrics(path: Path) -> dict[str, dict]:
 
 
 def _read_log(path: Path) -> list[dict]:
+    """A record an evaluation: its iteration, losses and scores; None for what is undefined."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     try:
-        return [json.loads(line) for line in lines if line.endswith("}")]  # a cut line is of a stopped run
+        log = [_finite(json.loads(line)) for line in lines if line.endswith("}")]  # a cut line is of a stopped run
     except ValueError:
         raise InputError(f"{path}: not one JSON object a line") from None
+    for record in log:
+        if not _is_evaluation(record):
+            raise InputError(f"{path}: expected iteration, losses and scores in every line, found {str(record):.80}")
+    return log
+
+
+def _is_evaluation(record: dict) -> bool:
+    """Whether a line of log.jsonl has what the charts draw."""
+    numbers = [record.get(name) for name in ("losses", "scores")]
+    return isinstance(record.get("iteration"), int) and all(
+        isinstance(part, dict) and all(value is None or isinstance(value, (int, float)) for value in part.values())
+        for part in numbers
+    )
+
+
+def _finite(content: object) -> object:
+    """What json read, with None, as our own files have it, for each number that is not finite."""
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _dataset_folder(options: dict, folder: Path, path_dataset: str | Path | None) -> Path:

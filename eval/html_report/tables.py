@@ -1,12 +1,14 @@
 """The rows of the page's tables. A cell is a fraction (a number of metrics.json), a text, or None for nothing."""
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from eval.average_precision import range_name
 from eval.detection import DetectionResult
 from eval.html_report.run_folder import DETECTED, Run
 from eval.protocols import PROTOCOLS
@@ -18,15 +20,17 @@ PUBLISHED = Path(__file__).resolve().parent.parent / "published.json"
 ROUNDING = 0.1  # points: what an average of published, rounded values may be off by
 
 
-def range_name(bounds: tuple[float, float]) -> str:
-    return f"{bounds[0]:g}:{bounds[1]:g}"
+def mean_or_none(scores: dict, tiou_range: tuple[float, float]) -> float | None:
+    """Mean of one protocol's mAP over a range of tIoU; None where one of them is undefined."""
+    mean = mean_map(scores, tiou_range)
+    return None if math.isnan(mean) else mean
 
 
 def headline(run: Run) -> dict:
     """The one number of each checkpoint that the field compares, under the run's first protocol."""
     protocol = run.protocols[0]
     scores = [
-        (name, metrics["iteration"], mean_map(metrics[protocol], run.spec.main_range), metrics["classification_map"])
+        (name, metrics["iteration"], mean_or_none(metrics[protocol], run.spec.main_range))
         for name, metrics in run.metrics.items()
     ]
     return {"name": run.name, "protocol": protocol, "scores": scores, "simulated": run.simulated}
@@ -97,8 +101,8 @@ def _scores(metrics: dict, protocol: str, spec: DatasetSpec) -> dict:
     scores = metrics[protocol]
     return {
         "map": scores["map"],
-        "averages": [mean_map(scores, bounds) for bounds in spec.average_ranges],
-        "classification": metrics["classification_map"],
+        "averages": [mean_or_none(scores, bounds) for bounds in spec.average_ranges],
+        "classification": metrics.get("classification_map"),
     }
 
 
