@@ -1,5 +1,6 @@
 """The record of a run: its folder, what it ran on, progress bar, one JSON line an evaluation, TensorBoard."""
 
+import fcntl
 import json
 import platform
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -38,7 +40,7 @@ def open_run(
     if path.exists():
         if not resume:
             raise InputError(f"{run} already holds a run; continue it with --resume or choose another --run-dir")
-        _require_same_options(path, {name: value for name, value in options.items() if name not in free})
+        require_same_options(path, {name: value for name, value in options.items() if name not in free})
     run.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(options, sort_keys=False))
     write_json(run / "environment.json", {**_environment(device), "features": features})
@@ -59,10 +61,14 @@ class RunLog:
         total: iterations of the whole run.
         eval_every: iterations between evaluations.
         snippets: snippets of one batch.
+
+    Raises:
+        InputError: if another process is at this run.
     """
 
     def __init__(self, run: Path, first: int, total: int, eval_every: int, snippets: int):
         self._path, self._snippets = run / "log.jsonl", snippets
+        self._lock = _locked(run)
         done = [record for record in _read_records(self._path) if record["iteration"] <= first]
         self.records = [record for record in done if first == total or record["iteration"] % eval_every == 0]
         self._path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
@@ -77,6 +83,7 @@ class RunLog:
     def __exit__(self, *exception) -> None:
         self._bar.close()
         self._writer.close()
+        self._lock.close()
 
     def step(self, iteration: int, terms: dict[str, Tensor], lr: float) -> None:
         """After each training step; looks at the values, and so waits for them, only every SCALARS_EVERY."""
@@ -137,7 +144,8 @@ def _read_records(path: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def _require_same_options(path: Path, options: dict) -> None:
+def require_same_options(path: Path, options: dict) -> None:
+    """InputError if the options.yaml of a run says otherwise."""
     try:
         before = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError):
@@ -150,6 +158,19 @@ def _require_same_options(path: Path, options: dict) -> None:
                 f"{path.parent} was run with {name} = {before.get(name)!r}, not {value!r}; "
                 "resume it with its own options or choose another --run-dir"
             )
+
+
+def _locked(run: Path) -> TextIO:
+    """A file of the run folder, locked while it is open and this process lives; InputError if another one has it."""
+    file = (run / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(f"{run} is being trained by another process") from None
+    except OSError:
+        pass  # a file system without locks
+    return file
 
 
 def _environment(device: torch.device) -> dict:
