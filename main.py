@@ -42,7 +42,6 @@ def main(argv: list[str] | None = None) -> None:
     features = store.describe()
     simulated = "SIMULATED " if features["simulated"] else ""
     print(f"{simulated}features {features['path']}: {spec.train_subset} {train}; {spec.test_subset} {test}")
-    run = open_run(args.run_dir, vars(args), args.resume, FREE_ON_RESUME, device, features)
 
     seed_everything(args.seed)
     architecture = {
@@ -56,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         net = CO2Net(**architecture).to(device)
     except ValueError as error:
         raise InputError(str(error)) from None
+    run = open_run(args.run_dir, vars(args), args.resume, FREE_ON_RESUME, device, features)
     criterion = CO2Loss(args.topk_ratio, args.loss_weights, args.suppression == "shifted", args.mutual)
     optimiser = torch.optim.Adam(net.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     loader = BatchLoader(

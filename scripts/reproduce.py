@@ -58,12 +58,12 @@ def main(argv: list[str] | None = None) -> None:
         failed = execute.run_on_slurm(todo, setting.folder / "slurm", parameters)
     elif todo:
         failed = execute.run_here(todo, places)
-    if arguments.table == FIGURE5:
+    if arguments.table == FIGURE5 and not failed:
         _draw(table, setting, seeds[0], arguments.videos)
-    else:
+    elif arguments.table != FIGURE5:
         _tell_results(table, setting, runs, arguments)
     if failed:
-        raise InputError(f"{len(failed)} runs failed: {', '.join(run.name for run in failed)}")
+        raise InputError(f"runs that failed: {', '.join(run.name for run in failed)}")
     return None
 
 
@@ -82,7 +82,9 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--base", "--config", type=Path, metavar="FILE", help="config that the rows start from; default: the paper's")
     add("--max-iter", metavar="N", help="iterations of each run; default: the config's")
     add("--run-dir", type=Path, default=Path("runs/reproduce"), metavar="DIR", help="default: runs/reproduce")
-    add("--jobs", type=int, metavar="N", help="runs at a time, on one device; default: one a GPU, or one on the CPU")
+    add(
+        "--jobs", type=int, default=1, metavar="N", help="runs at a time on each visible GPU, or on the CPU; default: 1"
+    )
     add(
         "--slurm", nargs="*", metavar="NAME=VALUE", help="send the runs to a cluster; parameters of submitit's executor"
     )
@@ -92,7 +94,7 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--csv", type=Path, metavar="FILE", help="every seed; default: TABLE.csv beside the runs; results: none")
     add("--videos", nargs="+", default=[], metavar="VIDEO", help="of figure5; default: three full of instances")
     arguments, more = parser.parse_known_args(argv)
-    if arguments.jobs is not None and arguments.jobs < 1:
+    if arguments.jobs < 1:
         parser.error(f"--jobs is {arguments.jobs}, expected at least 1")
     if arguments.slurm and (wrong := [item for item in arguments.slurm if "=" not in item]):
         parser.error(f"--slurm: '{wrong[0]}' is not NAME=VALUE")
@@ -119,7 +121,8 @@ def _tell_plan(table: Table, setting: Setting, runs: list[Run], places: list, el
     """Print what is done, what is to do and what it costs here; returns what is to do."""
     todo = [run for run in runs if not run.is_done()]
     iterations = runs[0].options.max_iter
-    print(f"{table.title}: {len(runs)} runs of {iterations} iterations in {setting.folder}, {len(todo)} to do")
+    count = f"{len(runs)} run{'s' * (len(runs) > 1)} of {iterations} iterations"
+    print(f"{table.title}: {count} in {setting.folder}, {len(todo)} to do")
     for row in (row for row in table.rows if row.only not in (None, runs[0].options.dataset)):
         print(f"  left out: {row.name} (only on {row.only})")
     for run in runs:
@@ -177,4 +180,7 @@ def _write_results(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    exit_on_input_error(main)
+    try:
+        exit_on_input_error(main)
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command continues") from None

@@ -156,12 +156,13 @@ def test_slurm_without_submitit_or_cluster_is_one_line(tmp_path, monkeypatch):
 def test_one_run_a_gpu_and_threads_divided(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in execute.slots(None, False)] == ["0", "1"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in execute.slots(1, False)] == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in execute.slots(None, False)] == ["5", "7"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in execute.slots(1, False)] == ["5", "7"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in execute.slots(2, False)] == ["5", "7", "5", "7"]
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     assert [place["OMP_NUM_THREADS"] for place in execute.slots(3, True)] == ["2"] * 3
-    assert [place["OMP_NUM_THREADS"] for place in execute.slots(None, True)] == ["8"]
+    assert [place["OMP_NUM_THREADS"] for place in execute.slots(1, True)] == ["8"]
 
 
 def test_two_processes_do_not_train_the_same_run(tmp_path):

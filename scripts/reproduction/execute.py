@@ -19,14 +19,13 @@ POLL = 0.2  # seconds
 Environment = Mapping[str, str]
 
 
-def slots(jobs: int | None, cpu_only: bool) -> list[Environment]:
-    """An environment for each run that may go on at a time: one a visible GPU, or ``jobs`` that share the CPU."""
+def slots(jobs: int, cpu_only: bool) -> list[Environment]:
+    """An environment for each run that may go on at a time: ``jobs`` on each visible GPU, or on the CPU, divided."""
     count = 0 if cpu_only else torch.cuda.device_count()
-    if count and jobs is None:
+    if count:
         told = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = told.split(",")[:count] if told else map(str, range(count))
-        return [{**os.environ, "CUDA_VISIBLE_DEVICES": name} for name in names]
-    jobs = jobs or 1
+        names = told.split(",")[:count] if told else [str(number) for number in range(count)]
+        return [{**os.environ, "CUDA_VISIBLE_DEVICES": name} for name in names * jobs]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores) // jobs)
     return [{**os.environ, "OMP_NUM_THREADS": str(threads)}] * jobs

@@ -146,7 +146,7 @@ def _published_rows(dataset: str) -> list[Row]:
     place = table["average_ranges"].index(list(DATASETS[dataset].main_range))
     return [
         Row(
-            f"{row['method']} ({row['year']}{', ' + row['supervision'] if row['supervision'] != 'weak' else ''})",
+            f"{row['method']} ({', '.join(_facts(row))})",
             None,
             row["averages"][place],
             {t: value for t, value in zip(table["tiou_thresholds"], row["map"], strict=True) if value is not None},
@@ -154,6 +154,12 @@ def _published_rows(dataset: str) -> list[Row]:
         )
         for row in table["rows"]
     ]
+
+
+def _facts(row: dict) -> list[str]:
+    """Year, supervision where it is not the weak one, and protocol where it is known."""
+    supervision = [row["supervision"]] if row["supervision"] != "weak" else []
+    return [str(row["year"]), *supervision, *([row["protocol"]] if row["protocol"] else [])]
 
 
 def planned_runs(table: Table, setting: Setting, seeds: Sequence[int]) -> list[Run]:

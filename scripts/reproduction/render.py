@@ -54,7 +54,7 @@ def measure(table: Table, columns: Sequence[Column], protocol: str) -> str:
     ours = f"{_mean_map(columns[0].spec if columns else published)} in percent, `{protocol}` protocol"
     if all(row.paper is None for row in table.rows):
         return ours
-    return f"{ours}; the paper's are {_mean_map(published)} of I3D features, `snippet` protocol where it is known"
+    return f"{ours}; the paper's are {_mean_map(published)} of I3D features, CO2-Net's under `snippet`"
 
 
 def _mean_map(spec: DatasetSpec) -> str:
