@@ -77,7 +77,7 @@ def test_a_stop_is_safe(stopped):
     folder, status, printed = stopped
     assert status == 1
     assert "3 runs of 40 iterations" in printed
-    assert "measured on 5 steps and an evaluation" in printed
+    assert "measured on 10 steps and an evaluation" in printed
     assert "stopping: each run in progress saves itself" in printed
     assert not (folder / "table5_local_global_s0").exists()
 

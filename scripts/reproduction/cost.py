@@ -12,7 +12,7 @@ from pathlib import Path
 from scripts.reproduction.plan import Run
 from utils.errors import InputError
 
-STEPS = 5  # of the measurement
+STEPS = 10  # of the measurement
 COST = "cost.json"  # in a run folder that was trained in one go: {"iterations", "seconds"}
 
 

@@ -47,7 +47,7 @@ class _Job:
         self.log = self.run.folder.parent / "logs" / f"{self.run.name}.txt"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("w") as file:
-            # In a session of its own: Ctrl-C reaches it through `stop` only, once.
+            # In a process group of its own: Ctrl-C reaches it through `stop` only, once.
             self.process = subprocess.Popen(
                 self.run.command, env={**self.environment}, stdout=file, stderr=file, start_new_session=True
             )
