@@ -46,7 +46,7 @@ def _probe(run: Run, environment: Mapping[str, str]) -> float:
         done = subprocess.run(command, env={**environment}, capture_output=True, text=True)
         seconds = time.perf_counter() - start
         if done.returncode:
-            raise InputError(f"{run.name} cannot start: {last_line(done.stderr)}")
+            raise InputError(f"{run.name} cannot start: {last_line(done.stderr).removeprefix('error: ')}")
         record = json.loads((Path(folder) / "log.jsonl").read_text().splitlines()[-1])
     options = run.options
     step = options.batch_size * options.num_snippets / record["snippets_per_second"]
