@@ -6,7 +6,7 @@ import torch
 
 from eval.report import results_table
 from model import CO2Net
-from options import FREE_ON_RESUME, parse_args
+from options import parse_args, resume_options, run_options
 from utils.annotations import load_annotations
 from utils.checkpoint import Training, read_checkpoint, seed_everything
 from utils.datasets import DATASETS, DatasetSpec
@@ -24,7 +24,7 @@ from utils.engine import (
 )
 from utils.errors import InputError, exit_on_input_error
 from utils.features import open_features
-from utils.logger import RunLog, open_run, write_json
+from utils.logger import RunLog, check_run, open_run, write_json
 from utils.losses import CO2Loss
 from wsad_dataset import BatchLoader
 
@@ -32,6 +32,7 @@ from wsad_dataset import BatchLoader
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     device, spec = choose_device(args.device), DATASETS[args.dataset]
+    run = check_run(args.run_dir, resume_options(args), args.resume)
     annotations = load_annotations(args.path_dataset)
     store = open_features(args.path_dataset, args.modalities)
     train_ids, holdout_ids = split_holdout(annotations, spec.train_subset, args.holdout, args.seed)
@@ -55,13 +56,16 @@ def main(argv: list[str] | None = None) -> None:
         net = CO2Net(**architecture).to(device)
     except ValueError as error:
         raise InputError(str(error)) from None
-    run = open_run(args.run_dir, vars(args), args.resume, FREE_ON_RESUME, device, features)
-    criterion = CO2Loss(args.topk_ratio, args.loss_weights, args.suppression == "shifted", args.mutual)
+    criterion = CO2Loss(
+        args.topk_ratio, args.loss_weights, shifted_suppression=args.suppression == "shifted", mutual=args.mutual
+    )
     optimiser = torch.optim.Adam(net.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     loader = BatchLoader(
         train, args.batch_size, args.num_pairs, args.num_snippets, args.seed, pin_memory=device.type == "cuda"
     )
-    training = Training(net, optimiser, loader, {"architecture": architecture, "options": vars(args)}, run)
+    options = run_options(args)
+    identity = {"architecture": architecture, "classes": list(annotations.classes), "options": options}
+    training = Training(net, optimiser, loader, identity, run)
     training.resume(args.eval_every, args.max_iter)
     evaluate = Evaluator(test, annotations, spec, args.path_dataset)
     holdout = None
@@ -69,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         held_out = open_subset(store, annotations, spec, spec.train_subset, args.missing_features, holdout_ids)
         holdout = HoldOut(held_out, criterion)
 
+    open_run(run, options, features, device)
     evaluation = None
     snippets = args.batch_size * args.num_snippets
     with (
@@ -94,28 +99,28 @@ def main(argv: list[str] | None = None) -> None:
                 raise SystemExit(f"stopped after iteration {training.iteration}; the same with --resume continues")
 
     evaluation = evaluation or evaluate(net)
-    rows = end_rows(training)
-    title = f"{run.name}, last checkpoint (iteration {training.iteration}), {simulated}features"
+    rows = end_rows(training, evaluation)
+    title = f"{run.name}, last checkpoint (iteration {training.iteration}), {simulated}{' + '.join(args.modalities)}"
     write_json(run / "metrics.json", {name: {"iteration": at, **metrics} for name, at, metrics in rows})
     write_results(run, evaluation, annotations, evaluate.snippet_rate, args.modalities, title)
-    print(f"\n{args.dataset}, {simulated}features, seed {args.seed}")
+    print(f"\n{args.dataset}, {simulated}{' + '.join(args.modalities)}, seed {args.seed}")
     print(results_table(rows, spec, PROTOCOLS))
     print(how_chosen(spec, training.chosen))
     print(f"all of it is in {run}: metrics.json, detections.json (of `last`), the picture videos.png, ...")
 
 
-def selection_scores(evaluation: Evaluation, weak: dict[str, float]) -> dict[str, list[float]]:
+def selection_scores(evaluation: Evaluation, weak: dict[str, float | None]) -> dict[str, list[float]]:
     """What chooses each chosen checkpoint; lists are compared from the left."""
     scores = {"best": [evaluation.selection]}
     if weak:
-        scores["selected"] = [weak["classification_mAP"], -weak["loss"]]
+        scores["selected"] = [weak["classification_mAP"] or 0.0, -weak["loss"]]
     return scores
 
 
-def end_rows(training: Training) -> list[tuple[str, int, dict]]:
+def end_rows(training: Training, evaluation: Evaluation) -> list[tuple[str, int, dict]]:
     """Name, iteration and metrics of every checkpoint that the end table shows."""
     rows = [("untrained", 0, training.untrained)] if training.untrained else []
-    rows.append(("last", training.iteration, training.metrics))
+    rows.append(("last", training.iteration, evaluation.metrics))
     for name in training.chosen:
         checkpoint = read_checkpoint(training.folder / f"{name}.pt")
         rows.append((name, checkpoint["iteration"], checkpoint["metrics"]))

@@ -15,8 +15,7 @@ from utils.fusion import CONSENSUS
 from utils.losses import SIMILARITIES, resolve_weights
 
 NOT_IN_CONFIG = ("help", "config", "base", "resume")
-# What a resumed run may change; anything else would make it another run.
-FREE_ON_RESUME = ("config", "base", "resume", "run_dir", "path_dataset", "max_iter", "device")
+FREE_ON_RESUME = ("run_dir", "path_dataset", "max_iter", "device")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,11 +31,12 @@ class _LossWeights(argparse.Action):
         for item in values:
             name, _, number = item.partition("=")
             try:
-                weights[name] = float(number)
-            except ValueError:
-                parser.error(f"{option_string}: '{item}' is not NAME=NUMBER, as in oppo=0.8")
+                weights[name] = _nonnegative(number)
+            except argparse.ArgumentTypeError:
+                parser.error(f"{option_string}: '{item}' is not NAME=NUMBER of at least 0, as in oppo=0.8")
         try:
-            resolve_weights(weights)
+            if not any(resolve_weights(weights).values()):
+                parser.error(f"{option_string}: no term is left to train with")
         except ValueError as error:
             parser.error(f"{option_string}: {error}")
         setattr(namespace, self.dest, weights)
@@ -62,6 +62,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def run_options(args: argparse.Namespace) -> dict:
+    """What is kept of a run's options: all but how they were given, so that the file is itself a config."""
+    return {name: value for name, value in vars(args).items() if name not in NOT_IN_CONFIG}
+
+
+def resume_options(args: argparse.Namespace) -> dict:
+    """Those options that a resumed run must share; with others it would be another run."""
+    return {name: value for name, value in run_options(args).items() if name not in FREE_ON_RESUME}
+
+
 def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Options of test.py; the rest of a run's options come with its checkpoint."""
     parser = _Parser(
@@ -76,6 +86,9 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--path-dataset", required=True, help="folder with annotations.json and the features")
     parser.add_argument("--output-dir", required=True, help="where metrics.json and detections.json go")
     parser.add_argument("--config", help="options of a released .pkl, which holds none, e.g. configs/thumos14.yaml")
+    parser.add_argument(
+        "--missing-features", choices=("error", "skip"), help="annotated videos without features (default: as trained)"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
     args = parser.parse_args(argv)
     args.options = None
@@ -96,7 +109,7 @@ def _train_parser() -> _Parser:
     run.add_argument("--base", metavar="FILE", help="config to start from, in place of the `base` that --config names")
     run.add_argument("--run-dir", help="folder of the run (default: runs/CONFIG_sSEED)")
     run.add_argument("--resume", action="store_true", help="continue the run in --run-dir if there is one")
-    run.add_argument("--seed", type=int, default=0, help="of weights, batches and dropout")
+    run.add_argument("--seed", type=_seed, default=0, help="of weights, batches and dropout")
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU if any")
     run.add_argument(
         "--precision",
@@ -225,6 +238,8 @@ def _checked(parser: _Parser, action: argparse.Action, value: object, path: Path
         return value
     if isinstance(action, _LossWeights):
         value = [f"{name}={weight}" for name, weight in value.items()] if isinstance(value, dict) else value
+        if value == []:  # as options.yaml of a run with the published weights has it
+            return {}
     many = action.nargs is not None
     if many != isinstance(value, list) or value is None:
         expected = "a list" if many else "a single value"
@@ -254,6 +269,10 @@ def _positive_int(text: str) -> int:
 
 def _natural(text: str) -> int:
     return _number(int, text, lambda x: x >= 0, "a whole number of at least 0")
+
+
+def _seed(text: str) -> int:
+    return _number(int, text, lambda x: 0 <= x < 2**63, "a whole number from 0 to 2^63 - 1")
 
 
 def _positive(text: str) -> float:

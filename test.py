@@ -7,7 +7,7 @@ from eval.report import results_table
 from model import CO2Net
 from options import parse_test_args
 from utils.annotations import load_annotations
-from utils.checkpoint import load_state, read_checkpoint
+from utils.checkpoint import load_state, read_checkpoint, require_classes
 from utils.datasets import DATASETS
 from utils.engine import PROTOCOLS, Evaluator, choose_device, open_subset, write_results
 from utils.errors import InputError, exit_on_input_error
@@ -19,14 +19,19 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_test_args(argv)
     device = choose_device(args.device)
     checkpoint = read_checkpoint(args.checkpoint)
-    options = args.options or run_options(checkpoint, args.checkpoint)
+    options = args.options or carried_options(checkpoint, args.checkpoint)
     spec = DATASETS[options.dataset]
     annotations = load_annotations(args.path_dataset)
     store = open_features(args.path_dataset, options.modalities)
-    test = open_subset(store, annotations, spec, spec.test_subset, options.missing_features)
+    test = open_subset(store, annotations, spec, spec.test_subset, args.missing_features or options.missing_features)
     # A released checkpoint holds weights only.
     architecture = checkpoint.get("architecture", {"temporal_pool": spec.temporal_pool(options.num_snippets)})
-    net = CO2Net(**{**architecture, "num_classes": len(annotations.classes), "modality_dims": test.modality_dims})
+    sizes = {"num_classes": len(annotations.classes), "modality_dims": test.modality_dims}
+    try:
+        net = CO2Net(**{**architecture, **sizes})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{args.checkpoint}: its network cannot be built ({error})") from None
+    require_classes(checkpoint, annotations.classes, args.checkpoint)
     load_state(net, checkpoint, args.checkpoint)
     evaluate = Evaluator(test, annotations, spec, args.path_dataset)
     evaluation = evaluate(net.to(device))
@@ -43,13 +48,17 @@ def main(argv: list[str] | None = None) -> None:
     print(f"all of it is in {output}: metrics.json, detections.json, the picture videos.png, ...")
 
 
-def run_options(checkpoint: dict, path: str) -> Namespace:
+def carried_options(checkpoint: dict, path: str) -> Namespace:
     """The options that a checkpoint of ours carries."""
-    if "options" not in checkpoint:
+    options = checkpoint.get("options")
+    if options is None:
         raise InputError(
-            f"{path}: carries no options of its own (a released checkpoint?); add --config, e.g. configs/thumos14.yaml"
+            f"{path}: carries no options of its own (a released checkpoint?); add --config configs/thumos14.yaml"
         )
-    return Namespace(**checkpoint["options"])
+    needed = {"dataset", "modalities", "missing_features", "num_snippets"}
+    if not isinstance(options, dict) or not needed <= set(options) or options["dataset"] not in DATASETS:
+        raise InputError(f"{path}: its options are not those of a run; give others with --config")
+    return Namespace(**options)
 
 
 if __name__ == "__main__":

@@ -189,8 +189,11 @@ def read_detections(source: DetectionSource) -> Table:
     return _parse_detections(read_json(path), str(path))
 
 
-def write_detections(path: str | Path, detections: Table) -> None:
-    """Write detections (seconds) in ActivityNet's submission form; videos without any get an empty list."""
+def write_detections(path: str | Path, detections: Table, snippet_rate: float | None = None) -> None:
+    """Write detections (seconds) in ActivityNet's submission form; videos without any get an empty list.
+
+    snippet_rate: Hz, the grid they were found on, kept beside them for the protocols that round to it.
+    """
     results: dict[str, list] = {video: [] for video in detections.videos}
     columns = (detections.video, detections.label, detections.start, detections.end, detections.score)
     for video, label, start, end, score in zip(*(column.tolist() for column in columns), strict=True):
@@ -198,6 +201,8 @@ def write_detections(path: str | Path, detections: Table) -> None:
             {"label": detections.classes[label], "score": score, "segment": [start, end]}
         )
     content = {"version": "VERSION 1.3", "results": results, "external_data": {}}
+    if snippet_rate is not None:
+        content["snippet_rate"] = snippet_rate
     Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 

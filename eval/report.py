@@ -43,10 +43,14 @@ def results_table(rows: Sequence[tuple[str, int, dict]], spec: DatasetSpec, prot
             scores = metrics[protocol]
             values = [*scores["map"], *(mean_map(scores, r) for r in spec.average_ranges)]
             values.append(metrics["classification_map"])
-            lines.append([name, str(iteration), protocol, *(f"{100 * value:.1f}" for value in values)])
+            lines.append([name, str(iteration), protocol, *map(_percent, values)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     return "\n".join(["mAP@tIoU in percent, its means over ranges of tIoU, and video-level classification mAP", *text])
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def plot_videos(
@@ -68,7 +72,7 @@ def plot_videos(
     """
     chosen = _varied(results, annotations, count)
     figure = Figure(figsize=(11, 2.9 * len(chosen)), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a path may hold a $
     for part, result in zip(np.atleast_1d(figure.subfigures(len(chosen), 1)), chosen, strict=True):
         video = annotations.videos[result.video_id]
         _plot_video(part, result, video, annotations.classes, snippet_rate, modalities)
@@ -93,7 +97,7 @@ def _plot_video(
     index = classes.index(label)
     times = snippets_to_seconds(np.arange(len(result.attention)) + 0.5, snippet_rate)
     bars, attention, activation = part.subplots(3, 1, sharex=True, height_ratios=(1.1, 1, 1))
-    bars.set_title(f"{video.video_id} · {label}", loc="left", fontsize=10)
+    bars.set_title(f"{video.video_id} · {label}", loc="left", fontsize=10, parse_math=False)
 
     truth = [s for s, name in zip(video.segments, video.segment_labels, strict=True) if name == label]
     _draw_segments(bars, truth, 1.0, GROUND_TRUTH)

@@ -25,7 +25,7 @@ localisation  T-CAM and attention of 100 to 5,000 snippets -> detections, agains
 sampling      a batch of 10 x 500 snippets of 2048 channels from memory, against a loop over its videos (results
               compared), and as a share of the machine's copy bandwidth
 training      a step at THUMOS14's size and at 512 + 512 channels, in float32 and, where the processor or the GPU has
-              it, bfloat16: TFLOP/s, and their share of the machine's own matrix product
+              it, bfloat16: TFLOP/s, as a share of the machine's own matrix product or convolution
 
 A second varies from machine to machine and from hour to hour. Compare ratios and shares: both sides of each were
 measured in turns in the same run. All of it takes some minutes and 3 GB of memory on one core; --quick runs every

@@ -82,7 +82,7 @@ def test_opening_a_strangers_checkpoint_runs_no_code(tmp_path, write):
     path, target = tmp_path / "best.pkl", tmp_path / "attacked"
     with path.open("wb") as file:
         write({"model": Attack(target)}, file)
-    with pytest.raises(InputError, match="not a checkpoint that can be opened safely") as error:
+    with pytest.raises(InputError, match="damaged, or not a checkpoint") as error:
         load_weights(CO2Net(3, (8, 8)), path)
     assert "\n" not in str(error.value)
     assert not target.exists()
@@ -107,6 +107,9 @@ def damaged(state):
         (released_state() | {"fusion.0.weight": torch.zeros(4, 16, 1)}, "are the features of another width"),
         (damaged(released_state()), "fusion.0.bias holds NaN"),
         (torch.zeros(3), "expected a dict of weights"),
+        ({"model": 5}, "expected tensors by name"),
+        ({"model": {3: torch.zeros(2)}}, "expected tensors by name"),
+        ({"vAttn.channel_conv.0.bias": "text"}, "expected tensors by name"),
     ],
 )
 def test_weights_of_another_network_are_refused(tmp_path, state, message):

@@ -73,6 +73,9 @@ def released_state(seed, classes):
     state = {}
     for name, shape in released_shapes(classes).items():
         for entry, size in ((f"{name}.weight", shape), (f"{name}.bias", shape[:1])):
+            if name == "feat_encoder.0":  # never used: its values do not matter, only that it is there
+                state[entry] = torch.zeros(size)
+                continue
             g = rng(seed, entry).standard_normal(size)
             g = 0.1 * g if len(size) == 1 else g * np.sqrt(1.0 / np.prod(size[1:]))
             state[entry] = torch.from_numpy(g)

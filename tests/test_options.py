@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
-from options import parse_args, parse_test_args
+from options import parse_args, parse_test_args, run_options
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -46,7 +47,7 @@ def test_every_kind_of_value_from_yaml(tmp_path):
         ("lr: .nan", "is not a number above 0"),
         ("lr: [1, 2]", "expected a single value"),
         ("lr:", "expected a single value"),
-        ("seed: 1.5", "invalid int value"),
+        ("seed: 1.5", "a whole number from 0"),
         ("max_iter: 0", "at least 1"),
         ("precision: fp8", "invalid choice: 'fp8'"),
         ("modalities: rgb", "expected a list"),
@@ -54,6 +55,9 @@ def test_every_kind_of_value_from_yaml(tmp_path):
         ("evaluate_untrained: 1", "expected true or false"),
         ("loss_weights: {mul: 1}", "no loss term is called mul"),
         ("loss_weights: {mil: much}", "is not NAME=NUMBER"),
+        ("loss_weights: {mil: -1}", "is not NAME=NUMBER of at least 0"),
+        ("loss_weights: {mil: .nan}", "is not NAME=NUMBER of at least 0"),
+        ("loss_weights: {mil: 0, cas: 0, ml: 0, oppo: 0, norm: 0}", "no term is left"),
         ("batch_size: 4", "too small for --num-pairs 3"),
         ("- lr", "option: value"),
         ("lr: [", "not a YAML file"),
@@ -77,6 +81,8 @@ def test_a_wrong_config_is_one_line(tmp_path, capsys, text, message):
         ([], "--path-dataset is missing"),
         (["--path-dataset", "DIR", "--dataset", "kinetics"], "invalid choice: 'kinetics'"),
         (["--path-dataset", "DIR", "--loss-weights", "oppo"], "'oppo' is not NAME=NUMBER"),
+        (["--path-dataset", "DIR", "--seed", "-1"], "a whole number from 0"),
+        (["--path-dataset", "DIR", "--seed", str(2**63)], "a whole number from 0"),
         (["--path-dataset", "DIR", "--colour", "red"], "unrecognized arguments: --colour red"),
     ],
 )
@@ -94,6 +100,15 @@ def test_every_config_parses_and_names_its_command(config):
     args = parse_args(["--config", str(config), "--path-dataset", "DIR"])
     assert args.run_dir == f"runs/{config.stem}_s0"
     assert f"configs/{config.name}" in config.read_text() or "scripts/train.sh" in config.read_text()
+
+
+def test_a_runs_options_are_a_config(tmp_path):
+    args = parse(tmp_path, "lr: 3e-4\nmodalities: [rgb, rgb_diff]\n", "--loss-weights", "oppo=0")
+    kept = tmp_path / "options.yaml"
+    for options in (args, parse(tmp_path, "lr: 1e-3\n")):  # with and without loss weights of its own
+        kept.write_text(yaml.safe_dump(run_options(options)))
+        again = parse_args(["--config", str(kept)])
+        assert run_options(again) == run_options(options)
 
 
 def test_published_settings():

@@ -17,6 +17,7 @@ import yaml
 from main import main as train
 from test import main as evaluate
 from utils.annotations import parse_annotations
+from utils.checkpoint import Training
 from utils.simulate import invent_timeline, simulate_features
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -195,6 +196,78 @@ def test_training_sees_video_level_labels_only(dataset, run, tmp_path):
     assert same(checkpoint(tmp_path / "run"), checkpoint(run))
 
 
+def test_last_is_scored_as_it_is_now(dataset, tmp_path):
+    """A run that was stopped after its last evaluation, and then is to end there, is evaluated again."""
+    train(arguments(dataset, tmp_path / "run", "--max-iter", "3"))
+    whole = json.loads((tmp_path / "run/metrics.json").read_text())["last"]
+    path = tmp_path / "run/checkpoints/last.pt"
+    stopped = torch.load(path, weights_only=True)
+    torch.save({**stopped, "metrics": None}, path)  # as Ctrl-C at iteration 3 leaves it
+    (tmp_path / "run/metrics.json").unlink()
+    train(arguments(dataset, tmp_path / "run", "--max-iter", "3", "--resume"))
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["last"] == whole
+
+
+def test_a_stopped_checkpoint_carries_no_metrics_of_other_weights():
+    net = torch.nn.Linear(1, 1)
+    training = Training(net, torch.optim.Adam(net.parameters()), None, {}, Path("run"))
+    training.metrics = {"of": "before"}
+    training.advance({"total": torch.tensor(1.0)})
+    assert training.metrics is None
+
+
+def test_classes_in_another_order_are_refused(dataset, run, tmp_path):
+    annotations = copy_dataset(dataset, tmp_path / "data")
+    annotations["classes"].reverse()
+    (tmp_path / "data/annotations.json").write_text(json.dumps(annotations))
+    argv = ["--checkpoint", run / "checkpoints/best.pt", "--path-dataset", tmp_path / "data"]
+    done = run_program("test.py", *argv, "--output-dir", tmp_path / "out")
+    assert_one_line(done, "was trained with 'Clap' as class 0, the annotations have 'Jump' there")
+
+
+def test_names_that_matplotlib_would_read_as_mathematics(dataset, tmp_path):
+    text = (dataset / "annotations.json").read_text().replace("Clap", "C$_$").replace("Dive", "$\\\\frac$")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/annotations.json").write_text(text)
+    (tmp_path / "data/features.h5").symlink_to(dataset / "features.h5")
+    (tmp_path / "data/config.yaml").write_text(CONFIG)
+    train(arguments(tmp_path / "data", tmp_path / "$\\frac$", "--max-iter", "2"))
+    assert (tmp_path / "$\\frac$/videos.png").exists()
+
+
+def test_undefined_scores_are_null(dataset, tmp_path):
+    annotations = copy_dataset(dataset, tmp_path / "data")
+    for video in annotations["database"].values():
+        if video["subset"] == "test":
+            video["labels"] = []
+    (tmp_path / "data/annotations.json").write_text(json.dumps(annotations))
+    train(arguments(tmp_path / "data", tmp_path / "run", "--max-iter", "2"))
+    text = (tmp_path / "run/metrics.json").read_text()
+    assert json.loads(text)["last"]["classification_map"] is None
+    assert "NaN" not in text + (tmp_path / "run/log.jsonl").read_text()
+
+
+def test_a_mistake_found_late_leaves_the_folder_free(dataset, tmp_path):
+    annotations = copy_dataset(dataset, tmp_path / "data")
+    for video in annotations["database"].values():
+        if video["subset"] == "test":
+            video["annotations"] = []
+    (tmp_path / "data/annotations.json").write_text(json.dumps(annotations))
+    done = run_program("main.py", *arguments(tmp_path / "data", tmp_path / "run"))
+    assert_one_line(done, "nothing to evaluate on")
+    assert not (tmp_path / "run").exists()
+    done = run_program("main.py", *arguments(dataset, tmp_path / "run", "--lr", "1e20", "--precision", "bf16"))
+    assert_one_line(done, "the loss is not finite")
+    train(arguments(dataset, tmp_path / "run", "--max-iter", "2"))
+    assert [record["iteration"] for record in records(tmp_path / "run")] == [0, 2]
+
+
+def test_holding_out_nothing_is_refused(dataset, tmp_path):
+    for fraction in ("0.01", "0.99"):
+        done = run_program("main.py", *arguments(dataset, tmp_path / "run", "--holdout", fraction))
+        assert_one_line(done, f"--holdout {fraction} of 12 videos")
+
+
 def test_seeds_differ_and_repeat(dataset, run, tmp_path):
     train(arguments(dataset, tmp_path / "again", "--holdout", "0.2"))
     train(arguments(dataset, tmp_path / "other", "--holdout", "0.2", "--seed", "1"))
@@ -292,13 +365,9 @@ def test_other_bad_input_is_one_line(dataset, run, tmp_path):
         ("main.py", arguments(dataset, tmp_path / "run", "--modalities", "rgb", "audio"), "audio"),
         ("main.py", arguments(dataset, tmp_path / "run", "--consensus", "add"), "needs modalities of one width"),
         ("test.py", [*testing, "--path-dataset", tmp_path / "data"], "has 3 classes, the dataset has 4"),
+        ("main.py", arguments(dataset, dataset / "config.yaml/run"), "config.yaml"),
         ("test.py", [*testing[2:], "--path-dataset", dataset, "--checkpoint", tmp_path / "no.pt"], "no such"),
     ]:
         assert_one_line(run_program(program, *argv), message)
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "run").exists()
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(dataset, tmp_path):
-    done = run_program("main.py", *arguments(dataset, tmp_path, "--lr", "1e20", "--precision", "bf16"))
-    assert_one_line(done, "the loss is not finite")

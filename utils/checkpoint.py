@@ -1,14 +1,14 @@
 """Checkpoints: written whole or not at all, opened without running code, resumed bit for bit.
 
-A checkpoint is one dict: ``model`` (state dict), ``architecture`` (CO2Net's arguments), ``options`` (the run's),
-``iteration``, ``metrics`` of its evaluation, and, in ``last.pt``, ``training``: optimiser, batches, running losses and
-every random state that the next step depends on.
+A checkpoint is one dict: ``model`` (state dict), ``architecture`` (CO2Net's arguments), ``classes`` (in the order of
+its outputs), ``options`` (the run's), ``iteration``, ``metrics`` of its evaluation, and, in ``last.pt``, ``training``:
+optimiser, batches, running losses and every random state that the next step depends on.
 """
 
 import math
 import os
-import pickle
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -57,9 +57,8 @@ def read_checkpoint(path: str | Path) -> dict:
         raise InputError(f"{path}: no such checkpoint; expected a .pt file of a run or a released .pkl")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path}: not a checkpoint that can be opened safely ({reason})") from error
+    except Exception:  # a damaged file fails anywhere in the reader, a hostile one at its first global
+        raise InputError(f"{path}: damaged, or not a checkpoint of tensors and plain values alone") from None
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path}: holds a {type(checkpoint).__name__}, expected a dict of weights")
     return checkpoint
@@ -77,10 +76,25 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
 def load_state(net: nn.Module, checkpoint: dict, path: str | Path) -> None:
     """Load the weights of an opened checkpoint into ``net``; see load_weights."""
     state = checkpoint.get("model", checkpoint)
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise InputError(f"{path}: not the weights of a network; expected tensors by name")
     if any(name.startswith(("vAttn.", "fAttn.", "module.vAttn.")) for name in state):
         state = _from_release(state, path)
     _check_state(net, state, path)
     net.load_state_dict(state)
+
+
+def require_classes(checkpoint: dict, classes: Sequence[str], path: str | Path) -> None:
+    """InputError if a checkpoint was trained on these classes in another order: it would score the wrong ones."""
+    trained = checkpoint.get("classes", list(classes))  # a released checkpoint does not say
+    if len(trained) == len(classes) and list(trained) != list(classes):
+        index = next(i for i, (ours, theirs) in enumerate(zip(trained, classes, strict=True)) if ours != theirs)
+        raise InputError(
+            f"{path}: was trained with '{trained[index]}' as class {index}, the annotations have '{classes[index]}' "
+            "there; give them the 'classes' list of the annotations that it was trained on"
+        )
 
 
 def _from_release(state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
@@ -143,7 +157,7 @@ class Training:
         untrained: metrics before the first step, if they were asked for.
 
     Args:
-        identity: ``architecture`` and ``options``, written into every checkpoint.
+        identity: ``architecture``, ``classes`` and ``options``, written into every checkpoint.
         run: the run folder; checkpoints go to its ``checkpoints``.
     """
 
@@ -158,6 +172,7 @@ class Training:
     def advance(self, terms: dict[str, Tensor]) -> None:
         """Count a step; its losses are summed on the device, so that no step waits for them."""
         self.iteration += 1
+        self.metrics = None  # those of other weights
         self._count += 1
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.double()
@@ -167,9 +182,11 @@ class Training:
         means = {name: value.item() / self._count for name, value in self._sums.items()}
         if not all(math.isfinite(value) for value in means.values()):
             values = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+            last = self.folder / "last.pt"
+            kept = f"; {last} holds the last good state" if last.exists() else ""
             raise InputError(
                 f"the loss is not finite at iteration {self.iteration} ({values}); lower --lr, or check the features "
-                "with python -m utils.features DIR; last.pt holds the last good state"
+                f"with python -m utils.features DIR{kept}"
             )
         return means
 
@@ -211,6 +228,9 @@ class Training:
         if not path.exists():
             return
         checkpoint = read_checkpoint(path)
+        if not {"training", "iteration", "metrics"} <= set(checkpoint):
+            raise InputError(f"{path}: holds weights but no state of a training; it cannot be resumed from")
+        require_classes(checkpoint, self.identity["classes"], path)
         load_state(self.net, checkpoint, path)
         self.iteration, self.metrics = checkpoint["iteration"], checkpoint["metrics"]
         training = checkpoint["training"]

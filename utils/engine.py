@@ -1,6 +1,7 @@
 """One training step, and one evaluated pass over a test set; main.py and test.py use the same."""
 
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,13 @@ def split_holdout(annotations: Annotations, subset: str, fraction: float, seed: 
     """The subset's video ids, in file order, to train on and to hold out: a random ``fraction``, rounded."""
     video_ids = [video.video_id for video in annotations.subset(subset)]
     generator = np.random.default_rng([seed, 2])  # apart from the batches' streams
-    held_out = set(generator.permutation(len(video_ids))[: round(fraction * len(video_ids))].tolist())
+    count = round(fraction * len(video_ids))
+    if fraction and not 0 < count < len(video_ids):
+        raise InputError(
+            f"--holdout {fraction:g} of {len(video_ids)} videos holds out {count}; "
+            "at least one must be held out and one be left to train on"
+        )
+    held_out = set(generator.permutation(len(video_ids))[:count].tolist())
     train = [video_id for index, video_id in enumerate(video_ids) if index not in held_out]
     return train, [video_id for index, video_id in enumerate(video_ids) if index in held_out]
 
@@ -98,8 +105,8 @@ class HoldOut:
         )
 
     @torch.no_grad()
-    def __call__(self, net: nn.Module) -> dict[str, float]:
-        """Video-level classification mAP, and the mean loss without L_cas."""
+    def __call__(self, net: nn.Module) -> dict[str, float | None]:
+        """Video-level classification mAP (None if no video has a label), and the mean loss without L_cas."""
         device = next(net.parameters()).device
         net.eval()
         scores, losses = [], []
@@ -111,10 +118,8 @@ class HoldOut:
             cas, attention = (outputs[name][0].cpu().numpy() for name in ("cas", "attention"))
             scores.append(video_scores(cas, attention)[:-1])
         net.train()
-        return {
-            "classification_mAP": classification_map(np.stack(scores), self.dataset.labels)[1],
-            "loss": float(np.mean(losses)),
-        }
+        mean_ap = classification_map(np.stack(scores), self.dataset.labels)[1]
+        return {"classification_mAP": _defined(mean_ap), "loss": float(np.mean(losses))}
 
 
 @dataclass(frozen=True)
@@ -153,13 +158,19 @@ class Evaluator:
         self.dataset, self.annotations, self.spec = dataset, annotations, spec
         self.snippet_rate = dataset.snippet_rate or spec.snippet_rate  # Hz
         self._ground_truth = read_ground_truth(path, spec.test_subset)
+        self._video_ids = dataset.video_ids + dataset.too_short
+        if not any(len(annotations.videos[video_id].segments) for video_id in self._video_ids):
+            raise InputError(
+                f"{path}: no video of subset '{spec.test_subset}' that can be tested has an annotated segment; "
+                "without one there is nothing to evaluate on"
+            )
 
     def __call__(self, net: nn.Module) -> Evaluation:
         results = run_test_set(net, self.dataset, self.annotations, self.snippet_rate)
         localized = {result.video_id: result.detections for result in results}
         detections = localized_table(localized, self.annotations.classes, self.snippet_rate)
         scores = np.stack([video_scores(result.cas, result.attention)[:-1] for result in results])
-        metrics = {"classification_map": classification_map(scores, self.dataset.labels)[1]}
+        metrics = {"classification_map": _defined(classification_map(scores, self.dataset.labels)[1])}
         for protocol in PROTOCOLS:
             metrics[protocol] = evaluate_detections(
                 self._ground_truth,
@@ -167,7 +178,7 @@ class Evaluator:
                 self.spec.tiou_thresholds,
                 protocol=protocol,
                 snippet_rate=self.snippet_rate,
-                videos=self.dataset.video_ids + self.dataset.too_short,
+                videos=self._video_ids,
             ).as_dict()
         selection = mean_map(metrics[PROTOCOLS[0]], self.spec.main_range)
         return Evaluation(results, detections, metrics, selection)
@@ -206,7 +217,7 @@ def write_results(
     title: str,
 ) -> None:
     """What an evaluation found, video by video: detections.json, outputs.h5 and the picture videos.png."""
-    write_detections(folder / "detections.json", evaluation.detections)
+    write_detections(folder / "detections.json", evaluation.detections, snippet_rate)
     write_outputs(folder / "outputs.h5", evaluation.results, annotations.classes, snippet_rate)
     plot_videos(folder / "videos.png", evaluation.results, annotations, snippet_rate, modalities, title)
 
@@ -222,8 +233,15 @@ def write_outputs(path: Path, results: Sequence[VideoResult], classes: Sequence[
                 group.create_dataset(name, data=getattr(result, name).astype(np.float16), compression="gzip")
 
 
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
 class StopSignal:
-    """Ctrl-C, or a cluster's SIGTERM: remembered, so that the step in progress ends and the state is saved."""
+    """Ctrl-C, or a cluster's SIGTERM: remembered, so that the step in progress ends and the state is saved.
+
+    A second one stops at once, and loses what came after the last evaluation.
+    """
 
     def __init__(self):
         self.requested = False
@@ -237,4 +255,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _ask(self, number, frame) -> None:
+        if self.requested:
+            raise SystemExit("stopped at once; --resume continues from the last evaluation")
         self.requested = True
+        print("\nstopping after this step; once more stops at once", file=sys.stderr)

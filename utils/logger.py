@@ -6,7 +6,6 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Collection
 from pathlib import Path
 from typing import TextIO
 
@@ -22,33 +21,49 @@ from utils.errors import InputError
 SCALARS_EVERY = 10  # iterations between TensorBoard points of the losses
 
 
-def open_run(
-    folder: str, options: dict, resume: bool, free: Collection[str], device: torch.device, features: dict
-) -> Path:
-    """The run folder with options.yaml and environment.json; never one that holds another run.
+def check_run(folder: str, options: dict, resume: bool) -> Path:
+    """The run folder, which holds no other run: one without checkpoints/last.pt has nothing to lose.
 
     Args:
-        options: the resolved options.
-        features: which ones were trained on, for environment.json.
-        resume: whether the folder may hold a run already; its options must then be the same, but for ``free``.
+        options: the resolved options that a resumed run must share.
+        resume: whether the folder may hold the run already.
 
     Raises:
         InputError: if the folder holds a run and ``resume`` is off, or one with other options.
     """
     run = Path(folder)
-    path = run / "options.yaml"
-    if path.exists():
+    if (run / "checkpoints/last.pt").exists():
         if not resume:
             raise InputError(f"{run} already holds a run; continue it with --resume or choose another --run-dir")
-        require_same_options(path, {name: value for name, value in options.items() if name not in free})
-    run.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(options, sort_keys=False))
-    write_json(run / "environment.json", {**_environment(device), "features": features})
+        require_same_options(run / "options.yaml", options)
     return run
 
 
+def open_run(run: Path, options: dict, features: dict, device: torch.device) -> None:
+    """Make the folder, with options.yaml, which alone repeats the run, and environment.json.
+
+    Args:
+        options: the resolved options.
+        features: which ones are trained on.
+
+    Raises:
+        InputError: if the folder cannot be made, or another process is at it.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{run}: cannot be made ({error.strerror})") from None
+    _locked(run).close()  # nothing is written beside another process
+    (run / "options.yaml").write_text(yaml.safe_dump(options, sort_keys=False))
+    path, environment = run / "environment.json", {**_environment(device), "features": features}
+    if (run / "checkpoints/last.pt").exists() and path.exists():  # what the run was begun with stays on record
+        first = json.loads(path.read_text())
+        environment = {**first, "resumed": [*first.get("resumed", []), environment]}
+    write_json(path, environment)
+
+
 def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 class RunLog:
@@ -69,7 +84,7 @@ class RunLog:
     def __init__(self, run: Path, first: int, total: int, eval_every: int, snippets: int):
         self._path, self._snippets = run / "log.jsonl", snippets
         self._lock = _locked(run)
-        done = [record for record in _read_records(self._path) if record["iteration"] <= first]
+        done = [record for record in _read_records(self._path) if 0 < first >= record["iteration"]]
         self.records = [record for record in done if first == total or record["iteration"] % eval_every == 0]
         self._path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
         self._writer = SummaryWriter(run, purge_step=first + 1 if first else None)
@@ -113,9 +128,10 @@ class RunLog:
         }
         self.records.append(record)
         with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
         for name, value in record["scores"].items():
-            self._writer.add_scalar(name, value, iteration)
+            if value is not None:
+                self._writer.add_scalar(name, value, iteration)
         if speed:
             self._writer.add_scalar("snippets_per_second", speed, iteration)
         self._writer.flush()
@@ -139,16 +155,19 @@ def _summary(metrics: dict) -> dict[str, float]:
 
 
 def _read_records(path: Path) -> list[dict]:
-    # A line that was cut off belongs to a later evaluation than the checkpoint's.
     lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    try:
+        # A last line that was cut off belongs to a later evaluation than the checkpoint's.
+        return [json.loads(line) for line in lines if line.endswith("}")]
+    except ValueError:
+        raise InputError(f"{path}: not one JSON object a line; repair it or move it away") from None
 
 
 def require_same_options(path: Path, options: dict) -> None:
     """InputError if the options.yaml of a run says otherwise."""
     try:
         before = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
         before = None
     if not isinstance(before, dict):
         raise InputError(f"{path}: not the options of a run; move the folder away")

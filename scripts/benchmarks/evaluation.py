@@ -48,7 +48,7 @@ NOTES = (
 
 def measure(quick: bool, threads: int, device: str, files: Sequence[str] | None) -> list[dict]:
     """A row a list. `threads` and `device` make no difference: the evaluation is numpy on one thread."""
-    budget = 0.05 if quick else 2.0
+    budget = 0.05 if quick else 4.0
     jobs = [(made_row, (name, count, budget)) for name, count in (QUICK_SIZES if quick else SIZES)]
     jobs += [(file_row, (*files, budget))] if files else []
     return [_in_new_process(*job) for job in jobs]

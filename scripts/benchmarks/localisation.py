@@ -34,7 +34,7 @@ NOTES = (
 
 def measure(quick: bool, threads: int, device: str, files: Sequence[str] | None) -> list[dict]:
     """A row a length."""
-    return [_row(snippets, 0.05 if quick else 2.0) for snippets in ((40, 100) if quick else (100, 300, 1000, 5000))]
+    return [_row(snippets, 0.05 if quick else 4.0) for snippets in ((40, 100) if quick else (100, 300, 1000, 5000))]
 
 
 def _row(snippets: int, budget: float) -> dict:

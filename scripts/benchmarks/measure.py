@@ -13,21 +13,22 @@ from pathlib import Path
 import numpy as np
 
 
-def take_turns(*functions: Callable[[], object], budget: float = 1.0, rounds: int = 30) -> list[float]:
+def take_turns(*functions: Callable[[], object], budget: float = 4.0, rounds: int = 30) -> list[float]:
     """Median seconds of each function.
 
-    They are called in turns, so that other work on the machine slows all of them alike and their ratio stands;
-    each until it has used its `budget` of seconds or had its `rounds`. The first call warms up, and counts only
-    where there is no second one.
+    They are called in turns, so that other work on the machine slows all of them alike and their ratio stands:
+    round after round, until `budget` seconds are over. The first round warms up, and counts only if it is the last.
     """
-    times = [[] for _ in functions]
-    for _ in range(rounds + 1):
-        for function, taken in zip(functions, times, strict=True):
-            if sum(taken) < budget:
-                started = time.perf_counter()
-                function()
-                taken.append(time.perf_counter() - started)
-    return [float(np.median(taken[1:] or taken)) for taken in times]
+    times, started = [], time.perf_counter()
+    while not times or (len(times) <= rounds and time.perf_counter() - started < budget):
+        times.append([_seconds(function) for function in functions])
+    return np.median(times[1:] or times, axis=0).tolist()
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
 
 
 def peak_memory() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from eval.detection_files import read_json
-from options import FREE_ON_RESUME, parse_args
+from options import parse_args, resume_options
 from utils.datasets import DATASETS
 from utils.errors import InputError
 from utils.logger import require_same_options
@@ -73,8 +73,7 @@ class Run:
         """
         if not (self.folder / "metrics.json").is_file():
             return False
-        fixed = {name: value for name, value in vars(self.options).items() if name not in FREE_ON_RESUME}
-        require_same_options(self.folder / "options.yaml", fixed)
+        require_same_options(self.folder / "options.yaml", resume_options(self.options))
         told = Path(yaml.safe_load((self.folder / "options.yaml").read_text())["path_dataset"])
         if told.exists() and told.resolve() != Path(self.options.path_dataset).resolve():
             raise InputError(

@@ -1,0 +1,183 @@
+"""What the user asked for reaches the training and the evaluation."""
+
+import numpy as np
+import pytest
+import torch
+
+import main
+from model import CO2Net
+from utils.annotations import parse_annotations
+from utils.checkpoint import Training
+from utils.datasets import DATASETS, DatasetSpec
+from utils.engine import Evaluator, HoldOut, run_test_set, split_holdout, train_step
+from utils.losses import CO2Loss
+from utils.simulate import invent_timeline, simulate_features
+from wsad_dataset import Batch, WeakVideoDataset
+
+
+class Store:
+    """Random features in memory, at 30 / 16 snippets a second."""
+
+    modality_dims = (4, 3)
+    snippet_rate = 30 / 16
+
+    def __init__(self, lengths: dict[str, int]):
+        self.lengths = lengths
+
+    def __contains__(self, video_id):
+        return video_id in self.lengths
+
+    def num_snippets(self, video_id):
+        return self.lengths[video_id]
+
+    def __getitem__(self, video_id):
+        generator = np.random.default_rng(len(video_id))
+        return generator.random((self.lengths[video_id], 7), dtype=np.float32)
+
+
+def dataset_of(videos: dict[str, int], ambiguous=(), min_snippets=1):
+    """Annotations of test videos of these lengths in snippets, and the dataset of them."""
+    database = {
+        video_id: {
+            "subset": "test",
+            "labels": ["a"],
+            "annotations": [{"label": "a", "segment": [1.0, 3.0]}],
+            "ambiguous": [list(segment) for segment in ambiguous],
+        }
+        for video_id in videos
+    }
+    content = {"classes": ["a", "b"], "database": database}
+    annotations = parse_annotations(content, "made")
+    return content, annotations, WeakVideoDataset(annotations, Store(videos), "test", min_snippets=min_snippets)
+
+
+def attentive_net():
+    """A network whose attention is high everywhere, so that every video has a detection."""
+    net = CO2Net(2, (4, 3))
+    for unit in net.attention_units:
+        torch.nn.init.constant_(unit.layers[5].bias, 9.0)
+    return net
+
+
+def test_ambiguous_segments_are_in_snippets_of_the_features_own_rate():
+    """Seconds 16 to 17 are snippets 30 to 32 at 30/16 Hz, and 25 to 27 at 25/16: of 29 snippets only the latter
+    would delete the one detection, which covers them all."""
+    _, annotations, dataset = dataset_of({"v": 29}, ambiguous=[(16.0, 17.0)])
+    (result,) = run_test_set(attentive_net(), dataset, annotations, snippet_rate=30 / 16)
+    assert len(result.detections) > 0
+    _, annotations, dataset = dataset_of({"v": 29}, ambiguous=[(5.0, 6.0)])
+    (result,) = run_test_set(attentive_net(), dataset, annotations, snippet_rate=30 / 16)
+    assert len(result.detections) == 0
+
+
+def test_evaluation_uses_the_features_own_rate():
+    content, annotations, dataset = dataset_of({"v": 30})
+    evaluation = Evaluator(dataset, annotations, DATASETS["demo"], content)(attentive_net())
+    assert evaluation.detections.end.max() == pytest.approx(30 * 16 / 30)
+
+
+def test_ground_truth_of_videos_too_short_to_test_counts():
+    spec = DatasetSpec("made", "test", "test", (0.1,), ((0.1, 0.1),), (0.1, 0.1), min_snippets=5)
+    content, annotations, dataset = dataset_of({"long": 5, "short": 2}, min_snippets=5)
+    evaluation = Evaluator(dataset, annotations, spec, content)(attentive_net())
+    assert [result.video_id for result in evaluation.results] == ["long"]
+    assert evaluation.metrics["seconds"]["map"] == [0.5]  # one of two instances found
+
+
+def test_the_network_comes_back_in_training_mode_and_is_tested_without_dropout():
+    _, annotations, dataset = dataset_of({"v": 30})
+    net = attentive_net().train()
+    first, second = (run_test_set(net, dataset, annotations, 30 / 16)[0].cas for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert net.training
+
+
+def test_bf16_is_the_networks_and_not_the_losses():
+    net, seen = CO2Net(2, (4, 3)), []
+    net.fusion[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    batch = Batch(torch.rand(2, 9, 7), torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0, 1]]))
+    optimiser = torch.optim.Adam(net.parameters())
+    for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
+        terms = train_step(net, CO2Loss(), optimiser, batch, precision)
+        assert seen.pop() == dtype
+        assert all(term.dtype == torch.float32 for term in terms.values())
+
+
+def test_holdout_scores_without_pairs_and_restores_training():
+    _, _, dataset = dataset_of({"v": 30, "w": 20})
+    net = CO2Net(2, (4, 3)).train()
+    scores = HoldOut(dataset, CO2Loss())(net)
+    assert scores["classification_mAP"] == 1.0  # every video has the one label
+    assert 0 < scores["loss"] < 20
+    assert net.training
+
+
+def test_split_is_random_by_seed_and_complete():
+    annotations = parse_annotations(invent_timeline(40, 3), "made")
+    train, held_out = split_holdout(annotations, "train", 0.25, seed=0)
+    assert len(held_out) == 6
+    assert sorted(train + held_out) == [video.video_id for video in annotations.subset("train")]
+    assert split_holdout(annotations, "train", 0.25, seed=1)[1] != held_out
+    assert split_holdout(annotations, "train", 0.0, seed=0)[1] == []
+
+
+def test_selection_prefers_high_map_then_low_loss():
+    def score(mean_ap, loss):
+        evaluation = type("Evaluation", (), {"selection": 0.5})
+        return main.selection_scores(evaluation, {"classification_mAP": mean_ap, "loss": loss})["selected"]
+
+    assert score(0.9, 5.0) > score(0.8, 1.0)
+    assert score(0.9, 1.0) > score(0.9, 5.0)
+    assert score(0.1, 9.0) > score(None, 1.0)
+
+
+def test_an_evaluation_off_the_schedule_is_no_candidate(tmp_path):
+    net = torch.nn.Linear(1, 1)
+    loader = type("Loader", (), {"state_dict": lambda self: {}})()
+    training = Training(net, torch.optim.Adam(net.parameters()), loader, {}, tmp_path)
+    for iteration, (score, on_schedule) in enumerate([(0.1, True), (0.9, False), (0.05, True), (0.2, True)]):
+        training.iteration = iteration
+        training.evaluated({}, {"best": [score]}, on_schedule)
+        assert training.chosen["best"]["iteration"] == (iteration if iteration in (0, 3) else 0)
+
+
+def test_options_reach_what_is_built(tmp_path, monkeypatch):
+    """Every option of the method and of the optimiser, away from its default."""
+    simulate_features(parse_annotations(invent_timeline(8, 2), "made"), tmp_path, (4, 3))
+    built = {}
+
+    def spy(name, kind):
+        def build(*arguments, **named):
+            built[name] = (arguments, named)
+            return kind(*arguments, **named)
+
+        return build
+
+    for name in ("CO2Net", "CO2Loss", "BatchLoader", "train_step"):
+        monkeypatch.setattr(main, name, spy(name, getattr(main, name)))
+    monkeypatch.setattr(torch.optim, "Adam", spy("Adam", torch.optim.Adam))
+    options = "--dataset demo --lr 0.002 --weight-decay 0.03 --batch-size 5 --num-pairs 2 --num-snippets 11 --seed 4 "
+    options += "--consensus se --mutual kl "
+    options += "--topk-ratio 3 --loss-weights oppo=0.1 --suppression product --attention-logit-dropout 0.25 "
+    options += f"--precision bf16 --max-iter 1 --path-dataset {tmp_path} --run-dir {tmp_path}/run --device cpu"
+    main.main(options.split())
+    assert built["CO2Net"][1]["attention_logit_dropout"] == 0.25
+    assert built["CO2Net"][1]["temporal_pool"] is None
+    assert built["CO2Net"][1]["consensus"] == "se"
+    assert built["CO2Loss"] == ((3, {"oppo": 0.1}), {"shifted_suppression": False, "mutual": "kl"})
+    assert built["Adam"][1] == {"lr": 0.002, "weight_decay": 0.03}
+    assert built["BatchLoader"][0][1:] == (5, 2, 11, 4)
+    assert built["train_step"][0][-1] == "bf16"
+
+
+def test_temporal_pool_follows_the_dataset_and_the_snippets(tmp_path, monkeypatch):
+    timeline = invent_timeline(8, 2)
+    for video in timeline["database"].values():
+        video["subset"] = {"train": "training", "test": "validation"}[video["subset"]]
+    simulate_features(parse_annotations(timeline, "made"), tmp_path, (4, 3))
+    pools = []
+    monkeypatch.setattr(main, "CO2Net", lambda **named: pools.append(named["temporal_pool"]) or CO2Net(**named))
+    options = f"--dataset activitynet12 --max-iter 1 --device cpu --path-dataset {tmp_path} --num-snippets"
+    for snippets in ("60", "20"):
+        main.main([*options.split(), snippets, "--run-dir", str(tmp_path / snippets)])
+    assert pools == [13, 5]
