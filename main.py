@@ -22,7 +22,7 @@ from utils.engine import (
     train_step,
     write_results,
 )
-from utils.errors import exit_on_input_error
+from utils.errors import InputError, exit_on_input_error
 from utils.features import open_features
 from utils.logger import RunLog, check_run, open_run, write_json
 from utils.losses import CO2Loss
@@ -48,11 +48,17 @@ def main(argv: list[str] | None = None) -> None:
     architecture = {
         "num_classes": len(annotations.classes),
         "modality_dims": list(train.modality_dims),
-        "temporal_pool": spec.temporal_pool(args.num_snippets),
+        "temporal_pool": spec.temporal_pool(args.num_snippets) if args.temporal_pool == "dataset" else None,
         "attention_logit_dropout": args.attention_logit_dropout,
+        "consensus": args.consensus,
     }
-    net = CO2Net(**architecture).to(device)
-    criterion = CO2Loss(args.topk_ratio, args.loss_weights, shifted_suppression=args.suppression == "shifted")
+    try:
+        net = CO2Net(**architecture).to(device)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    criterion = CO2Loss(
+        args.topk_ratio, args.loss_weights, shifted_suppression=args.suppression == "shifted", mutual=args.mutual
+    )
     optimiser = torch.optim.Adam(net.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     loader = BatchLoader(
         train, args.batch_size, args.num_pairs, args.num_snippets, args.seed, pin_memory=device.type == "cuda"

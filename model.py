@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LEAKY_SLOPE = 0.2
+from utils.fusion import ALTERNATIVES, CONSENSUS, LEAKY_SLOPE, GlobalContext, LocalContext, PerModality
 
 
 class ConsensusModule(nn.Module):
@@ -23,18 +23,12 @@ class ConsensusModule(nn.Module):
 
     def __init__(self, main_dim: int, auxiliary_dim: int, dropout: float = 0.5):
         super().__init__()
-        # The pooled main modality is one vector, so F^G is a 1-tap convolution. The release gives it three taps, of
-        # which the outer two only ever see zero padding; the initialisation below still counts them.
-        self.global_context = nn.Sequential(
-            nn.Conv1d(main_dim, main_dim, 1), nn.LeakyReLU(LEAKY_SLOPE), nn.Dropout(dropout)
-        )
-        self.cross_modal = nn.Sequential(
-            nn.Conv1d(auxiliary_dim, main_dim, 3, padding=1), nn.LeakyReLU(LEAKY_SLOPE), nn.Dropout(dropout)
-        )
+        self.global_context = GlobalContext(main_dim, main_dim, dropout)
+        self.cross_modal = LocalContext(auxiliary_dim, main_dim, dropout)
 
     def forward(self, main: Tensor, auxiliary: Tensor) -> Tensor:
         """main (B, D1, T), auxiliary (B, D2, T) -> re-calibrated main modality (B, D1, T)."""
-        global_descriptor = self.global_context(main.mean(dim=2, keepdim=True))  # M^G (B, D1, 1), Eq. 1
+        global_descriptor = self.global_context(main)  # M^G (B, D1, 1), Eq. 1
         local_descriptor = self.cross_modal(auxiliary)  # M^L (B, D1, T), Eq. 2
         return torch.sigmoid(global_descriptor * local_descriptor) * main  # Eq. 3
 
@@ -69,9 +63,10 @@ class CO2Net(nn.Module):
             and at test (release, ActivityNet1.2 only: 13), or None.
         attention_logit_dropout: dropout on the attention logit in training (release: 0.5, so that half of the
             snippets get attention 0.5; paper: 0).
+        consensus: ``ccm``, or one of utils.fusion.ALTERNATIVES in its place (Tables 5 and 6).
 
     Raises:
-        ValueError: for fewer than one class, not two modalities, or an even kernel.
+        ValueError: for fewer than one class, not two modalities, an even kernel, or an unknown consensus.
     """
 
     def __init__(
@@ -80,6 +75,7 @@ class CO2Net(nn.Module):
         modality_dims: Sequence[int] = (1024, 1024),
         temporal_pool: int | None = None,
         attention_logit_dropout: float = 0.5,
+        consensus: str = "ccm",
     ):
         super().__init__()
         _check_sizes(num_classes, modality_dims, temporal_pool)
@@ -87,7 +83,7 @@ class CO2Net(nn.Module):
         fused_dim = first_dim + second_dim
         self.num_classes = num_classes
         self.temporal_pool = temporal_pool
-        self.consensus = nn.ModuleList([ConsensusModule(first_dim, second_dim), ConsensusModule(second_dim, first_dim)])
+        self.consensus = _build_consensus(consensus, first_dim, second_dim)
         self.attention_units = nn.ModuleList(
             [AttentionUnit(dim, logit_dropout=attention_logit_dropout) for dim in self.modality_dims]
         )
@@ -100,8 +96,9 @@ class CO2Net(nn.Module):
             nn.Conv1d(fused_dim, num_classes + 1, 1),
         )
         self.apply(_initialise)
-        for module in self.consensus:
-            _initialise(module.global_context[0], taps=3)
+        for module in self.consensus.modules():
+            if isinstance(module, GlobalContext):
+                _initialise(module[0], taps=module.INITIAL_TAPS)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Snippet features (B, T, D1 + D2), first modality first, T >= 1, to a dict of
@@ -118,7 +115,7 @@ class CO2Net(nn.Module):
             expected = f"(videos, snippets >= 1, {sum(self.modality_dims)})"
             raise ValueError(f"features have shape {tuple(features.shape)}, expected {expected}")
         first, second = features.transpose(1, 2).split(self.modality_dims, dim=1)  # (B, D1, T), (B, D2, T)
-        enhanced = [self.consensus[0](first, second), self.consensus[1](second, first)]
+        enhanced = self.consensus(first, second)  # (B, D1, T), (B, D2, T)
         modality_attention = torch.stack(
             [unit(x) for unit, x in zip(self.attention_units, enhanced, strict=True)], dim=1
         )  # (B, 2, T)
@@ -136,6 +133,14 @@ class CO2Net(nn.Module):
     def _pool(self, x: Tensor) -> Tensor:
         # Zero padding counts in the mean, as in the release.
         return F.avg_pool1d(x, self.temporal_pool, stride=1, padding=self.temporal_pool // 2)
+
+
+def _build_consensus(name: str, first_dim: int, second_dim: int) -> nn.Module:
+    if name not in CONSENSUS:
+        raise ValueError(f"consensus is {name!r}, expected one of {', '.join(CONSENSUS)}")
+    if name == "ccm":
+        return PerModality(ConsensusModule, first_dim, second_dim)
+    return ALTERNATIVES[name](first_dim, second_dim)
 
 
 def _check_sizes(num_classes: int, modality_dims: Sequence[int], temporal_pool: int | None) -> None:

@@ -11,9 +11,10 @@ from typing import NoReturn
 import yaml
 
 from utils.datasets import DATASETS
-from utils.losses import resolve_weights
+from utils.fusion import CONSENSUS
+from utils.losses import SIMILARITIES, resolve_weights
 
-NOT_IN_CONFIG = ("help", "config", "resume")
+NOT_IN_CONFIG = ("help", "config", "base", "resume")
 FREE_ON_RESUME = ("run_dir", "path_dataset", "max_iter", "device")
 
 
@@ -46,12 +47,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = _train_parser()
     first, _ = parser.parse_known_args(argv)
     if first.config:
-        parser.set_defaults(**_read_config(parser, Path(first.config)))
+        parser.set_defaults(**_read_config(parser, Path(first.config), base=first.base))
+    elif first.base:
+        parser.error("--base is what a config starts from; give the config too")
     args = parser.parse_args(argv)
     if args.path_dataset is None:
         parser.error("--path-dataset is missing: the folder with annotations.json and the features")
     if args.run_dir is None:
         name = Path(args.config).stem if args.config else args.dataset
+        name += f"_on_{Path(args.base).stem}" if args.base else ""
         args.run_dir = f"runs/{name}_s{args.seed}"
     if args.batch_size < 2 * args.num_pairs:
         parser.error(f"--batch-size is {args.batch_size}, too small for --num-pairs {args.num_pairs}")
@@ -102,6 +106,7 @@ def _train_parser() -> _Parser:
     )
     run = parser.add_argument_group("run")
     run.add_argument("--config", help="YAML file of options; the command line wins over it")
+    run.add_argument("--base", metavar="FILE", help="config to start from, in place of the `base` that --config names")
     run.add_argument("--run-dir", help="folder of the run (default: runs/CONFIG_sSEED)")
     run.add_argument("--resume", action="store_true", help="continue the run in --run-dir if there is one")
     run.add_argument("--seed", type=_seed, default=0, help="of weights, batches and dropout")
@@ -176,16 +181,35 @@ def _train_parser() -> _Parser:
         default=0.5,
         help="dropout on the attention logit; 0.5 as in the release, 0 as in the paper",
     )
+    method.add_argument(
+        "--temporal-pool",
+        choices=("dataset", "none"),
+        default="dataset",
+        help="average pool over time where the dataset has one in the release (ActivityNet1.2), or the paper's none",
+    )
+    method.add_argument(
+        "--consensus",
+        choices=CONSENSUS,
+        default="ccm",
+        help="what enhances the modalities: the paper's CCM, descriptor pairs of Table 5, fusions of Table 6",
+    )
+    method.add_argument(
+        "--mutual", choices=tuple(SIMILARITIES), default="mse", help="similarity function of L_ml (Table 4)"
+    )
     return parser
 
 
-def _read_config(parser: _Parser, path: Path, seen: tuple[Path, ...] = ()) -> dict:
-    """The options of a YAML file over those of its ``base``, each checked as if given on the command line."""
+def _read_config(parser: _Parser, path: Path, seen: tuple[Path, ...] = (), base: str | None = None) -> dict:
+    """The options of a YAML file over those of its ``base``, each checked as if given on the command line.
+
+    A ``base`` given here, from the working directory, takes the place of the file's own.
+    """
     if path in seen:
         parser.error(f"{path}: configs name each other as base")
     values = _load_yaml(parser, path)
-    base = values.pop("base", None)
-    options = _read_config(parser, path.parent / str(base), (*seen, path)) if base is not None else {}
+    own_base = values.pop("base", None)
+    start = Path(base) if base else path.parent / str(own_base) if own_base is not None else None
+    options = _read_config(parser, start, (*seen, path)) if start else {}
     actions = {action.dest: action for action in parser._actions if action.dest not in NOT_IN_CONFIG}
     for key, value in values.items():
         if key not in actions:

@@ -21,5 +21,8 @@ setup(
         "plotly>=7,<8",
         "jinja2>=3.1,<4",
     ],
-    extras_require={"dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.15", "selenium>=4.51,<5"]},
+    extras_require={
+        "cluster": ["submitit>=1.5"],  # scripts/reproduce.py --slurm
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.15", "scipy>=1.11", "selenium>=4.51,<5", "submitit>=1.5"],
+    },
 )

@@ -24,7 +24,13 @@ def main(argv: list[str] | None = None) -> None:
     annotations = load_annotations(args.path_dataset)
     store = open_features(args.path_dataset, options.modalities)
     test = open_subset(store, annotations, spec, spec.test_subset, args.missing_features or options.missing_features)
-    net = CO2Net(len(annotations.classes), test.modality_dims, spec.temporal_pool(options.num_snippets))
+    # A released checkpoint holds weights only.
+    architecture = checkpoint.get("architecture", {"temporal_pool": spec.temporal_pool(options.num_snippets)})
+    sizes = {"num_classes": len(annotations.classes), "modality_dims": test.modality_dims}
+    try:
+        net = CO2Net(**{**architecture, **sizes})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{args.checkpoint}: its network cannot be built ({error})") from None
     require_classes(checkpoint, annotations.classes, args.checkpoint)
     load_state(net, checkpoint, args.checkpoint)
     evaluate = Evaluator(test, annotations, spec, args.path_dataset)

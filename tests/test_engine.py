@@ -160,12 +160,14 @@ def test_options_reach_what_is_built(tmp_path, monkeypatch):
         monkeypatch.setattr(main, name, spy(name, getattr(main, name)))
     monkeypatch.setattr(torch.optim, "Adam", spy("Adam", torch.optim.Adam))
     options = "--dataset demo --lr 0.002 --weight-decay 0.03 --batch-size 5 --num-pairs 2 --num-snippets 11 --seed 4 "
+    options += "--consensus se --mutual kl "
     options += "--topk-ratio 3 --loss-weights oppo=0.1 --suppression product --attention-logit-dropout 0.25 "
     options += f"--precision bf16 --max-iter 1 --path-dataset {tmp_path} --run-dir {tmp_path}/run --device cpu"
     main.main(options.split())
     assert built["CO2Net"][1]["attention_logit_dropout"] == 0.25
     assert built["CO2Net"][1]["temporal_pool"] is None
-    assert built["CO2Loss"] == ((3, {"oppo": 0.1}), {"shifted_suppression": False})
+    assert built["CO2Net"][1]["consensus"] == "se"
+    assert built["CO2Loss"] == ((3, {"oppo": 0.1}), {"shifted_suppression": False, "mutual": "kl"})
     assert built["Adam"][1] == {"lr": 0.002, "weight_decay": 0.03}
     assert built["BatchLoader"][0][1:] == (5, 2, 11, 4)
     assert built["train_step"][0][-1] == "bf16"

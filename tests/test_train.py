@@ -363,9 +363,11 @@ def test_other_bad_input_is_one_line(dataset, run, tmp_path):
     for program, argv, message in [
         ("main.py", arguments(tmp_path / "absent", tmp_path / "run")[2:], "no such file or folder"),
         ("main.py", arguments(dataset, tmp_path / "run", "--modalities", "rgb", "audio"), "audio"),
+        ("main.py", arguments(dataset, tmp_path / "run", "--consensus", "add"), "needs modalities of one width"),
         ("test.py", [*testing, "--path-dataset", tmp_path / "data"], "has 3 classes, the dataset has 4"),
         ("main.py", arguments(dataset, dataset / "config.yaml/run"), "config.yaml"),
         ("test.py", [*testing[2:], "--path-dataset", dataset, "--checkpoint", tmp_path / "no.pt"], "no such"),
     ]:
         assert_one_line(run_program(program, *argv), message)
     assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "run").exists()

@@ -101,7 +101,7 @@ class HoldOut:
         self.dataset = dataset
         # L_cas needs pairs; each video is its own batch here.
         self._criterion = CO2Loss(
-            criterion.topk_ratio, {**criterion.weights, "cas": 0.0}, criterion.shifted_suppression
+            criterion.topk_ratio, {**criterion.weights, "cas": 0.0}, criterion.shifted_suppression, criterion.mutual
         )
 
     @torch.no_grad()

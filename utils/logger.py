@@ -1,11 +1,13 @@
 """The record of a run: its folder, what it ran on, progress bar, one JSON line an evaluation, TensorBoard."""
 
+import fcntl
 import json
 import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -33,7 +35,7 @@ def check_run(folder: str, options: dict, resume: bool) -> Path:
     if (run / "checkpoints/last.pt").exists():
         if not resume:
             raise InputError(f"{run} already holds a run; continue it with --resume or choose another --run-dir")
-        _require_same_options(run / "options.yaml", options)
+        require_same_options(run / "options.yaml", options)
     return run
 
 
@@ -43,8 +45,15 @@ def open_run(run: Path, options: dict, features: dict, device: torch.device) -> 
     Args:
         options: the resolved options.
         features: which ones are trained on.
+
+    Raises:
+        InputError: if the folder cannot be made, or another process is at it.
     """
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{run}: cannot be made ({error.strerror})") from None
+    _locked(run).close()  # nothing is written beside another process
     (run / "options.yaml").write_text(yaml.safe_dump(options, sort_keys=False))
     path, environment = run / "environment.json", {**_environment(device), "features": features}
     if (run / "checkpoints/last.pt").exists() and path.exists():  # what the run was begun with stays on record
@@ -67,10 +76,14 @@ class RunLog:
         total: iterations of the whole run.
         eval_every: iterations between evaluations.
         snippets: snippets of one batch.
+
+    Raises:
+        InputError: if another process is at this run.
     """
 
     def __init__(self, run: Path, first: int, total: int, eval_every: int, snippets: int):
         self._path, self._snippets = run / "log.jsonl", snippets
+        self._lock = _locked(run)
         done = [record for record in _read_records(self._path) if 0 < first >= record["iteration"]]
         self.records = [record for record in done if first == total or record["iteration"] % eval_every == 0]
         self._path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
@@ -85,6 +98,7 @@ class RunLog:
     def __exit__(self, *exception) -> None:
         self._bar.close()
         self._writer.close()
+        self._lock.close()
 
     def step(self, iteration: int, terms: dict[str, Tensor], lr: float) -> None:
         """After each training step; looks at the values, and so waits for them, only every SCALARS_EVERY."""
@@ -149,7 +163,8 @@ def _read_records(path: Path) -> list[dict]:
         raise InputError(f"{path}: not one JSON object a line; repair it or move it away") from None
 
 
-def _require_same_options(path: Path, options: dict) -> None:
+def require_same_options(path: Path, options: dict) -> None:
+    """InputError if the options.yaml of a run says otherwise."""
     try:
         before = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
@@ -162,6 +177,19 @@ def _require_same_options(path: Path, options: dict) -> None:
                 f"{path.parent} was run with {name} = {before.get(name)!r}, not {value!r}; "
                 "resume it with its own options or choose another --run-dir"
             )
+
+
+def _locked(run: Path) -> TextIO:
+    """A file of the run folder, locked while it is open and this process lives; InputError if another one has it."""
+    file = (run / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(f"{run} is being trained by another process") from None
+    except OSError:
+        pass  # a file system without locks
+    return file
 
 
 def _environment(device: torch.device) -> dict:

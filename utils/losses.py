@@ -7,13 +7,14 @@ for a pair without a shared class and for features of norm zero.
 Shapes: B videos, T snippets, D channels, C action classes (background is class C of a T-CAM), P pairs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 WEIGHTS = {"mil_org": 1.0, "mil_supp": 1.0, "cas": 1.0, "ml": 1.0, "oppo": 0.8, "norm": 0.8}
+CLAMP = 1e-6  # attention weights as probabilities stay this far from 0 and 1
 
 
 def suppress(cas: Tensor, attention: Tensor, shifted: bool = True) -> Tensor:
@@ -86,14 +87,41 @@ def co_activity_loss(
     return (shared * hinge).sum() / shared.sum().clamp(min=1)
 
 
-def mutual_loss(modality_attention: Tensor, alpha: float = 0.5) -> Tensor:
-    """Mutual learning loss L_ml, Eq. 6 with MSE: each modality's attention is the other's pseudo label.
+def bernoulli_kl(attention: Tensor, target: Tensor) -> Tensor:
+    """Mean KL(target || attention) in nats of the Bernoulli distributions that the attention weights are.
+
+    The pseudo label comes first, as in mutual learning (Zhang et al., CVPR 2018). Both are clamped to
+    [CLAMP, 1 - CLAMP], so that the divergence is finite at 0 and 1, where the sigmoid has no gradient left anyway.
+    """
+    p, q = target.clamp(CLAMP, 1 - CLAMP), attention.clamp(CLAMP, 1 - CLAMP)
+    return (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+
+
+def bernoulli_js(attention: Tensor, target: Tensor) -> Tensor:
+    """Mean Jensen-Shannon divergence in nats: half of each one's KL to their mean; clamped as in bernoulli_kl."""
+    middle = (attention + target) / 2
+    return (bernoulli_kl(middle, attention) + bernoulli_kl(middle, target)) / 2
+
+
+# delta of Eq. 6, Table 4: (attention, target) of one shape -> their mean distance.
+SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": F.mse_loss,
+    "mae": F.l1_loss,
+    "kl": bernoulli_kl,
+    "js": bernoulli_js,
+}
+
+
+def mutual_loss(modality_attention: Tensor, similarity: str = "mse", alpha: float = 0.5) -> Tensor:
+    """Mutual learning loss L_ml, Eq. 6: each modality's attention is the other's pseudo label, without gradient.
 
     Args:
         modality_attention: attention of both modalities (B, 2, T).
+        similarity: delta, a name of SIMILARITIES.
     """
     first, second = modality_attention.unbind(dim=1)
-    return alpha * F.mse_loss(first, second.detach()) + (1 - alpha) * F.mse_loss(second, first.detach())
+    distance = SIMILARITIES[similarity]
+    return alpha * distance(first, second.detach()) + (1 - alpha) * distance(second, first.detach())
 
 
 def opposition_loss(attentions: Tensor, cas: Tensor) -> Tensor:
@@ -120,9 +148,10 @@ class CO2Loss(nn.Module):
         weights: weights by term, over the published ones in WEIGHTS; ``mil`` stands for ``mil_org`` and
             ``mil_supp`` together. A weight of 0 removes the term from the result, and its cost.
         shifted_suppression: S_bar as in the release; False is the paper's plain product, Eq. 9.
+        mutual: the similarity of L_ml, one of SIMILARITIES (Table 4).
 
     Raises:
-        ValueError: for a name that is no term.
+        ValueError: for a name that is no term or no similarity.
     """
 
     def __init__(
@@ -130,11 +159,15 @@ class CO2Loss(nn.Module):
         topk_ratio: int = 7,
         weights: Mapping[str, float] | None = None,
         shifted_suppression: bool = True,
+        mutual: str = "mse",
     ):
         super().__init__()
+        if mutual not in SIMILARITIES:
+            raise ValueError(f"mutual is {mutual!r}, expected one of {', '.join(SIMILARITIES)}")
         self.topk_ratio = topk_ratio
         self.weights = resolve_weights(weights or {})
         self.shifted_suppression = shifted_suppression
+        self.mutual = mutual
 
     def forward(self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor) -> dict[str, Tensor]:
         """Each active term, unweighted, and their weighted sum ``total``; all scalars.
@@ -151,7 +184,7 @@ class CO2Loss(nn.Module):
             "mil_org": lambda: mil_loss(cas, labels, 1.0, self.topk_ratio),
             "mil_supp": lambda: mil_loss(suppressed, labels, 0.0, self.topk_ratio),
             "cas": lambda: co_activity_loss(outputs["features"], suppressed, labels, pairs),
-            "ml": lambda: mutual_loss(modality_attention),
+            "ml": lambda: mutual_loss(modality_attention, self.mutual),
             "oppo": lambda: opposition_loss(attentions, cas),
             "norm": lambda: norm_loss(attentions),
         }

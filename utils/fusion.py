@@ -1,0 +1,157 @@
+"""What turns the features of two modalities into the enhanced ones: parts of the CCM, and what Tables 5 and 6 of
+arXiv:2107.12589 put in its place.
+
+Each alternative maps (first (B, D1, T), second (B, D2, T)) to two tensors of the same shapes, so attention units,
+classifier and losses stay as they are. The paper names its alternatives and describes none; how each was read, and
+after which source, is said in its docstring.
+
+Shapes: B videos, T snippets, D channels (D1, D2 of the two modalities).
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+LEAKY_SLOPE = 0.2
+REDUCTION = 16  # of the bottlenecks of SE (its paper's r) and SSMA (its paper's eta at the encoder's end)
+
+
+class GlobalContext(nn.Sequential):
+    """F^G, Eq. 1: the mean over time of a modality (B, D_in, T) -> descriptor (B, D_out, 1)."""
+
+    # One pooled vector needs one tap. The release gives it three, of which the outer two only ever see zero padding;
+    # the initialisation (model.py) still counts them.
+    INITIAL_TAPS = 3
+
+    def __init__(self, in_dim: int, out_dim: int, dropout: float = 0.5):
+        super().__init__(nn.Conv1d(in_dim, out_dim, 1), nn.LeakyReLU(LEAKY_SLOPE), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mean(dim=2, keepdim=True))
+
+
+class LocalContext(nn.Sequential):
+    """F^L, Eq. 2: a modality (B, D_in, T) -> descriptor (B, D_out, T)."""
+
+    def __init__(self, in_dim: int, out_dim: int, dropout: float = 0.5):
+        super().__init__(nn.Conv1d(in_dim, out_dim, 3, padding=1), nn.LeakyReLU(LEAKY_SLOPE), nn.Dropout(dropout))
+
+
+class PerModality(nn.ModuleList):
+    """Two units with parameters of their own: each has one modality as main and the other as auxiliary (Figure 2)."""
+
+    def __init__(self, unit: Callable[[int, int], nn.Module], first_dim: int, second_dim: int):
+        super().__init__([unit(first_dim, second_dim), unit(second_dim, first_dim)])
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        return self[0](first, second), self[1](second, first)
+
+
+class DescriptorPair(nn.Module):
+    """Table 5: Eq. 3 with a global or a local descriptor of either modality; global / local is the CCM.
+
+    "Local" is a convolution over time without the pooling, as Table 5's caption has it: the same layer as F^L.
+
+    Args:
+        main_dim, auxiliary_dim: channels of the two modalities.
+        main, auxiliary: the kinds of descriptors.
+    """
+
+    def __init__(self, main_dim: int, auxiliary_dim: int, main: type[nn.Module], auxiliary: type[nn.Module]):
+        super().__init__()
+        self.main_context = main(main_dim, main_dim)
+        self.auxiliary_context = auxiliary(auxiliary_dim, main_dim)
+
+    def forward(self, main: Tensor, auxiliary: Tensor) -> Tensor:
+        """main (B, D1, T), auxiliary (B, D2, T) -> re-calibrated main modality (B, D1, T)."""
+        return torch.sigmoid(self.main_context(main) * self.auxiliary_context(auxiliary)) * main
+
+
+class SqueezeExcitation(nn.Module):
+    """Table 6, SE: squeeze-and-excitation of one modality by itself (Hu et al., CVPR 2018, Eq. 2 to 4).
+
+    s = sigmoid(W2 relu(W1 z)) with z the mean over time; each channel is scaled by its s. The other modality has no
+    say in it, which is what sets it apart from the CCM.
+    """
+
+    def __init__(self, main_dim: int, auxiliary_dim: int, reduction: int = REDUCTION):
+        super().__init__()
+        hidden_dim = max(1, main_dim // reduction)
+        self.excitation = nn.Sequential(
+            nn.Conv1d(main_dim, hidden_dim, 1), nn.ReLU(), nn.Conv1d(hidden_dim, main_dim, 1), nn.Sigmoid()
+        )
+
+    def forward(self, main: Tensor, auxiliary: Tensor) -> Tensor:
+        """main (B, D1, T), auxiliary (ignored) -> re-calibrated main modality (B, D1, T)."""
+        return self.excitation(main.mean(dim=2, keepdim=True)) * main
+
+
+class SSMA(nn.Module):
+    """Table 6, SSMA: self-supervised model adaptation block (Valada et al., IJCV 2019, Section 3).
+
+    A bottleneck over the concatenation, convolution, ReLU, convolution, sigmoid, gates the concatenation, and a last
+    convolution without activation fuses it; all of them three taps wide, over time instead of over the image.
+    There the fused map has the width of one modality. Here the last convolution keeps D1 + D2 channels, and its two
+    parts stand for the two modalities: a shared gate, and a fusion of both modalities for each attention unit.
+    The batch normalisation that follows the deepest of the source's three fusions is left out, as in its other two.
+    """
+
+    def __init__(self, first_dim: int, second_dim: int, reduction: int = REDUCTION):
+        super().__init__()
+        self.dims = (first_dim, second_dim)
+        both, hidden_dim = sum(self.dims), max(1, sum(self.dims) // reduction)
+        self.gate = nn.Sequential(
+            nn.Conv1d(both, hidden_dim, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv1d(hidden_dim, both, 3, padding=1),
+            nn.Sigmoid(),
+        )
+        self.fuse = nn.Conv1d(both, both, 3, padding=1)
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        both = torch.cat([first, second], dim=1)  # (B, D1 + D2, T)
+        return self.fuse(self.gate(both) * both).split(self.dims, dim=1)
+
+
+class Add(nn.Module):
+    """Table 6, Add: early fusion by a sum, which takes the place of both modalities; no parameters.
+
+    Raises:
+        ValueError: for modalities of different widths.
+    """
+
+    def __init__(self, first_dim: int, second_dim: int):
+        super().__init__()
+        if first_dim != second_dim:
+            raise ValueError(f"consensus 'add' needs modalities of one width, these have {first_dim} and {second_dim}")
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        return first + second, first + second
+
+
+class Concat(nn.Module):
+    """Table 6, Concat: "the original features" (Section 4.4), which the network concatenates anyway; no parameters."""
+
+    def __init__(self, first_dim: int, second_dim: int):
+        super().__init__()
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        return first, second
+
+
+def _pair(main: type[nn.Module], auxiliary: type[nn.Module]) -> Callable[[int, int], nn.Module]:
+    return partial(PerModality, partial(DescriptorPair, main=main, auxiliary=auxiliary))
+
+
+# Name -> what makes the module from (D1, D2); in model.py the CCM joins them.
+ALTERNATIVES: dict[str, Callable[[int, int], nn.Module]] = {
+    "local_local": _pair(LocalContext, LocalContext),  # main_auxiliary
+    "local_global": _pair(LocalContext, GlobalContext),
+    "add": Add,
+    "concat": Concat,
+    "ssma": SSMA,
+    "se": partial(PerModality, SqueezeExcitation),
+}
+CONSENSUS = ("ccm", *ALTERNATIVES)
