@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     features = store.describe()
     simulated = "SIMULATED " if features["simulated"] else ""
     print(f"{simulated}features {features['path']}: {spec.train_subset} {train}; {spec.test_subset} {test}")
+    if train.snippet_rate is None:
+        print(f"the features do not say their rate: {spec.snippet_rate:g} snippets a second are assumed")
 
     seed_everything(args.seed)
     architecture = {

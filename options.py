@@ -6,21 +6,16 @@ namespace. A config may name another one to start from (``base: thumos14.yaml``)
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
 
 import yaml
 
 from utils.datasets import DATASETS
+from utils.errors import OneLineParser
 from utils.fusion import CONSENSUS
 from utils.losses import SIMILARITIES, resolve_weights
 
 NOT_IN_CONFIG = ("help", "config", "base", "resume")
 FREE_ON_RESUME = ("run_dir", "path_dataset", "max_iter", "device")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
 class _LossWeights(argparse.Action):
@@ -74,7 +69,7 @@ def resume_options(args: argparse.Namespace) -> dict:
 
 def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Options of test.py; the rest of a run's options come with its checkpoint."""
-    parser = _Parser(
+    parser = OneLineParser(
         prog="test.py",
         description="Localise and score with a trained checkpoint: a table of every protocol, metrics.json, "
         "detections.json (ActivityNet submission form, in seconds) and a picture of a few videos.",
@@ -97,8 +92,8 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def _train_parser() -> _Parser:
-    parser = _Parser(
+def _train_parser() -> OneLineParser:
+    parser = OneLineParser(
         prog="main.py",
         description="Train CO2-Net from video-level labels, evaluate it, and keep everything about the run in one "
         "folder. Start from a config: python main.py --config configs/demo.yaml --path-dataset data/demo",
@@ -199,7 +194,7 @@ def _train_parser() -> _Parser:
     return parser
 
 
-def _read_config(parser: _Parser, path: Path, seen: tuple[Path, ...] = (), base: str | None = None) -> dict:
+def _read_config(parser: OneLineParser, path: Path, seen: tuple[Path, ...] = (), base: str | None = None) -> dict:
     """The options of a YAML file over those of its ``base``, each checked as if given on the command line.
 
     A ``base`` given here, from the working directory, takes the place of the file's own.
@@ -218,7 +213,7 @@ def _read_config(parser: _Parser, path: Path, seen: tuple[Path, ...] = (), base:
     return options
 
 
-def _load_yaml(parser: _Parser, path: Path) -> dict:
+def _load_yaml(parser: OneLineParser, path: Path) -> dict:
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -230,7 +225,7 @@ def _load_yaml(parser: _Parser, path: Path) -> dict:
     return values
 
 
-def _checked(parser: _Parser, action: argparse.Action, value: object, path: Path) -> object:
+def _checked(parser: OneLineParser, action: argparse.Action, value: object, path: Path) -> object:
     """One YAML value, brought to the option's type by the command line's own rules."""
     if isinstance(action, argparse._StoreTrueAction):
         if not isinstance(value, bool):
@@ -245,7 +240,7 @@ def _checked(parser: _Parser, action: argparse.Action, value: object, path: Path
         expected = "a list" if many else "a single value"
         parser.error(f"{path}: {action.dest} is {value!r}, expected {expected}")
     words = [str(item) for item in value] if many else [str(value)]
-    checker = _Parser(prog=parser.prog, add_help=False)
+    checker = OneLineParser(prog=parser.prog, add_help=False)
     checker.error = lambda message: parser.error(f"{path}: {message}")
     checker._add_action(action)
     # "--name=value" so that a value with a leading minus is a value

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.measure import describe_machine, machine_line  # noqa: E402
 from benchmarks.table import format_table  # noqa: E402
 
-from utils.errors import InputError, exit_on_input_error  # noqa: E402
+from utils.errors import InputError, OneLineParser, exit_on_input_error  # noqa: E402
 
 SUBJECTS = ("evaluation", "localisation", "sampling", "training")
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="scripts/benchmark.py",
         description=__doc__.splitlines()[0],
         epilog=EPILOG,

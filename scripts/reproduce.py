@@ -17,7 +17,7 @@ from scripts.reproduction.cost import as_time, measure_cost  # noqa: E402
 from scripts.reproduction.figure5 import draw_figure5  # noqa: E402
 from scripts.reproduction.plan import ROOT, Run, Setting, Table, planned_runs, read_tables  # noqa: E402
 from utils.engine import PROTOCOLS  # noqa: E402
-from utils.errors import InputError, exit_on_input_error  # noqa: E402
+from utils.errors import InputError, OneLineParser, exit_on_input_error  # noqa: E402
 
 FIGURE5 = "figure5"  # drawn from the runs of Table 6, from top to bottom:
 FIGURE5_ROWS = ("CCM", "SE", "SSMA", "Concat", "Add")
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="scripts/reproduce.py",
         description=__doc__.splitlines()[0],
         epilog=EPILOG,

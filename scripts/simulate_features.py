@@ -11,12 +11,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.annotations import load_annotations, parse_annotations  # noqa: E402
-from utils.errors import exit_on_input_error  # noqa: E402
+from utils.errors import OneLineParser, exit_on_input_error  # noqa: E402
 from utils.simulate import invent_timeline, simulate_features  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     timeline = parser.add_mutually_exclusive_group(required=True)
     timeline.add_argument("--annotations", type=Path, help="annotations.json, or a release's annotation folder")
     timeline.add_argument("--demo", action="store_true", help="invent 100 videos of 8 classes")

@@ -12,7 +12,6 @@ modalities side by side. Three forms are read (utils/feature_files.py):
 Run `python -m utils.features DIR` to see what a folder holds and whether it fits its annotations.
 """
 
-import argparse
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from utils.annotations import Annotations, Video, load_annotations
 from utils.datasets import SNIPPET_RATE
-from utils.errors import InputError, exit_on_input_error
+from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.feature_files import Source, open_source
 
 DIFFERENCE_SUFFIX = "_diff"
@@ -231,7 +230,7 @@ def _first(names: Sequence[str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m utils.features", description=describe.__doc__.split("\n")[0])
+    parser = OneLineParser(prog="python -m utils.features", description=describe.__doc__.split("\n")[0])
     parser.add_argument("path", type=Path, help="a dataset folder or a feature file")
     parser.add_argument("--modalities", nargs="+", help="which to look at (default: all that are stored)")
     arguments = parser.parse_args()
