@@ -1,9 +1,12 @@
 """What several test files need: the shared reference material, where there is some."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+from utils.errors import exit_on_input_error
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("CO2NET_REFERENCE", ROOT.parent / "shared"))
@@ -15,3 +18,19 @@ def reference() -> Path:
     if not (REFERENCE / "golden").is_dir():
         pytest.skip(f"no reference data at {REFERENCE}")
     return REFERENCE
+
+
+@pytest.fixture
+def run_main(monkeypatch, capsys):
+    """Runs a command's main with these words, as the shell would: exit status, stdout, stderr."""
+
+    def command(main, *words):
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])
+        status = 0
+        try:
+            exit_on_input_error(main)
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return command

@@ -8,7 +8,7 @@ import pytest
 
 from eval.detection import evaluate_detections, main
 from eval.protocols import LEFT_OUT
-from utils.errors import OneLineParser, exit_on_input_error
+from utils.errors import OneLineParser
 
 TRUTH = {
     "database": {
@@ -21,7 +21,7 @@ FOUND = {"results": {"a": [{"label": "x", "score": 0.5, "segment": [1.0, 4.0]}]}
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(tmp_path, run_main):
     """Runs the command on these contents (text or JSON) and options: exit status, stdout, stderr."""
 
     def command(truth, found, *options, predictions="found.json"):
@@ -30,13 +30,7 @@ def run(tmp_path, monkeypatch, capsys):
                 text = content if isinstance(content, str) else json.dumps(content)
                 (tmp_path / name).write_text(text)
         paths = ["--ground-truth", tmp_path / "truth.json", "--predictions", tmp_path / predictions]
-        monkeypatch.setattr(sys, "argv", ["detection", *map(str, paths), *map(str, options)])
-        status = 0
-        try:
-            exit_on_input_error(main)
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
+        return run_main(main, *paths, *options)
 
     return command
 

@@ -1,7 +1,6 @@
 """eval/diagnosis.py: every kind of error by hand, against a plain reading of DETAD's rules, and as a user runs it."""
 
 import json
-import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,7 +23,7 @@ from eval.diagnosis import (
 )
 from utils.annotations import load_annotations
 from utils.datasets import DATASETS
-from utils.errors import InputError, exit_on_input_error
+from utils.errors import InputError
 from utils.segments import tiou
 
 THUMOS = DATASETS["thumos14"].tiou_thresholds
@@ -269,7 +268,7 @@ def test_bins_are_detads():
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(tmp_path, run_main):
     """Runs the command on these detections and options: exit status, stdout, stderr."""
     truth = {"a": {"subset": "test", "duration": 50, "annotations": [{"label": "x", "segment": [1, 5]}]}}
 
@@ -277,13 +276,7 @@ def run(tmp_path, monkeypatch, capsys):
         (tmp_path / "truth.json").write_text(json.dumps({"database": truth}))
         (tmp_path / "found.json").write_text(found if isinstance(found, str) else json.dumps({"results": found}))
         paths = ["--ground-truth", tmp_path / "truth.json", "--predictions", tmp_path / "found.json"]
-        monkeypatch.setattr(sys, "argv", ["diagnosis", *map(str, paths), *map(str, options)])
-        status = 0
-        try:
-            exit_on_input_error(main)
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
+        return run_main(main, *paths, *options)
 
     return command
 

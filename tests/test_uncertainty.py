@@ -1,7 +1,6 @@
 """eval/uncertainty.py and eval/compare.py: resamples against lists with literally repeated videos, and the command."""
 
 import json
-import sys
 import time
 
 import numpy as np
@@ -15,7 +14,7 @@ from eval.detection import evaluate_detections
 from eval.detection_files import make_table, read_detections, read_ground_truth
 from eval.uncertainty import bootstrap_interval, bootstrap_maps, resampled_map, two_sided_p_value
 from utils.datasets import DATASETS
-from utils.errors import InputError, exit_on_input_error
+from utils.errors import InputError
 
 THRESHOLDS = (0.1, 0.5, 0.7)
 ALL = {"0.1:0.7": [0, 1, 2]}
@@ -122,7 +121,7 @@ def test_what_cannot_be_compared_is_refused():
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(tmp_path, run_main):
     """Runs the command on these detection lists and options: exit status, stdout, stderr."""
 
     def command(lists, *options):
@@ -134,13 +133,7 @@ def run(tmp_path, monkeypatch, capsys):
             found = {"results": found} if isinstance(found, dict) and "results" not in found else found
             path.write_text(found if isinstance(found, str) else json.dumps(found))
         arguments = [*paths, "--ground-truth", tmp_path / "truth.json", *options]
-        monkeypatch.setattr(sys, "argv", ["compare", *map(str, arguments)])
-        status = 0
-        try:
-            exit_on_input_error(main)
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
+        return run_main(main, *arguments)
 
     return command
 
