@@ -18,6 +18,14 @@ NOT_IN_CONFIG = ("help", "config", "base", "resume")
 FREE_ON_RESUME = ("run_dir", "path_dataset", "max_iter", "device")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Names the default of every option that has one worth naming."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        plain = action.default in (None, False, argparse.SUPPRESS)
+        return action.help if plain else super()._get_help_string(action)
+
+
 class _LossWeights(argparse.Action):
     """``mil=1 oppo=0`` -> {"mil": 1.0, "oppo": 0.0}, names checked."""
 
@@ -73,7 +81,7 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
         prog="test.py",
         description="Localise and score with a trained checkpoint: a table of every protocol, metrics.json, "
         "detections.json (ActivityNet submission form, in seconds) and a picture of a few videos.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument(
         "--checkpoint", required=True, help="a run's best.pt or last.pt, or a released .pkl (with --config)"
@@ -97,7 +105,7 @@ def _train_parser() -> OneLineParser:
         prog="main.py",
         description="Train CO2-Net from video-level labels, evaluate it, and keep everything about the run in one "
         "folder. Start from a config: python main.py --config configs/demo.yaml --path-dataset data/demo",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     run = parser.add_argument_group("run")
     run.add_argument("--config", help="YAML file of options; the command line wins over it")

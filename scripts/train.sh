@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 name=${1:-demo}
 [ $# -eq 0 ] || shift
 if [ ! -f "configs/$name.yaml" ]; then
-  echo "error: no config configs/$name.yaml; there are: $(cd configs && ls ./*.yaml | tr '\n' ' ')" >&2
+  echo "error: no config configs/$name.yaml; there are: $(basename -s .yaml -a configs/*.yaml | tr '\n' ' ')" >&2
   exit 2
 fi
 if [ "$name" = demo ]; then

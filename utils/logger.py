@@ -54,7 +54,7 @@ def open_run(run: Path, options: dict, features: dict, device: torch.device) -> 
     except OSError as error:
         raise InputError(f"{run}: cannot be made ({error.strerror})") from None
     _locked(run).close()  # nothing is written beside another process
-    (run / "options.yaml").write_text(yaml.safe_dump(options, sort_keys=False))
+    _write_whole(run / "options.yaml", yaml.safe_dump(options, sort_keys=False))
     path, environment = run / "environment.json", {**_environment(device), "features": features}
     if (run / "checkpoints/last.pt").exists() and path.exists():  # what the run was begun with stays on record
         first = json.loads(path.read_text())
@@ -63,7 +63,15 @@ def open_run(run: Path, options: dict, features: dict, device: torch.device) -> 
 
 
 def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    """Strict JSON: what is undefined must come as None."""
+    _write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Beside its place first, so that a stop or a full disk leaves the file as it was."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 class RunLog:
@@ -86,7 +94,7 @@ class RunLog:
         self._lock = _locked(run)
         done = [record for record in _read_records(self._path) if 0 < first >= record["iteration"]]
         self.records = [record for record in done if first == total or record["iteration"] % eval_every == 0]
-        self._path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        _write_whole(self._path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._writer = SummaryWriter(run, purge_step=first + 1 if first else None)
         self._bar = tqdm(total=total, initial=first, desc="training", unit="it", dynamic_ncols=True)
         self._steps, self._seconds = 0, 0.0
