@@ -22,7 +22,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Names the default of every option that has one worth naming."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        plain = action.default in (None, False, argparse.SUPPRESS)
+        plain = action.default is None or action.default is False or action.default == argparse.SUPPRESS
         return action.help if plain else super()._get_help_string(action)
 
 
