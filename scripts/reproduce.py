@@ -41,7 +41,8 @@ safely, the same command continues and repeats nothing. Other options are main.p
 
 def main(argv: list[str] | None = None) -> None:
     arguments, more = _parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is a Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):  # a cluster's stop is a Ctrl-C, also where a shell ignores that
+        signal.signal(number, signal.default_int_handler)
     if arguments.table == "results":
         return _write_results(arguments)
     table = read_tables()["table6" if arguments.table == FIGURE5 else arguments.table]

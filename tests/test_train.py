@@ -21,6 +21,7 @@ from utils.checkpoint import Training
 from utils.simulate import invent_timeline, simulate_features
 
 ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 CONFIG = """
 dataset: demo
 num_snippets: 12
@@ -39,9 +40,13 @@ def dataset(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
+    """Sums come in another order with another number of threads; here all runs are compared bit for bit."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def arguments(dataset, run, *more):
@@ -57,11 +62,11 @@ def run(dataset, tmp_path_factory):
     return folder
 
 
-def run_program(program, *argv, **environment):
+def run_program(program, *argv):
     return subprocess.run(
         [sys.executable, program, *map(str, argv)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=120,
@@ -162,7 +167,7 @@ def test_ctrl_c_saves_and_resume_continues(dataset, tmp_path):
     argv = arguments(dataset, tmp_path / "stopped", "--max-iter", "60", "--eval-every", "30")
     command = [sys.executable, "main.py", *argv]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
     log = tmp_path / "stopped/log.jsonl"
     deadline = time.monotonic() + 60
