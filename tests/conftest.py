@@ -5,10 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from utils.errors import exit_on_input_error
 
 ROOT = Path(__file__).resolve().parent.parent
+# A busy machine is slow, not wrong.
+settings.register_profile("no_deadline", parent=settings(), deadline=None)
+settings.load_profile("no_deadline")
+
 REFERENCE = Path(os.environ.get("CO2NET_REFERENCE", ROOT.parent / "shared"))
 
 

@@ -225,7 +225,7 @@ def plain_average_map_n(result, keep):
     return np.mean(aps)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases())
 def test_against_the_rules_read_plainly(result):
     kinds = error_kinds(result)
@@ -239,7 +239,7 @@ def test_against_the_rules_read_plainly(result):
             assert diagnosis["removal"][kind]["average_map_n"] == pytest.approx(gain)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases())
 def test_properties_of_every_diagnosis(result):
     diagnosis = diagnose(result, {"u": 10, "v": 10})

@@ -12,7 +12,7 @@ LABELS = torch.tensor([[1.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 
 PAIRS = torch.tensor([[0, 1], [2, 3]])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     num_classes=st.integers(1, 30),
     dims=st.tuples(st.integers(1, 40), st.integers(1, 40)),

@@ -50,7 +50,7 @@ def example(snippets, classes=4, seed=0):
     return cas, attention
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(0, 10_000))
 def test_equals_the_plain_one(snippets, classes, seed):
     cas, attention = example(snippets, classes, seed)

@@ -42,7 +42,7 @@ def lists(draw):
     return truth, found + draw(st.sampled_from([[], [("stranger", "a", 0, 1, 3)]]))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(lists(), st.tuples(*[st.integers(0, 3)] * 3))
 def test_a_resample_is_the_list_with_repeated_videos(case, times):
     truth, found = case
@@ -56,7 +56,7 @@ def test_a_resample_is_the_list_with_repeated_videos(case, times):
     np.testing.assert_allclose(maps[0], expected.map, atol=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lists())
 def test_properties_of_every_bootstrap(case):
     result = evaluated(*case)
