@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     identity = {"architecture": architecture, "classes": list(annotations.classes), "options": options}
     training = Training(net, optimiser, loader, identity, run)
     training.resume(args.eval_every, args.max_iter)
-    evaluate = Evaluator(test, annotations, spec, args.path_dataset)
+    evaluate = Evaluator(test, annotations, spec)
     holdout = None
     if holdout_ids:
         held_out = open_subset(store, annotations, spec, spec.train_subset, args.missing_features, holdout_ids)

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"{args.checkpoint}: its network cannot be built ({error})") from None
     require_classes(checkpoint, annotations.classes, args.checkpoint)
     load_state(net, checkpoint, args.checkpoint)
-    evaluate = Evaluator(test, annotations, spec, args.path_dataset)
+    evaluate = Evaluator(test, annotations, spec)
     evaluation = evaluate(net.to(device))
 
     output = Path(args.output_dir)

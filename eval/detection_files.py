@@ -14,7 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.annotations import Video, checked_name, load_annotations, parse_annotations, read_json, start_and_end
+from utils.annotations import (
+    Annotations,
+    Video,
+    checked_name,
+    load_annotations,
+    parse_annotations,
+    read_json,
+    start_and_end,
+)
 from utils.errors import InputError
 from utils.segments import snippets_to_seconds
 
@@ -61,7 +69,7 @@ class GroundTruth:
     ambiguous: Table  # segments that some protocols do not judge; one nameless class
 
 
-GroundTruthSource = GroundTruth | Table | np.ndarray | dict | str | Path
+GroundTruthSource = GroundTruth | Annotations | Table | np.ndarray | dict | str | Path
 DetectionSource = Table | np.ndarray | dict | str | Path
 
 
@@ -124,7 +132,8 @@ def read_ground_truth(source: GroundTruthSource, subset: str | None) -> GroundTr
     """The annotated and the ambiguous segments of one subset, in seconds.
 
     `subset` None means `test` where there is such a subset, else the only one there is. Classes: the file's
-    own list, else in order of first appearance in the subset. Tables and structured arrays are taken whole.
+    own list, else in order of first appearance in the subset; those of Annotations, which have been read, are
+    theirs. Tables and structured arrays are taken whole.
     """
     if isinstance(source, GroundTruth):
         return source
@@ -146,8 +155,10 @@ def read_ground_truth(source: GroundTruthSource, subset: str | None) -> GroundTr
     )
 
 
-def _read_annotations(source: dict | str | Path) -> tuple:
+def _read_annotations(source: Annotations | dict | str | Path) -> tuple[Annotations, tuple[str, ...]]:
     """Annotations, and the class list that the file itself gives (empty if it gives none)."""
+    if isinstance(source, Annotations):
+        return source, source.classes
     if not isinstance(source, dict):
         path = Path(source)
         if path.is_dir() and (path / "annotations.json").is_file():

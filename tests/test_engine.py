@@ -46,9 +46,8 @@ def dataset_of(videos: dict[str, int], ambiguous=(), min_snippets=1):
         }
         for video_id in videos
     }
-    content = {"classes": ["a", "b"], "database": database}
-    annotations = parse_annotations(content, "made")
-    return content, annotations, WeakVideoDataset(annotations, Store(videos), "test", min_snippets=min_snippets)
+    annotations = parse_annotations({"classes": ["a", "b"], "database": database}, "made")
+    return annotations, WeakVideoDataset(annotations, Store(videos), "test", min_snippets=min_snippets)
 
 
 def attentive_net():
@@ -64,31 +63,31 @@ def attentive_net():
 def test_ambiguous_segments_are_in_snippets_of_the_features_own_rate():
     """Seconds 16 to 17 are snippets 30 to 32 at 30/16 Hz, and 25 to 27 at 25/16: of 29 snippets only the latter
     would delete the one detection, which covers them all."""
-    _, annotations, dataset = dataset_of({"v": 29}, ambiguous=[(16.0, 17.0)])
+    annotations, dataset = dataset_of({"v": 29}, ambiguous=[(16.0, 17.0)])
     (result,) = run_test_set(attentive_net(), dataset, annotations, snippet_rate=30 / 16)
     assert len(result.detections) > 0
-    _, annotations, dataset = dataset_of({"v": 29}, ambiguous=[(5.0, 6.0)])
+    annotations, dataset = dataset_of({"v": 29}, ambiguous=[(5.0, 6.0)])
     (result,) = run_test_set(attentive_net(), dataset, annotations, snippet_rate=30 / 16)
     assert len(result.detections) == 0
 
 
 def test_evaluation_uses_the_features_own_rate():
-    content, annotations, dataset = dataset_of({"v": 30})
-    evaluation = Evaluator(dataset, annotations, DATASETS["demo"], content)(attentive_net())
+    annotations, dataset = dataset_of({"v": 30})
+    evaluation = Evaluator(dataset, annotations, DATASETS["demo"])(attentive_net())
     assert evaluation.detections.end.max() == pytest.approx(30 * 16 / 30)
 
 
 def test_ground_truth_of_videos_too_short_to_test_counts():
     spec = DatasetSpec("made", "test", "test", (0.1,), ((0.1, 0.1),), (0.1, 0.1), min_snippets=5)
-    content, annotations, dataset = dataset_of({"long": 5, "short": 2}, min_snippets=5)
-    evaluation = Evaluator(dataset, annotations, spec, content)(attentive_net())
+    annotations, dataset = dataset_of({"long": 5, "short": 2}, min_snippets=5)
+    evaluation = Evaluator(dataset, annotations, spec)(attentive_net())
     assert [result.video_id for result in evaluation.results] == ["long"]
     assert evaluation.metrics["seconds"]["map"] == [0.5]  # one of two instances found
     assert evaluation.detections.videos == ("long", "short")  # so that whoever scores the list counts both
 
 
 def test_the_network_comes_back_in_training_mode_and_is_tested_without_dropout():
-    _, annotations, dataset = dataset_of({"v": 30})
+    annotations, dataset = dataset_of({"v": 30})
     net = attentive_net().train()
     first, second = (run_test_set(net, dataset, annotations, 30 / 16)[0].cas for _ in range(2))
     np.testing.assert_array_equal(first, second)
@@ -107,7 +106,7 @@ def test_bf16_is_the_networks_and_not_the_losses():
 
 
 def test_holdout_scores_without_pairs_and_restores_training():
-    _, _, dataset = dataset_of({"v": 30, "w": 20})
+    _, dataset = dataset_of({"v": 30, "w": 20})
     net = CO2Net(2, (4, 3)).train()
     scores = HoldOut(dataset, CO2Loss())(net)
     assert scores["classification_mAP"] == 1.0  # every video has the one label

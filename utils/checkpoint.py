@@ -115,10 +115,8 @@ def _from_release(state: dict[str, Tensor], path: str | Path) -> dict[str, Tenso
 def _check_state(net: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     """One line that says what differs, rather than PyTorch's list of all that does."""
     own = net.state_dict()
-    missing, unknown = (
-        [name for name in own if name not in state],
-        [name for name in state if name not in own],
-    )
+    missing = [name for name in own if name not in state]
+    unknown = [name for name in state if name not in own]
     if missing or unknown:
         example = f"it lacks {missing[0]}" if missing else f"it has {unknown[0]}"
         raise InputError(

@@ -154,14 +154,14 @@ class Evaluator:
     that are left out because they have no features.
     """
 
-    def __init__(self, dataset: WeakVideoDataset, annotations: Annotations, spec: DatasetSpec, path: str):
+    def __init__(self, dataset: WeakVideoDataset, annotations: Annotations, spec: DatasetSpec):
         self.dataset, self.annotations, self.spec = dataset, annotations, spec
         self.snippet_rate = dataset.snippet_rate or spec.snippet_rate  # Hz
-        self._ground_truth = read_ground_truth(path, spec.test_subset)
+        self._ground_truth = read_ground_truth(annotations, spec.test_subset)
         self._video_ids = dataset.video_ids + dataset.too_short
         if not any(len(annotations.videos[video_id].segments) for video_id in self._video_ids):
             raise InputError(
-                f"{path}: no video of subset '{spec.test_subset}' that can be tested has an annotated segment; "
+                f"no video of subset '{spec.test_subset}' that can be tested has an annotated segment; "
                 "without one there is nothing to evaluate on"
             )
 
