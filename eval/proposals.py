@@ -72,7 +72,6 @@ def outer_inner_contrast(activation: np.ndarray, segments: np.ndarray, margin: f
     inner = until[end] - until[start]
     outer = (until[outer_end] - until[outer_start]) - inner
     outer_length = (outer_end - outer_start) - (end - start)
-    outer[outer_length == 0] = 0.0
     return inner / (end - start)[:, None] - outer / np.maximum(outer_length, 1)[:, None]
 
 
