@@ -7,10 +7,9 @@ namespace. A config may name another one to start from (``base: thumos14.yaml``)
 import argparse
 from pathlib import Path
 
-import yaml
-
 from utils.datasets import DATASETS
-from utils.errors import OneLineParser
+from utils.errors import InputError, OneLineParser, shown
+from utils.files import read_yaml
 from utils.fusion import CONSENSUS
 from utils.losses import SIMILARITIES, resolve_weights
 
@@ -223,11 +222,9 @@ def _read_config(parser: OneLineParser, path: Path, seen: tuple[Path, ...] = (),
 
 def _load_yaml(parser: OneLineParser, path: Path) -> dict:
     try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        parser.error(f"{path}: cannot read the config ({error.strerror})")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        parser.error(f"{path}: not a YAML file ({' '.join(str(error).split())})")
+        values = read_yaml(path)
+    except InputError as error:
+        parser.error(str(error))
     if not isinstance(values, dict):
         parser.error(f"{path}: expected a list of 'option: value' lines")
     return values
@@ -237,7 +234,7 @@ def _checked(parser: OneLineParser, action: argparse.Action, value: object, path
     """One YAML value, brought to the option's type by the command line's own rules."""
     if isinstance(action, argparse._StoreTrueAction):
         if not isinstance(value, bool):
-            parser.error(f"{path}: {action.dest} is {value!r}, expected true or false")
+            parser.error(f"{path}: {action.dest} is {shown(value)}, expected true or false")
         return value
     if isinstance(action, _LossWeights):
         value = [f"{name}={weight}" for name, weight in value.items()] if isinstance(value, dict) else value
@@ -246,7 +243,7 @@ def _checked(parser: OneLineParser, action: argparse.Action, value: object, path
     many = action.nargs is not None
     if many != isinstance(value, list) or value is None:
         expected = "a list" if many else "a single value"
-        parser.error(f"{path}: {action.dest} is {value!r}, expected {expected}")
+        parser.error(f"{path}: {action.dest} is {shown(value)}, expected {expected}")
     words = [str(item) for item in value] if many else [str(value)]
     checker = OneLineParser(prog=parser.prog, add_help=False)
     checker.error = lambda message: parser.error(f"{path}: {message}")

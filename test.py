@@ -12,7 +12,7 @@ from utils.datasets import DATASETS
 from utils.engine import PROTOCOLS, Evaluator, choose_device, open_subset, write_results
 from utils.errors import InputError, exit_on_input_error
 from utils.features import open_features
-from utils.logger import write_json
+from utils.files import write_json
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 from eval.average_precision import named_means
 from eval.detection_files import GroundTruth, Table, read_detections, read_ground_truth
 from eval.protocols import PROTOCOLS
-from utils.annotations import read_json
 from utils.datasets import DATASETS
-from utils.errors import InputError
+from utils.errors import InputError, shown
+from utils.files import read_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,5 +121,5 @@ def told_snippet_rate(path: str | Path) -> float | None:
     except (TypeError, ValueError, OverflowError):
         rate = math.nan
     if not 0 < rate < math.inf:
-        raise InputError(f"{path}: 'snippet_rate' is {told!r:.80}, expected a positive number of snippets a second")
+        raise InputError(f"{path}: 'snippet_rate' is {shown(told)}, expected a positive number of snippets a second")
     return rate

@@ -9,7 +9,6 @@ without any annotation are dropped and reported (a KeyError there).
 """
 
 import argparse
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from eval.matching import match
 from eval.protocols import PROTOCOLS, applicable_protocols, apply_protocol
 from utils.datasets import SNIPPET_RATE
 from utils.errors import InputError, OneLineParser, exit_on_input_error
+from utils.files import write_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,14 +250,7 @@ def main() -> None:
     print(format_table(results, inputs.means))
     if args.json:
         content = {result.protocol: result.as_dict() for result in results}
-        _write_json(args.json, content if args.protocol == "all" else content[args.protocol])
-
-
-def _write_json(path: Path, content: dict) -> None:
-    try:
-        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        write_json(args.json, content if args.protocol == "all" else content[args.protocol])
 
 
 if __name__ == "__main__":

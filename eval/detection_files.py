@@ -6,7 +6,6 @@ Ground truth: whatever `utils.annotations` reads. Detections: ActivityNet's JSON
 """
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -20,10 +19,10 @@ from utils.annotations import (
     checked_name,
     load_annotations,
     parse_annotations,
-    read_json,
     start_and_end,
 )
-from utils.errors import InputError
+from utils.errors import InputError, shown
+from utils.files import read_json, write_json
 from utils.segments import snippets_to_seconds
 
 CSV_COLUMNS = ("video-id", "t-start", "t-end", "label", "score")
@@ -214,7 +213,7 @@ def write_detections(path: str | Path, detections: Table, snippet_rate: float | 
     content = {"version": "VERSION 1.3", "results": results, "external_data": {}}
     if snippet_rate is not None:
         content["snippet_rate"] = snippet_rate
-    Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    write_json(path, content)
 
 
 def _parse_detections(data: object, where: str) -> Table:
@@ -227,7 +226,7 @@ def _parse_detections(data: object, where: str) -> Table:
 def _json_rows(results: dict[str, list], where: str) -> Iterator[tuple]:
     for video, entries in results.items():
         if not isinstance(entries, list):
-            raise InputError(f"{where}: video '{video}': expected a list, found {entries!r:.80}")
+            raise InputError(f"{where}: video '{video}': expected a list, found {shown(entries)}")
         for row, entry in enumerate(entries):
             place = f"{where}: video '{video}', detection {row}"
             try:
@@ -237,7 +236,7 @@ def _json_rows(results: dict[str, list], where: str) -> Iterator[tuple]:
                 raise InputError(f"{place}: no {error}") from None
             except (TypeError, ValueError):
                 expected = "{'label': ..., 'score': ..., 'segment': [start, end]}"
-                raise InputError(f"{place}: expected {expected}, found {entry!r:.80}") from None
+                raise InputError(f"{place}: expected {expected}, found {shown(entry)}") from None
             yield _checked_row(video, label, start, end, score, place)
 
 
@@ -266,7 +265,7 @@ def _checked_row(video, label, start, end, score, place: str) -> tuple[str, str,
     try:
         numbers = float(start), float(end), float(score)
     except (TypeError, ValueError, OverflowError):
-        found = f"segment [{start!r:.80}, {end!r:.80}], score {score!r:.80}"
+        found = f"segment [{shown(start)}, {shown(end)}], score {shown(score)}"
         raise InputError(f"{place}: not numbers: {found}") from None
     if not all(map(math.isfinite, numbers)):
         raise InputError(f"{place}: not finite: segment [{start}, {end}], score {score}")

@@ -9,7 +9,6 @@ all thresholds); coverage above 1 counts as XL (there: left out).
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from eval.protocols import PROTOCOLS
 from utils.annotations import load_annotations
 from utils.datasets import DATASETS
 from utils.errors import InputError, OneLineParser, exit_on_input_error
+from utils.files import write_json
 from utils.segments import snippets_to_seconds, tiou
 
 # In this order the code numbers them. The first is not an error.
@@ -285,7 +285,7 @@ def main() -> None:
         print(inputs.grid)
     print(diagnosis_table(diagnosis))
     if args.json:
-        args.json.write_text(json.dumps(diagnosis) + "\n", encoding="utf-8")
+        write_json(args.json, diagnosis)
     if args.figure:
         try:
             diagnosis_figure(diagnosis, args.figure)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from utils.files import save_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -113,7 +115,7 @@ def diagnosis_figure(diagnosis: dict, path: str | Path) -> None:
     _draw_classes(panels["classes"], diagnosis["classes"])
     for axes in panels.values():
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def _draw_profile(axes: "Axes", diagnosis: dict) -> None:

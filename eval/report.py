@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from eval.average_precision import mean_over_range
 from utils.annotations import Annotations, Video
 from utils.datasets import DatasetSpec
+from utils.files import save_figure
 from utils.segments import snippets_to_seconds
 
 GROUND_TRUTH, DETECTION, FUSED = "#2a9d4a", "#3465a4", "#333333"
@@ -76,7 +77,7 @@ def plot_videos(
     for part, result in zip(np.atleast_1d(figure.subfigures(len(chosen), 1)), chosen, strict=True):
         video = annotations.videos[result.video_id]
         _plot_video(part, result, video, annotations.classes, snippet_rate, modalities)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def _varied(results: Sequence, annotations: Annotations, count: int) -> list:

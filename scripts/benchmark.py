@@ -4,7 +4,6 @@ python scripts/benchmark.py [evaluation|localisation|sampling|training|all] [--q
 """
 
 import argparse
-import json
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.measure import describe_machine, machine_line  # noqa: E402
 from benchmarks.table import format_table  # noqa: E402
 
-from utils.errors import InputError, OneLineParser, exit_on_input_error  # noqa: E402
+from utils.errors import OneLineParser, exit_on_input_error  # noqa: E402
+from utils.files import write_json  # noqa: E402
 
 SUBJECTS = ("evaluation", "localisation", "sampling", "training")
 
@@ -49,7 +49,7 @@ def main() -> None:
         print(f"\n{subject.TITLE}\n{format_table(subject.COLUMNS, rows)}")
         print("\n".join(f"  {note}" for note in subject.NOTES), flush=True)
     if args.json:
-        _write_json(args.json, report)
+        write_json(args.json, report, indent=1)
 
 
 def _parse_args() -> argparse.Namespace:
@@ -70,13 +70,6 @@ def _parse_args() -> argparse.Namespace:
     if args.threads < 1:
         parser.error(f"--threads {args.threads}: expected at least 1")
     return args
-
-
-def _write_json(path: Path, report: dict) -> None:
-    try:
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval.html_report.page import render_report  # noqa: E402
 from eval.html_report.run_folder import read_runs  # noqa: E402
-from utils.errors import InputError, OneLineParser, exit_on_input_error  # noqa: E402
+from utils.errors import OneLineParser, exit_on_input_error  # noqa: E402
+from utils.files import write_text  # noqa: E402
 
 
 def main() -> None:
@@ -27,10 +28,7 @@ def main() -> None:
     arguments = parser.parse_args()
     page = render_report(read_runs(arguments.runs, arguments.path_dataset))
     out = arguments.out or arguments.runs[0] / "report.html"
-    try:
-        out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+    write_text(out, page)
     print(f"{out} ({len(page.encode()) / 1e6:.1f} MB)")
 
 

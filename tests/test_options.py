@@ -62,7 +62,7 @@ def test_every_kind_of_value_from_yaml(tmp_path):
         ("- lr", "option: value"),
         ("lr: [", "not a YAML file"),
         ("base: config.yaml", "name each other as base"),
-        ("base: absent.yaml", "cannot read the config"),
+        ("base: absent.yaml", "cannot be read (No such file"),
     ],
 )
 def test_a_wrong_config_is_one_line(tmp_path, capsys, text, message):

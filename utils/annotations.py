@@ -8,15 +8,14 @@ Two forms are read into the same `Annotations`:
   are the weak labels; in 28 of the 412 THUMOS14 videos they differ from the set of annotated classes.
 """
 
-import json
 import math
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from utils.errors import InputError
+from utils.errors import InputError, shown
+from utils.files import read_json, read_text
 from utils.release_format import as_texts, load_names, load_rows, load_video_ids
 
 RELEASE_SUFFIX = "-Annotations"
@@ -154,14 +153,14 @@ def _weak_labels(labels: list, place: str) -> list[str]:
 
 def _row_label(row: object, place: str) -> str:
     if not isinstance(row, dict) or "label" not in row:
-        raise InputError(f"{place}: expected {{'label': ..., 'segment': [...]}}, found {row!r:.80}")
+        raise InputError(f"{place}: expected {{'label': ..., 'segment': [...]}}, found {shown(row)}")
     return checked_name(row["label"], f"{place}, label")
 
 
 def checked_name(value: object, place: str) -> str:
     """A name as a file gives it, text or a whole number; InputError for anything else, so that null is no class."""
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise InputError(f"{place}: expected a name, found {value!r:.80}")
+        raise InputError(f"{place}: expected a name, found {shown(value)}")
     return str(value)
 
 
@@ -173,7 +172,7 @@ def _duration(value: object, place: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         duration = math.nan
     if not (math.isfinite(duration) and duration >= 0):
-        raise InputError(f"{place}: duration {value!r:.80} is not a number of seconds")
+        raise InputError(f"{place}: duration {shown(value)} is not a number of seconds")
     return duration
 
 
@@ -186,7 +185,7 @@ def _segments(rows: object, place: str) -> np.ndarray:
         try:
             start, end = (float(time) for time in start_and_end(row))
         except (TypeError, ValueError, OverflowError):
-            raise InputError(f"{place} {index}: expected [start, end] in seconds, found {row!r:.80}") from None
+            raise InputError(f"{place} {index}: expected [start, end] in seconds, found {shown(row)}") from None
         if not (math.isfinite(start) and math.isfinite(end) and start <= end):
             raise InputError(f"{place} {index}: [{start}, {end}] is not a segment (finite, start <= end)")
         segments[index] = start, end
@@ -199,40 +198,6 @@ def start_and_end(segment: object) -> tuple:
         raise TypeError("expected [start, end]")
     start, end = segment
     return start, end
-
-
-def read_json(path: Path) -> object:
-    """The content of a JSON file (UTF-8, with a byte order mark or without).
-
-    InputError if it cannot be read, is empty, cut off or something else, or gives a key twice in one object.
-    """
-    text = _read_text(path, "JSON")
-    if not text.strip():
-        raise InputError(f"{path}: the file is empty")
-    try:
-        return json.loads(text, object_pairs_hook=_object)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); is the file complete?") from None
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object; Python's own reader would keep the last of equal keys and silently lose the others."""
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        repeated, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise InputError(f"the key '{repeated}' appears more than once in one object; merge or rename them")
-    return content
-
-
-def _read_text(path: Path, expected: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; expected {expected}") from None
 
 
 def _read_release(folder: Path) -> dict:
@@ -276,7 +241,7 @@ def _load_lists(path: Path) -> list[list]:
     rows = []
     for number, row in enumerate(load_rows(path)):
         if not (isinstance(row, list | tuple) or (isinstance(row, np.ndarray) and row.ndim)):
-            raise InputError(f"{path}: row {number}: expected a list, found {row!r:.80}")
+            raise InputError(f"{path}: row {number}: expected a list, found {shown(row)}")
         rows.append(list(row))
     return rows
 
@@ -286,11 +251,11 @@ def _read_ambiguous(path: Path) -> dict[str, list[list[str]]]:
     segments: dict[str, list[list[str]]] = {}
     if not path.is_file():
         return segments
-    lines = _read_text(path, "lines of 'video_id start end'").splitlines()
+    lines = read_text(path, "lines of 'video_id start end'").splitlines()
     for number, line in enumerate(lines, start=1):
         if fields := line.split():
             if len(fields) != 3:
-                raise InputError(f"{path}: line {number}: expected 'video_id start end', found {line!r:.80}")
+                raise InputError(f"{path}: line {number}: expected 'video_id start end', found {shown(line)}")
             segments.setdefault(fields[0], []).append(fields[1:])
     return segments
 

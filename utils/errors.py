@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import reprlib
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -17,6 +19,14 @@ class InputError(ValueError):
         super().__init__(_one_line(message))
 
 
+def shown(value: object, length: int = 80) -> str:
+    """A value of a file, as a message shows it: short, however long, deep or entangled it is."""
+    brief = reprlib.Repr()
+    brief.maxlevel, brief.maxstring, brief.maxother, brief.maxlong = 3, length, length, length
+    text = brief.repr(value)
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
 class OneLineParser(argparse.ArgumentParser):
     """A wrong option ends the command with one line on stderr and exit status 2, without the usage."""
 
@@ -28,13 +38,16 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
     """Run a command; a bad input ends it with its one line on stderr and exit status 2, never a traceback.
 
     So does a file that the system does not give or take (no permission, a full disk, a folder in its place).
-    A reader that stops early (``| head``) is no error.
+    A reader that stops early (``| head``) is no error. Ctrl-C ends it with one line and exit status 130.
     """
     try:
         main()
         sys.stdout.flush()  # so that a full disk or a closed pipe shows here and not after the end
     except InputError as error:
         message = str(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     except BrokenPipeError:
         _let_go_of_stdout()
         raise SystemExit(1) from None

@@ -8,9 +8,10 @@ from typing import Protocol
 import h5py
 import numpy as np
 
-from utils.annotations import RELEASE_SUFFIX, read_json
+from utils.annotations import RELEASE_SUFFIX
 from utils.datasets import SNIPPET_RATE
-from utils.errors import InputError
+from utils.errors import InputError, shown
+from utils.files import read_json
 from utils.release_format import array_shape, load_array, load_rows, load_video_ids
 
 JOINT_SUFFIX = "-I3D-JOINTFeatures.npy"
@@ -129,7 +130,7 @@ class JointSource:
     def read(self, modality: str, video_id: str) -> np.ndarray:
         joint = self._rows[video_id]
         if not (isinstance(joint, np.ndarray) and joint.ndim == 2 and joint.shape[1] % 2 == 0):
-            found = f"shape {joint.shape}" if isinstance(joint, np.ndarray) else f"{joint!r:.80}"
+            found = f"shape {joint.shape}" if isinstance(joint, np.ndarray) else f"{shown(joint)}"
             raise InputError(
                 f"{self.path}: video '{video_id}': expected (snippets, channels) with RGB in the first half of the "
                 f"channels and flow in the second, found {found}"
@@ -176,7 +177,7 @@ def _snippet_rate(said: Mapping[str, object], where: str) -> float:
         rate = 0.0
     if not 0 < rate < np.inf:
         expected = "fps / stride (frames a snippet) needs two positive numbers, as fps 25 and stride 16"
-        raise InputError(f"{where}: {expected}; found {said!r:.120}")
+        raise InputError(f"{where}: {expected}; found {shown(said)}")
     return rate
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import InputError
+from utils.errors import InputError, shown
 
 
 def _numpy_internals() -> dict[tuple[str, str], object]:
@@ -90,7 +90,7 @@ def load_names(path: str | Path) -> list[str]:
     rows = load_rows(path)
     for number, value in enumerate(rows):
         if not isinstance(value, str | bytes):
-            raise InputError(f"{path}: row {number}: expected a name, found {value!r:.80}")
+            raise InputError(f"{path}: row {number}: expected a name, found {shown(value)}")
     return as_texts(rows)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.annotations import RELEASE_SUFFIX, Annotations, Video, annotations_to_json, load_annotations, read_json
-from utils.errors import InputError
+from utils.errors import InputError, shown
 from utils.feature_files import JOINT_SUFFIX
 
 FPS, STRIDE = 25, 16
@@ -208,7 +208,7 @@ def _check_names(video_ids: Collection[str]) -> None:
         parts = video_id.split("/")
         inside_another = any("/".join(parts[:count]) in video_ids for count in range(1, len(parts)))
         if inside_another or "" in parts or "." in parts or "\0" in video_id:
-            raise InputError(f"HDF5 cannot hold a video named {video_id!r:.80} (beside the others); rename it")
+            raise InputError(f"HDF5 cannot hold a video named {shown(video_id)} (beside the others); rename it")
 
 
 def _check_target(out: Path, content: dict, num_bytes: int) -> None:

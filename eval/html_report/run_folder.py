@@ -1,6 +1,5 @@
 """A finished run folder, as main.py leaves it -> what the report shows of it."""
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -8,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
-import yaml
 
-from eval.detection_files import Table, read_detections, read_json
+from eval.detection_files import Table, read_detections
 from utils.datasets import DATASETS, DatasetSpec
-from utils.errors import InputError
+from utils.errors import InputError, shown
+from utils.files import read_json, read_json_lines, read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DETECTED = "last"  # the checkpoint that detections.json and outputs.h5 are of
@@ -93,10 +92,7 @@ def protocols_of(metrics: dict) -> list[str]:
 
 
 def _read_options(path: Path) -> dict:
-    try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        options = None
+    options = read_yaml(path)
     if not isinstance(options, dict) or options.get("dataset") not in DATASETS:
         raise InputError(f"{path}: not the options of a run (a 'dataset' of {sorted(DATASETS)} among them)")
     return options
@@ -121,19 +117,17 @@ def _read_metrics(path: Path) -> dict[str, dict]:
 
 def _read_log(path: Path) -> list[dict]:
     """A record an evaluation: its iteration, losses and scores; None for what is undefined."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    try:
-        log = [_finite(json.loads(line)) for line in lines if line.endswith("}")]  # a cut line is of a stopped run
-    except ValueError:
-        raise InputError(f"{path}: not one JSON object a line") from None
+    log = [_finite(record) for record in read_json_lines(path)] if path.is_file() else []
     for record in log:
         if not _is_evaluation(record):
-            raise InputError(f"{path}: expected iteration, losses and scores in every line, found {str(record):.80}")
+            raise InputError(f"{path}: expected iteration, losses and scores in every line, found {shown(record)}")
     return log
 
 
-def _is_evaluation(record: dict) -> bool:
+def _is_evaluation(record: object) -> bool:
     """Whether a line of log.jsonl has what the charts draw."""
+    if not isinstance(record, dict):
+        return False
     numbers = [record.get(name) for name in ("losses", "scores")]
     return isinstance(record.get("iteration"), int) and all(
         isinstance(part, dict) and all(value is None or isinstance(value, (int, float)) for value in part.values())

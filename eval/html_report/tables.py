@@ -15,6 +15,7 @@ from eval.protocols import PROTOCOLS
 from eval.report import mean_map
 from utils.datasets import DatasetSpec
 from utils.errors import InputError
+from utils.files import read_json
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "published.json"
 ROUNDING = 0.1  # points: what an average of published, rounded values may be off by
@@ -109,7 +110,7 @@ def _scores(metrics: dict, protocol: str, spec: DatasetSpec) -> dict:
 def _published(spec: DatasetSpec) -> list[dict]:
     """The paper's rows for this dataset, in its columns: texts as printed, None where it has no number."""
     try:
-        content = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+        content = read_json(PUBLISHED)
     except (OSError, ValueError) as error:
         raise InputError(f"{PUBLISHED}: cannot be read ({error})") from None
     table = content.get(spec.name)

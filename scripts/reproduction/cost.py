@@ -1,6 +1,5 @@
 """How long runs take: measured, on finished runs of the same setting or by a few steps in a folder thrown away."""
 
-import json
 import statistics
 import subprocess
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from scripts.reproduction.plan import Run
 from utils.errors import InputError
+from utils.files import read_json, read_json_lines
 
 STEPS = 10  # of the measurement
 COST = "cost.json"  # in a run folder that was trained in one go: {"iterations", "seconds"}
@@ -30,7 +30,7 @@ class Cost:
 
 def measure_cost(folder: Path, run: Run, environment: Mapping[str, str]) -> Cost:
     """The cost of runs like ``run``, from those in the setting's ``folder`` that are finished and about as long."""
-    costs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*/{COST}"))]
+    costs = [read_json(path) for path in sorted(folder.glob(f"*/{COST}"))]
     # The start and the first evaluation weigh more in a shorter run.
     if costs := [cost for cost in costs if cost["iterations"] >= run.options.max_iter / 2]:
         median = statistics.median(cost["seconds"] / cost["iterations"] for cost in costs)
@@ -47,7 +47,7 @@ def _probe(run: Run, environment: Mapping[str, str]) -> float:
         seconds = time.perf_counter() - start
         if done.returncode:
             raise InputError(f"{run.name} cannot start: {last_line(done.stderr).removeprefix('error: ')}")
-        record = json.loads((Path(folder) / "log.jsonl").read_text().splitlines()[-1])
+        record = read_json_lines(Path(folder) / "log.jsonl")[-1]
     options = run.options
     step = options.batch_size * options.num_snippets / record["snippets_per_second"]
     evaluations = -(-options.max_iter // options.eval_every)

@@ -1,6 +1,5 @@
 """Runs of main.py, done: on this machine, one a GPU, or on a SLURM cluster through submitit."""
 
-import json
 import os
 import subprocess
 import time
@@ -14,6 +13,7 @@ import torch
 from scripts.reproduction.cost import COST, as_time, last_line
 from scripts.reproduction.plan import Run
 from utils.errors import InputError
+from utils.files import read_json_lines, write_json
 
 POLL = 0.2  # seconds
 Environment = Mapping[str, str]
@@ -43,7 +43,7 @@ class _Job:
     environment: Environment
 
     def __post_init__(self):
-        self.start, self.fresh, self._told = time.monotonic(), not (self.run.folder / "checkpoints").exists(), ""
+        self.start, self.fresh, self._told = time.monotonic(), not (self.run.folder / "checkpoints").exists(), None
         self.log = self.run.folder.parent / "logs" / f"{self.run.name}.txt"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("w") as file:
@@ -55,9 +55,9 @@ class _Job:
     def tell_progress(self) -> None:
         """A line for each new evaluation."""
         path = self.run.folder / "log.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        if lines and lines[-1] != self._told and lines[-1].endswith("}"):
-            self._told, record = lines[-1], json.loads(lines[-1])
+        records = read_json_lines(path) if path.exists() else []
+        if records and records[-1] != self._told:
+            self._told = record = records[-1]
             score = 100 * record["scores"]["snippet/mean_mAP"]
             say(f"  {self.run.name}: iteration {record['iteration']}, mean mAP {score:.1f} (all tIoU)")
 
@@ -69,7 +69,7 @@ class _Job:
             return False
         if self.fresh:
             cost = {"iterations": self.run.options.max_iter, "seconds": round(seconds, 1)}
-            (self.run.folder / COST).write_text(json.dumps(cost) + "\n")
+            write_json(self.run.folder / COST, cost)
         return True
 
     def stop(self) -> None:

@@ -13,6 +13,7 @@ from eval.html_report.run_folder import Run, read_runs
 from eval.report import DETECTION, FUSED, GROUND_TRUTH
 from utils.annotations import Annotations, Video, load_annotations
 from utils.errors import InputError
+from utils.files import save_figure
 from utils.segments import snippets_to_seconds
 
 CHOSEN = 3  # videos, where none are named
@@ -41,7 +42,7 @@ def draw_figure5(
         _draw_video(part, video, runs)
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
     for path in paths:
-        figure.savefig(path, dpi=130)
+        save_figure(figure, path, dpi=130)
     return paths
 
 

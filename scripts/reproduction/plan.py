@@ -1,6 +1,5 @@
 """What there is to run: the paper's tables as data, and their rows as runs of main.py over a base config."""
 
-import json
 import os
 import sys
 from argparse import Namespace
@@ -8,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from eval.detection_files import read_json
 from options import parse_args, resume_options
 from utils.datasets import DATASETS
 from utils.errors import InputError
+from utils.files import read_json, read_yaml
 from utils.logger import require_same_options
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -74,7 +71,7 @@ class Run:
         if not (self.folder / "metrics.json").is_file():
             return False
         require_same_options(self.folder / "options.yaml", resume_options(self.options))
-        told = Path(yaml.safe_load((self.folder / "options.yaml").read_text())["path_dataset"])
+        told = Path(read_yaml(self.folder / "options.yaml")["path_dataset"])
         if told.exists() and told.resolve() != Path(self.options.path_dataset).resolve():
             raise InputError(
                 f"{self.folder} was run on {told}, not {self.options.path_dataset}; choose another --run-dir"
@@ -123,7 +120,7 @@ class Setting:
 
 def read_tables() -> dict[str, Table]:
     """Every table of tables.yaml, by its key."""
-    content = yaml.safe_load(TABLES.read_text(encoding="utf-8"))
+    content = read_yaml(TABLES)
     return {
         key: Table(key, table["title"], ROOT / "configs" / f"{table['base']}.yaml", tuple(_rows(table)))
         for key, table in content.items()
@@ -141,7 +138,7 @@ def _rows(table: dict) -> list[Row]:
 
 def _published_rows(dataset: str) -> list[Row]:
     """Table 1 or 2, as eval/published.json has it."""
-    table = json.loads(PUBLISHED.read_text(encoding="utf-8"))[dataset]
+    table = read_json(PUBLISHED)[dataset]
     place = table["average_ranges"].index(list(DATASETS[dataset].main_range))
     return [
         Row(

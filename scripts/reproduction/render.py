@@ -7,6 +7,7 @@ from pathlib import Path
 from scripts.reproduction.plan import BASE_AS_IT_IS, Table
 from scripts.reproduction.results import CHECKPOINTS, Column, order_line, spread
 from utils.datasets import DATASETS, DatasetSpec
+from utils.files import write_text
 
 PAPERS_OWN = ("thumos14", "activitynet12")  # bases whose features, where not simulated, are the paper's I3D
 HOW_CHOSEN = (
@@ -146,4 +147,4 @@ def _missing(table: Table, columns: Sequence[Column]) -> list[str]:
 
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)

@@ -9,13 +9,11 @@ from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 
-import yaml
-
-from eval.detection_files import read_json
 from eval.report import mean_map
 from scripts.reproduction.plan import Row, Run, Table
 from utils.datasets import DATASETS, DatasetSpec
 from utils.engine import PROTOCOLS
+from utils.files import read_json, read_yaml, replacing
 
 CHECKPOINTS = ("last", "best")
 
@@ -90,7 +88,7 @@ class Column:
 
 def read_result(folder: Path) -> Result:
     """A run folder that has metrics.json."""
-    options = yaml.safe_load((folder / "options.yaml").read_text(encoding="utf-8"))
+    options = read_yaml(folder / "options.yaml")
     environment, metrics = (read_json(folder / f"{name}.json") for name in ("environment", "metrics"))
     return Result(folder.name.rpartition("_s")[0], folder, options, environment, metrics)
 
@@ -161,7 +159,7 @@ def write_csv(path: Path, tables: Sequence[Table], columns: Sequence[Column]) ->
         "protocol",
         "mean",
     ]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*head, *(f"mAP@{t:g}" for t in thresholds)])
         for table in tables:

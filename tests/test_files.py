@@ -1,0 +1,105 @@
+"""Files are written whole or not at all, and read within bounds and as they were written."""
+
+import os
+
+import pytest
+
+from utils.checksums import SUMS, file_sum, require_listed_sum, sums_text
+from utils.errors import InputError, shown
+from utils.files import read_json, read_json_lines, read_yaml, replacing, sweep_partial, write_json, write_text
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as partial:
+        partial.write_text("half of the n")
+        1 / 0  # noqa: B018
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"/gone/a.json: cannot be written \(No such file"):
+        write_json(tmp_path / "gone/a.json", {})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"score": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path):
+    (tmp_path / "last.pt.partial-123").write_bytes(b"half")
+    (tmp_path / "last.pt").write_bytes(b"whole")
+    sweep_partial(tmp_path)
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_a_flipped_bit_in_a_listed_file_is_noticed(tmp_path):
+    write_json(tmp_path / "metrics.json", {"map": 0.5})
+    (tmp_path / SUMS).write_text(sums_text(tmp_path, ["metrics.json"]))
+    assert read_json(tmp_path / "metrics.json") == {"map": 0.5}
+    (tmp_path / "metrics.json").write_text('{"map": 0.7}\n')
+    for check in (read_json, require_listed_sum):
+        with pytest.raises(InputError, match="differs from the checksum in SHA256SUMS"):
+            check(tmp_path / "metrics.json")
+    (tmp_path / "notes.json").write_text("{}")
+    assert read_json(tmp_path / "notes.json") == {}  # nobody listed it
+
+
+def test_sums_are_those_of_sha256sum(tmp_path):
+    (tmp_path / "empty").touch()
+    assert file_sum(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+@pytest.mark.parametrize("text", ["no sum", "ab  name\n", "e3" * 32 + "  ../outside\n", "e3" * 32 + " name\n"])
+def test_damaged_sums_are_refused(tmp_path, text):
+    (tmp_path / SUMS).write_text(text)
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(InputError, match="SHA256SUMS: damaged"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [*b]", "has a YAML alias"),
+        ("a: &x [1]\nb: *x", "has a YAML alias"),
+        ("a: !!python/object/apply:os.system ['touch run']", "not a YAML file of plain values"),
+        ("a: !!python/name:os.system", "not a YAML file of plain values"),
+        ("[" * 1001, "has more than 1000 brackets"),
+        ("[" * 1000, "not a YAML file of plain values"),
+        ("- " * 5_000 + "1", "not a YAML file of plain values"),
+        ("a: " + "x" * 2**16, "expected 65,536 at most"),
+        ("d: 2001-99-99", "not a YAML file of plain values"),
+    ],
+)
+def test_yaml_of_strangers(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        read_yaml(tmp_path / "a.yaml")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_json_of_strangers(tmp_path):
+    for text in ("[" * 100_000 + "]" * 100_000, '{"a": ' * 5_000, "1" * 5_000, '{"a": 1, "a": 2}', "{", "\ud800x"):
+        (tmp_path / "a.json").write_text(text, errors="surrogatepass")
+        with pytest.raises(InputError, match="a.json: "):
+            read_json(tmp_path / "a.json")
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"b"')
+    with pytest.raises(InputError, match="not one JSON value a line"):
+        read_json_lines(tmp_path / "a.jsonl")
+
+
+def test_a_value_is_shown_short_however_entangled():
+    bomb = ["x"]
+    for _ in range(60):
+        bomb = [bomb, bomb]  # its plain repr would have 2^60 letters
+    assert len(shown(bomb)) <= 80
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert len(shown(deep)) <= 80
+    assert shown("a" * 1000).startswith("'aaa")
+    assert shown([0, "b"]) == "[0, 'b']"
