@@ -1,5 +1,6 @@
 """Train CO2-Net from video-level labels: build, loop, evaluate, checkpoint. See python main.py --help."""
 
+from argparse import Namespace
 from collections.abc import Iterable
 
 import torch
@@ -16,6 +17,7 @@ from utils.engine import (
     Evaluator,
     HoldOut,
     StopSignal,
+    advice_on_memory,
     choose_device,
     open_subset,
     split_holdout,
@@ -24,15 +26,25 @@ from utils.engine import (
 )
 from utils.errors import InputError, exit_on_input_error
 from utils.features import open_features
-from utils.logger import RunLog, check_run, open_run, write_json
+from utils.files import write_json
+from utils.logger import RunLog
 from utils.losses import CO2Loss
+from utils.run_folder import RunFolder
 from wsad_dataset import BatchLoader
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    device, spec = choose_device(args.device), DATASETS[args.dataset]
-    run = check_run(args.run_dir, resume_options(args), args.resume)
+    with (
+        RunFolder(args.run_dir, resume_options(args), args.resume) as folder,
+        advice_on_memory("lower --batch-size or --num-snippets, or use --precision bf16 or --device cpu"),
+    ):
+        train(args, folder)
+
+
+def train(args: Namespace, folder: RunFolder) -> None:
+    """The whole of a run, in its folder."""
+    device, spec, run = choose_device(args.device), DATASETS[args.dataset], folder.path
     annotations = load_annotations(args.path_dataset)
     store = open_features(args.path_dataset, args.modalities)
     train_ids, holdout_ids = split_holdout(annotations, spec.train_subset, args.holdout, args.seed)
@@ -75,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         held_out = open_subset(store, annotations, spec, spec.train_subset, args.missing_features, holdout_ids)
         holdout = HoldOut(held_out, criterion)
 
-    open_run(run, options, features, device)
+    folder.begin(options, features, device)
     evaluation = None
     snippets = args.batch_size * args.num_snippets
     with (
@@ -86,25 +98,30 @@ def main(argv: list[str] | None = None) -> None:
             training.untrained = evaluate(net).metrics
             log.evaluation(0, {}, training.untrained)
         while training.iteration < args.max_iter:
-            terms = train_step(net, criterion, optimiser, next(loader), args.precision)
-            training.advance(terms)
+            batch = next(loader)
+            terms, finite = train_step(net, criterion, optimiser, batch, args.precision)
+            if finite:
+                training.advance(terms)
+            else:
+                training.skip(terms, batch, loader.video_ids, args.skip_nonfinite)
             log.step(training.iteration, terms, args.lr)
             on_schedule = training.iteration % args.eval_every == 0
             if on_schedule or training.iteration == args.max_iter:
                 log.pause()
                 losses = training.losses()
                 evaluation, weak = evaluate(net), holdout(net) if holdout else {}
-                log.evaluation(training.iteration, losses, evaluation.metrics, weak)
+                log.evaluation(training.iteration, losses, evaluation.metrics, weak, training.skipped)
                 training.evaluated(evaluation.metrics, selection_scores(evaluation, weak), on_schedule)
             if stop.requested and training.iteration < args.max_iter:
-                training.stopped()
-                raise SystemExit(f"stopped after iteration {training.iteration}; the same with --resume continues")
+                training.save_last()
+                stop.end(f"stopped after iteration {training.iteration}; the same with --resume continues")
 
     evaluation = evaluation or evaluate(net)
     rows = end_rows(training, evaluation)
     title = f"{run.name}, last checkpoint (iteration {training.iteration}), {simulated}{' + '.join(args.modalities)}"
     write_json(run / "metrics.json", {name: {"iteration": at, **metrics} for name, at, metrics in rows})
     write_results(run, evaluation, annotations, evaluate.snippet_rate, args.modalities, title)
+    folder.end()
     print(f"\n{args.dataset}, {simulated}{' + '.join(args.modalities)}, seed {args.seed}")
     print(results_table(rows, spec, PROTOCOLS))
     print(how_chosen(spec, training.chosen))

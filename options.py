@@ -14,7 +14,7 @@ from utils.fusion import CONSENSUS
 from utils.losses import SIMILARITIES, resolve_weights
 
 NOT_IN_CONFIG = ("help", "config", "base", "resume")
-FREE_ON_RESUME = ("run_dir", "path_dataset", "max_iter", "device")
+FREE_ON_RESUME = ("run_dir", "path_dataset", "max_iter", "device", "skip_nonfinite")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -155,6 +155,13 @@ def _train_parser() -> OneLineParser:
     training.add_argument("--num-snippets", type=_positive_int, default=500, help="snippets sampled a video")
     training.add_argument("--lr", type=_positive, default=5e-5, help="Adam's learning rate")
     training.add_argument("--weight-decay", type=_nonnegative, default=1e-3, help="Adam's weight decay")
+    training.add_argument(
+        "--skip-nonfinite",
+        type=_natural,
+        default=0,
+        metavar="N",
+        help="steps whose loss or gradient is not finite that are left out before the run stops",
+    )
     training.add_argument(
         "--evaluate-untrained",
         action="store_true",

@@ -11,7 +11,7 @@ setup(
     py_modules=[],
     packages=[],  # nothing is installed: the code runs from its checkout, this lists what it needs
     install_requires=[
-        "torch>=2.4,<3",
+        "torch>=2.6,<3",
         "numpy>=1.26,<3",
         "h5py>=3.10,<4",
         "PyYAML>=6,<7",

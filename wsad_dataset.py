@@ -124,6 +124,7 @@ class BatchLoader:
             raise InputError(f"a batch needs at least 1 snippet a video, not {num_snippets}")
         self.dataset = dataset
         self.num_snippets = num_snippets
+        self.video_ids: list[str] = []  # of the batch drawn last
         self.sampler = PairSampler(dataset.labels, batch_size, num_pairs, seed)
         self._generator = np.random.default_rng([seed, 1])  # a stream apart from the sampler's
         shape = (batch_size, num_snippets, sum(dataset.modality_dims))
@@ -135,6 +136,7 @@ class BatchLoader:
     def __next__(self) -> Batch:
         indices, pairs = self.sampler.draw()
         snippets = stratified_snippets(self.dataset.lengths[indices], self.num_snippets, self._generator)
+        self.video_ids = [self.dataset.video_ids[index] for index in indices]
         self._buffers.reverse()
         features = self._buffers[0]
         self.dataset.gather(indices, snippets, features)

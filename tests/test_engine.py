@@ -100,7 +100,7 @@ def test_bf16_is_the_networks_and_not_the_losses():
     batch = Batch(torch.rand(2, 9, 7), torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0, 1]]))
     optimiser = torch.optim.Adam(net.parameters())
     for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
-        terms = train_step(net, CO2Loss(), optimiser, batch, precision)
+        terms, _ = train_step(net, CO2Loss(), optimiser, batch, precision)
         assert seen.pop() == dtype
         assert all(term.dtype == torch.float32 for term in terms.values())
 

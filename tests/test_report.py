@@ -10,8 +10,8 @@ import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
-import h5py
 import numpy as np
 import pytest
 import yaml
@@ -23,6 +23,7 @@ from eval.html_report import videos
 from eval.html_report.page import render_report
 from eval.html_report.run_folder import read_runs
 from eval.html_report.tables import results_tables
+from eval.outputs import write_outputs
 from utils.datasets import DATASETS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,15 +70,15 @@ def make_run(folder: Path, dataset: Path, seed: int = 0, dataset_name: str = "de
     metrics["best"] = scored(dataset, made_up_detections(rng), dataset_name, 100)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "log.jsonl").write_text("".join(json.dumps(log_record(metrics, at, rng)) + "\n" for at in (100, 200)))
-    with h5py.File(folder / "outputs.h5", "w") as file:
-        file.attrs.update({"classes": CLASSES, "snippet_rate": RATE})
-        length = int(DURATION * RATE)
-        for video in DATABASE:
-            group = file.create_group(video)
-            group["cas"] = rng.normal(size=(length, len(CLASSES) + 1)).astype(np.float16)
-            group["modality_attention"] = rng.random((2, length)).astype(np.float16)
-            group["attention"] = group["modality_attention"][()].mean(axis=0)
+    write_outputs(folder / "outputs.h5", [made_up_outputs(video, rng) for video in DATABASE], CLASSES, RATE)
     return folder
+
+
+def made_up_outputs(video: str, rng: np.random.Generator) -> SimpleNamespace:
+    length = int(DURATION * RATE)
+    cas, modality_attention = rng.normal(size=(length, len(CLASSES) + 1)), rng.random((2, length)).astype(np.float16)
+    attention = modality_attention.mean(axis=0)
+    return SimpleNamespace(video_id=video, cas=cas, modality_attention=modality_attention, attention=attention)
 
 
 def made_up_detections(rng: np.random.Generator) -> dict[str, list]:

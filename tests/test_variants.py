@@ -51,13 +51,13 @@ def test_every_config_trains(config, datasets, tmp_path, monkeypatch):
     steps = []
 
     def checked_step(net, *arguments):
-        terms = train_step(net, *arguments)
+        terms, finite = train_step(net, *arguments)
         assert all(torch.isfinite(value) for value in terms.values())
         for name, parameter in net.named_parameters():
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
             assert parameter.grad.any(), name
         steps.append(terms)
-        return terms
+        return terms, finite
 
     train_step = main.train_step
     monkeypatch.setattr(main, "train_step", checked_step)

@@ -1,13 +1,16 @@
 """Checkpoints: written whole or not at all, opened without running code, resumed bit for bit.
 
+They are zip archives, as torch.save writes them, and their CRC-32 of each record is checked here (PyTorch's own reader
+does not look at it), so a flipped bit is noticed. A released .pkl of the old form has no checksum.
+
 A checkpoint is one dict: ``model`` (state dict), ``architecture`` (CO2Net's arguments), ``classes`` (in the order of
 its outputs), ``options`` (the run's), ``iteration``, ``metrics`` of its evaluation, and, in ``last.pt``, ``training``:
 optimiser, batches, running losses and every random state that the next step depends on.
 """
 
-import math
-import os
 import random
+import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import InputError
+from utils.files import replacing
 
 # The release's module names -> ours. X.channel_conv keeps only its middle tap; see model.ConsensusModule.
 RELEASED_MODULES = {
@@ -35,15 +39,27 @@ RELEASED_MODULES = {
     "classifier.4": "classifier.4",
 }
 RELEASED_UNUSED = ("feat_encoder.",)  # declared in the release, never in its forward pass
+STATES = ("last.pt", "previous.pt")  # what a training is resumed from: the first of them that is whole
 
 
-def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
-    """Write a checkpoint beside its place and move it there, so that a stop at any time leaves a whole file."""
+def save_checkpoint(path: str | Path, checkpoint: dict, keep: Path | None = None) -> None:
+    """Write a checkpoint, whole or not at all; ``keep``: where the one that is there now goes.
+
+    Raises:
+        InputError: if it cannot be written (a full disk, ...); what was there is still there then.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    torch.save(checkpoint, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        with partial.open("wb") as file:  # PyTorch's own file writer would hide what the system says
+            torch.save(checkpoint, file)
+        if keep is not None and path.exists():
+            path.replace(keep)
+
+
+def holds_training(folder: Path) -> bool:
+    """Whether a run's checkpoints folder holds a state to resume from."""
+    return any((folder / name).exists() for name in STATES)
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -56,12 +72,26 @@ def read_checkpoint(path: str | Path) -> dict:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; expected a .pt file of a run or a released .pkl")
     try:
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception:  # a damaged file fails anywhere in the reader, a hostile one at its first global
         raise InputError(f"{path}: damaged, or not a checkpoint of tensors and plain values alone") from None
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path}: holds a {type(checkpoint).__name__}, expected a dict of weights")
     return checkpoint
+
+
+def _check_archive(path: Path) -> None:
+    """Every record of a zip archive against its CRC-32, and none that would grow when it is read."""
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise InputError(f"{path}: has compressed records, which no checkpoint has")
+        if damaged := archive.testzip():
+            raise InputError(f"{path}: damaged; its record {damaged} differs from its checksum")
 
 
 def load_weights(net: nn.Module, path: str | Path) -> None:
@@ -152,6 +182,7 @@ class Training:
         iteration: steps done.
         metrics: of the last evaluation, None before it or after a stop between evaluations.
         chosen: iteration and score of each chosen checkpoint, by its name; ``best`` is best.pt.
+        skipped: steps whose loss or gradient was not finite, and which therefore changed nothing.
         untrained: metrics before the first step, if they were asked for.
 
     Args:
@@ -164,6 +195,7 @@ class Training:
         self.folder = run / "checkpoints"
         self.iteration, self.metrics, self.untrained = 0, None, None
         self.chosen: dict[str, dict] = {}
+        self.skipped = 0
         self._sums: dict[str, Tensor] = {}
         self._count = 0
 
@@ -176,17 +208,34 @@ class Training:
             self._sums[name] = self._sums.get(name, 0.0) + value.double()
 
     def losses(self) -> dict[str, float]:
-        """Means of the loss terms since the last evaluation; InputError with all of them if one is not finite."""
-        means = {name: value.item() / self._count for name, value in self._sums.items()}
-        if not all(math.isfinite(value) for value in means.values()):
-            values = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-            last = self.folder / "last.pt"
-            kept = f"; {last} holds the last good state" if last.exists() else ""
-            raise InputError(
-                f"the loss is not finite at iteration {self.iteration} ({values}); lower --lr, or check the features "
-                f"with python -m utils.features DIR{kept}"
-            )
-        return means
+        """Means of the loss terms over the steps since the last evaluation; {} where there was none."""
+        return {name: value.item() / self._count for name, value in self._sums.items()}
+
+    def skip(self, terms: dict[str, Tensor], batch: Sequence[Tensor], video_ids: Sequence[str], allowed: int) -> None:
+        """Count a step that changed nothing, because its loss or its gradient was not finite.
+
+        Args:
+            terms, batch, video_ids: of that step.
+            allowed: how many such steps a run may have.
+
+        Raises:
+            InputError: if it had more; fault.pt then holds the state before the step, and its batch.
+        """
+        self.iteration += 1
+        self.skipped += 1
+        values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+        fault = f"the loss or its gradient is not finite at iteration {self.iteration} ({values})"
+        videos = ", ".join(video_ids)
+        if self.skipped <= allowed:
+            print(f"\nskipped: {fault}, videos {videos}", file=sys.stderr)
+            return
+        path = self.folder / "fault.pt"
+        step = {"terms": terms, "video_ids": list(video_ids), "features": batch[0], "labels": batch[1]}
+        save_checkpoint(path, {**self._weights(), "training": self._state(), "fault": step})
+        raise InputError(
+            f"{fault} with the videos {videos}; lower --lr, check the features with python -m utils.features DIR "
+            f"--check, or let such steps pass with --skip-nonfinite N; the state before this step is in {path}"
+        )
 
     def evaluated(self, metrics: dict, scores: dict[str, list[float]], on_schedule: bool) -> None:
         """Save last.pt, and NAME.pt of every score that is the highest of its name so far.
@@ -203,31 +252,31 @@ class Training:
                 save_checkpoint(self.folder / f"{name}.pt", self._weights())
         self.save_last()
 
-    def stopped(self) -> None:
-        """Save last.pt between evaluations; InputError, and nothing saved, if a loss is not finite."""
-        self.losses()
-        self.save_last()
-
     def save_last(self) -> None:
-        """Save last.pt: the weights, and all that the next step depends on."""
-        training = {
+        """Save last.pt: the weights, and all that the next step depends on; the one before becomes previous.pt."""
+        last, previous = (self.folder / name for name in STATES)
+        save_checkpoint(last, {**self._weights(), "training": self._state()}, keep=previous)
+
+    def _state(self) -> dict:
+        return {
             "optimiser": self.optimiser.state_dict(),
             "batches": self.loader.state_dict(),
             "random": random_states(),
             "losses": {"sums": self._sums, "count": self._count},
             "chosen": self.chosen,
             "untrained": self.untrained,
+            "skipped": self.skipped,
         }
-        save_checkpoint(self.folder / "last.pt", {**self._weights(), "training": training})
 
     def resume(self, eval_every: int, max_iter: int) -> None:
-        """Continue from last.pt, if there is one."""
-        path = self.folder / "last.pt"
-        if not path.exists():
+        """Continue from last.pt, or where it is damaged or missing from previous.pt; without either, begin.
+
+        Raises:
+            InputError: if there is a state but none that can be used.
+        """
+        if not holds_training(self.folder):
             return
-        checkpoint = read_checkpoint(path)
-        if not {"training", "iteration", "metrics"} <= set(checkpoint):
-            raise InputError(f"{path}: holds weights but no state of a training; it cannot be resumed from")
+        path, checkpoint = self._newest_state()
         require_classes(checkpoint, self.identity["classes"], path)
         load_state(self.net, checkpoint, path)
         self.iteration, self.metrics = checkpoint["iteration"], checkpoint["metrics"]
@@ -237,12 +286,26 @@ class Training:
         device = next(self.net.parameters()).device
         self._sums = {name: value.to(device) for name, value in training["losses"]["sums"].items()}
         self._count = training["losses"]["count"]
-        self.untrained = training["untrained"]
+        self.untrained, self.skipped = training["untrained"], training["skipped"]
         self.chosen = training["chosen"]
         if self.iteration < max_iter:
             on_schedule = [name for name, choice in self.chosen.items() if choice["iteration"] % eval_every == 0]
             self.chosen = {name: self.chosen[name] for name in on_schedule}
         restore_random_states(training["random"])
+
+    def _newest_state(self) -> tuple[Path, dict]:
+        """The newest state that is whole; a damaged newer one is put aside, so that it never replaces a whole one."""
+        last, previous = (self.folder / name for name in STATES)
+        try:
+            return last, _read_state(last)
+        except InputError as error:
+            if not previous.exists():
+                raise
+            checkpoint = _read_state(previous)
+            print(f"{error}; resuming from {previous}, iteration {checkpoint['iteration']}", file=sys.stderr)
+            if last.exists():
+                last.replace(last.with_name("damaged.pt"))
+            return previous, checkpoint
 
     def _weights(self) -> dict:
         return {
@@ -251,6 +314,13 @@ class Training:
             "iteration": self.iteration,
             "metrics": self.metrics,
         }
+
+
+def _read_state(path: Path) -> dict:
+    checkpoint = read_checkpoint(path)
+    if not {"training", "iteration", "metrics"} <= set(checkpoint):
+        raise InputError(f"{path}: holds weights but no state of a training; it cannot be resumed from")
+    return checkpoint
 
 
 def seed_everything(seed: int) -> None:

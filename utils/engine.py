@@ -2,11 +2,12 @@
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from eval.classification import classification_map
 from eval.detection import evaluate_detections
 from eval.detection_files import Table, localized_table, read_ground_truth, write_detections
+from eval.outputs import write_outputs
 from eval.proposals import DETECTION, localize, video_scores
 from eval.report import mean_map, plot_videos
 from utils.annotations import Annotations
@@ -77,10 +79,11 @@ def train_step(
     optimiser: torch.optim.Optimizer,
     batch: Batch,
     precision: str = "float32",
-) -> dict[str, Tensor]:
-    """One step on one batch; returns the loss terms, detached, on the device.
+) -> tuple[dict[str, Tensor], bool]:
+    """One step on one batch; returns the loss terms, detached, on the device, and whether the weights took the step.
 
-    With ``bf16`` the network runs under autocast, and the losses in float32 on its outputs.
+    With ``bf16`` the network runs under autocast, and the losses in float32 on its outputs. A step with a term or a
+    gradient that is not finite changes neither the weights nor the optimiser's state.
     """
     device = next(net.parameters()).device
     features, labels, pairs = (x.to(device) for x in batch)
@@ -90,8 +93,23 @@ def train_step(
     terms = criterion(outputs, labels, pairs)
     optimiser.zero_grad(set_to_none=True)
     terms["total"].backward()
-    optimiser.step()
-    return {name: value.detach() for name, value in terms.items()}
+    gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    sizes = torch.stack([*terms.values(), torch.nn.utils.get_total_norm(gradients, norm_type=torch.inf)])
+    finite = bool(sizes.isfinite().all())
+    if finite:
+        optimiser.step()
+    return {name: value.detach() for name, value in terms.items()}, finite
+
+
+@contextmanager
+def advice_on_memory(advice: str) -> Iterator[None]:
+    """InputError with this advice, in place of PyTorch's own words, where its memory does not suffice."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise InputError(f"out of memory ({str(error).splitlines()[0]}); {advice}") from None
 
 
 class HoldOut:
@@ -224,17 +242,6 @@ def write_results(
     plot_videos(folder / "videos.png", evaluation.results, annotations, snippet_rate, modalities, title)
 
 
-def write_outputs(path: Path, results: Sequence[VideoResult], classes: Sequence[str], snippet_rate: float) -> None:
-    """What the network said, for pictures: HDF5, a group a video with ``cas`` (T, C + 1), ``attention`` (T,) and
-    ``modality_attention`` (2, T), float16; the classes and the snippets a second are attributes of the file."""
-    with h5py.File(path, "w") as file:
-        file.attrs.update({"classes": list(classes), "snippet_rate": snippet_rate})
-        for result in results:
-            group = file.create_group(result.video_id)
-            for name in ("cas", "attention", "modality_attention"):
-                group.create_dataset(name, data=getattr(result, name).astype(np.float16), compression="gzip")
-
-
 def _defined(value: float) -> float | None:
     return None if np.isnan(value) else value
 
@@ -242,11 +249,12 @@ def _defined(value: float) -> float | None:
 class StopSignal:
     """Ctrl-C, or a cluster's SIGTERM: remembered, so that the step in progress ends and the state is saved.
 
-    A second one stops at once, and loses what came after the last evaluation.
+    A second one stops at once, and loses what came after the last evaluation. ``requested`` is the signal's number,
+    None before there was one.
     """
 
     def __init__(self):
-        self.requested = False
+        self.requested: int | None = None
 
     def __enter__(self) -> "StopSignal":
         self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -258,6 +266,11 @@ class StopSignal:
 
     def _ask(self, number, frame) -> None:
         if self.requested:
-            raise SystemExit("stopped at once; --resume continues from the last evaluation")
-        self.requested = True
+            self.end("stopped at once; the same with --resume continues from the last evaluation")
+        self.requested = number
         print("\nstopping after this step; once more stops at once", file=sys.stderr)
+
+    def end(self, message: str) -> NoReturn:
+        """Leave the program as the signal would have: 130 after Ctrl-C, 143 after SIGTERM."""
+        print(message, file=sys.stderr)
+        raise SystemExit(128 + self.requested)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
-
 from eval.detection_files import Table, read_detections
+from eval.outputs import open_outputs
 from utils.datasets import DATASETS, DatasetSpec
 from utils.errors import InputError, shown
 from utils.files import read_json, read_json_lines, read_yaml
@@ -156,8 +155,5 @@ def _dataset_folder(options: dict, folder: Path, path_dataset: str | Path | None
 
 
 def _snippet_rate(path: Path) -> float:
-    try:
-        with h5py.File(path) as file:
-            return float(file.attrs["snippet_rate"])
-    except (OSError, KeyError) as error:
-        raise InputError(f"{path}: not the outputs of a run ({error})") from None
+    with open_outputs(path) as outputs:
+        return outputs.snippet_rate

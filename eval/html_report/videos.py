@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from eval.average_precision import average_precisions
 from eval.detection import DetectionResult
 from eval.diagnosis import KINDS, error_kinds
+from eval.outputs import open_outputs
 from utils.annotations import Annotations
-from utils.errors import InputError
 
 JUDGED_AT = 0.5  # tIoU
 SHOWN = 50  # detections a class and video that the page holds; soft-NMS leaves hundreds with decayed scores
@@ -76,26 +75,23 @@ def read_curves(path: Path, video_classes: dict[str, Sequence[int]], annotations
 
     A video that the file lacks is left out. InputError: not such a file, a class that the annotations lack.
     """
-    try:
-        with h5py.File(path) as file:
-            columns = {str(name): column for column, name in enumerate(file.attrs["classes"])}
-            rate = float(file.attrs["snippet_rate"])
-            asked = {video: classes for video, classes in video_classes.items() if video in file}
-            return {
-                video: _video_curves(file[video], rate, {c: columns[annotations.classes[c]] for c in classes})
-                for video, classes in asked.items()
-            }
-    except (OSError, KeyError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not the outputs of a run on these annotations ({error})") from None
+    with open_outputs(path) as outputs:
+        columns = {name: column for column, name in enumerate(outputs.classes)}
+        asked = {video: classes for video, classes in video_classes.items() if video in outputs}
+        return {
+            video: _video_curves(
+                outputs[video], outputs.snippet_rate, {c: columns[annotations.classes[c]] for c in classes}
+            )
+            for video, classes in asked.items()
+        }
 
 
-def _video_curves(group: h5py.Group, rate: float, columns: dict[int, int]) -> dict:
-    cas, attention = group["cas"][()], group["attention"][()]
+def _video_curves(curves: dict[str, np.ndarray], rate: float, columns: dict[int, int]) -> dict:
     return {
         "rate": rate,
-        "snippets": len(attention),
-        "attention": [_packed(values) for values in (*group["modality_attention"][()], attention)],
-        "cas": {str(number): _packed(cas[:, column]) for number, column in columns.items()},
+        "snippets": len(curves["attention"]),
+        "attention": [_packed(values) for values in (*curves["modality_attention"], curves["attention"])],
+        "cas": {str(number): _packed(curves["cas"][:, column]) for number, column in columns.items()},
     }
 
 

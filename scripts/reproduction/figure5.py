@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eval.detection_files import Table as Detections
 from eval.html_report.run_folder import Run, read_runs
+from eval.outputs import open_outputs
 from eval.report import DETECTION, FUSED, GROUND_TRUTH
 from utils.annotations import Annotations, Video, load_annotations
 from utils.errors import InputError
@@ -48,7 +48,7 @@ def draw_figure5(
 
 def _known(video_id: str, annotations: Annotations, runs: dict[str, Run]) -> Video:
     for name, run in runs.items():
-        with h5py.File(run.outputs) as outputs:
+        with open_outputs(run.outputs) as outputs:
             if video_id not in outputs or video_id not in annotations.videos:
                 raise InputError(f"{video_id}: not a test video of the run {name}, {run.folder}")
     return annotations.videos[video_id]
@@ -56,8 +56,8 @@ def _known(video_id: str, annotations: Annotations, runs: dict[str, Run]) -> Vid
 
 def _varied(annotations: Annotations, runs: dict[str, Run]) -> list[Video]:
     """Of each class its video with the most instances, the fullest first."""
-    with h5py.File(next(iter(runs.values())).outputs) as outputs:
-        videos = [annotations.videos[video_id] for video_id in outputs if video_id in annotations.videos]
+    with open_outputs(next(iter(runs.values())).outputs) as outputs:
+        videos = [annotations.videos[video_id] for video_id in outputs.video_ids if video_id in annotations.videos]
     fullest: dict[str, Video] = {}
     for video in sorted(videos, key=lambda video: len(video.segments), reverse=True):
         if len(video.segments):
@@ -79,8 +79,8 @@ def _draw_video(part: Figure, video: Video, runs: dict[str, Run]) -> None:
     _draw_segments(axes[0], truth, GROUND_TRUTH)
     axes[0].set(yticks=[0.5], yticklabels=["truth"], ylim=(0, 1))
     for place, (name, run) in zip(axes[1:], runs.items(), strict=True):
-        with h5py.File(run.outputs) as outputs:
-            attention = outputs[video.video_id]["attention"][()].astype(np.float32)
+        with open_outputs(run.outputs) as outputs:
+            attention = outputs[video.video_id]["attention"]
         times = snippets_to_seconds(np.arange(len(attention)) + 0.5, run.snippet_rate)
         found, scores = _best_detections(run.detections, video.video_id, label, max(1, len(truth)))
         _draw_segments(place, found, DETECTION, STRONGEST * scores / max(scores.max(initial=0), 1e-9))

@@ -11,7 +11,7 @@ from options import parse_args, resume_options
 from utils.datasets import DATASETS
 from utils.errors import InputError
 from utils.files import read_json, read_yaml
-from utils.logger import require_same_options
+from utils.run_folder import require_same_options
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TABLES = Path(__file__).resolve().parent / "tables.yaml"

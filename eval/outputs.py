@@ -1,0 +1,74 @@
+"""outputs.h5 of a run: what the network said of each test video, for pictures.
+
+HDF5, a group a video with ``cas`` (T, C + 1), ``attention`` (T,) and ``modality_attention`` (2, T), float16; the
+classes and the snippets a second are attributes of the file.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import h5py
+import numpy as np
+
+from utils.checksums import require_listed_sum
+from utils.errors import InputError
+from utils.files import replacing
+
+CURVES = ("cas", "attention", "modality_attention")
+
+
+def write_outputs(path: str | Path, results: Sequence, classes: Sequence[str], snippet_rate: float) -> None:
+    """Write utils.engine.VideoResult of the test videos; ``snippet_rate`` in snippets a second."""
+    # v110: its metadata have checksums, as the values have by fletcher32
+    with replacing(path) as partial, h5py.File(partial, "w", libver="v110") as file:
+        file.attrs.update({"classes": list(classes), "snippet_rate": snippet_rate})
+        for result in results:
+            group = file.create_group(_group_name(result.video_id))
+            for name in CURVES:
+                values = getattr(result, name).astype(np.float16)
+                group.create_dataset(name, data=values, compression="gzip", fletcher32=True)
+
+
+class Outputs:
+    """An open outputs.h5: `outputs[video_id]` is a dict of the three arrays.
+
+    Attributes:
+        classes: of the columns of ``cas``, without the background, which is the last one.
+        snippet_rate: snippets a second.
+        video_ids: those it has.
+    """
+
+    def __init__(self, file: h5py.File):
+        self._file = file
+        self.classes = [str(name) for name in file.attrs["classes"]]
+        self.snippet_rate = float(file.attrs["snippet_rate"])
+        self.video_ids = [unquote(name) for name in file]
+
+    def __contains__(self, video_id: str) -> bool:
+        return _group_name(video_id) in self._file
+
+    def __getitem__(self, video_id: str) -> dict[str, np.ndarray]:
+        group = self._file[_group_name(video_id)]
+        return {name: group[name][()].astype(np.float32) for name in CURVES}
+
+
+@contextmanager
+def open_outputs(path: str | Path) -> Iterator[Outputs]:
+    """InputError, also for what is read from it inside the block: no such file, a damaged one, or one of others."""
+    path = Path(path)
+    try:
+        require_listed_sum(path)
+        with h5py.File(path, "r") as file:
+            yield Outputs(file)
+    except InputError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{path}: not the outputs of a run ({error})") from None
+
+
+def _group_name(video_id: str) -> str:
+    """Any text as the name of one HDF5 group: a slash would nest it, and a lone dot is the file itself."""
+    name = quote(video_id, safe=" !#$&'()*+,:;=?@[]^`{|}~<>\"\\")
+    return name if name.strip(".") else name.replace(".", "%2E")
