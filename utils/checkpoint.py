@@ -52,7 +52,10 @@ def save_checkpoint(path: str | Path, checkpoint: dict, keep: Path | None = None
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         with partial.open("wb") as file:  # PyTorch's own file writer would hide what the system says
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # its archive could not be closed, because it could not be written
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         if keep is not None and path.exists():
             path.replace(keep)
 
