@@ -15,6 +15,7 @@ import numpy as np
 from utils.checksums import require_listed_sum
 from utils.errors import InputError
 from utils.files import replacing
+from utils.hdf5_checks import follow, require_held, require_own_values, require_unpacked
 
 CURVES = ("cas", "attention", "modality_attention")
 
@@ -40,8 +41,9 @@ class Outputs:
         video_ids: those it has.
     """
 
-    def __init__(self, file: h5py.File):
-        self._file = file
+    def __init__(self, file: h5py.File, size: int):
+        """size: of the file, in bytes."""
+        self._file, self._bytes = file, size
         self.classes = [str(name) for name in file.attrs["classes"]]
         self.snippet_rate = float(file.attrs["snippet_rate"])
         self.video_ids = [unquote(name) for name in file]
@@ -50,8 +52,14 @@ class Outputs:
         return _group_name(video_id) in self._file
 
     def __getitem__(self, video_id: str) -> dict[str, np.ndarray]:
-        group = self._file[_group_name(video_id)]
-        return {name: group[name][()].astype(np.float32) for name in CURVES}
+        return {name: self._read(f"{_group_name(video_id)}/{name}") for name in CURVES}
+
+    def _read(self, path: str) -> np.ndarray:
+        dataset = follow(self._file, path)
+        require_own_values(dataset)
+        require_held(dataset, self._bytes)
+        require_unpacked(dataset)
+        return dataset[()].astype(np.float32)
 
 
 @contextmanager
@@ -61,11 +69,11 @@ def open_outputs(path: str | Path) -> Iterator[Outputs]:
     try:
         require_listed_sum(path)
         with h5py.File(path, "r") as file:
-            yield Outputs(file)
+            yield Outputs(file, path.stat().st_size)
     except InputError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{path}: not the outputs of a run ({error})") from None
+    except Exception as error:  # for flipped bits h5py raises almost anything
+        raise InputError(f"{path}: not the outputs of a run ({error!s:.300})") from None
 
 
 def _group_name(video_id: str) -> str:

@@ -83,10 +83,20 @@ def test_yaml_of_strangers(tmp_path, monkeypatch, text, message):
 
 
 def test_json_of_strangers(tmp_path):
-    for text in ("[" * 100_000 + "]" * 100_000, '{"a": ' * 5_000, "1" * 5_000, '{"a": 1, "a": 2}', "{", "\ud800x"):
+    for text in (
+        "[" * 100_000 + "]" * 100_000,
+        '{"a": ' * 5_000,
+        "1" * 5_000,
+        '{"a": 1, "a": 2}',
+        "{",
+        "\ud800x",
+        r'{"a\ud800": 1}',
+    ):
         (tmp_path / "a.json").write_text(text, errors="surrogatepass")
         with pytest.raises(InputError, match="a.json: "):
             read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text(r'["\ud83d\ude00"]')
+    assert read_json(tmp_path / "a.json") == ["\U0001f600"]
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"b"')
     with pytest.raises(InputError, match="not one JSON value a line"):
         read_json_lines(tmp_path / "a.jsonl")

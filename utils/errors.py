@@ -1,6 +1,7 @@
 """Bad input, said in one line: what, where, what was expected, what to do."""
 
 import argparse
+import io
 import os
 import reprlib
 import signal
@@ -23,7 +24,10 @@ def shown(value: object, length: int = 80) -> str:
     """A value of a file, as a message shows it: short, however long, deep or entangled it is."""
     brief = reprlib.Repr()
     brief.maxlevel, brief.maxstring, brief.maxother, brief.maxlong = 3, length, length, length
-    text = brief.repr(value)
+    try:
+        text = brief.repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        text = f"a {type(value).__name__} that is too long to show"
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
@@ -40,6 +44,9 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
     So does a file that the system does not give or take (no permission, a full disk, a folder in its place).
     A reader that stops early (``| head``) is no error. Ctrl-C ends it with one line and exit status 130.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name need not be in the terminal's character set
     try:
         main()
         sys.stdout.flush()  # so that a full disk or a closed pipe shows here and not after the end

@@ -1,5 +1,6 @@
 """The three forms in which features lie on disk, read as they are stored; `utils/features.py` unites them."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,11 @@ from utils.annotations import RELEASE_SUFFIX
 from utils.datasets import SNIPPET_RATE
 from utils.errors import InputError, shown
 from utils.files import read_json
-from utils.release_format import array_shape, load_array, load_rows, load_video_ids
+from utils.hdf5_checks import dataset_paths, follow, names_in, require_held, require_own_values, require_unpacked
+from utils.release_format import array_shape, load_plain_array, load_rows, load_video_ids
 
 JOINT_SUFFIX = "-I3D-JOINTFeatures.npy"
+_SHORT = 300  # characters of h5py's message
 
 
 class Source(Protocol):
@@ -32,44 +35,71 @@ class Source(Protocol):
 
 
 class HDF5Source:
-    """`/<modality>/<video_id>`; a slash in a video_id nests groups, as HDF5 has it, and links are followed."""
+    """`/<modality>/<video_id>`; a slash in a video_id nests groups, as HDF5 has it.
+
+    Soft links are followed within the file; a group that is linked to from several places is listed at the first. What
+    lies outside the file is never opened, and no values are read for which the file has not the bytes.
+    """
 
     form = "HDF5"
 
     def __init__(self, path: Path):
         self.path = path
         with self._reading("not a readable HDF5 file"):
+            self._bytes = path.stat().st_size
             self._file = h5py.File(path, "r")
-            self._groups = {name: group for name, group in self._file.items() if isinstance(group, h5py.Group)}
             self.simulated = "simulated" in self._file.attrs
+            names = list(names_in(self._file))
+        self._groups = {name: item for name in names if isinstance(item := self._at_root(name), h5py.Group)}
         self.modalities = tuple(self._groups)
+        self._checked: set[tuple[str, str]] = set()
+        self._unpacked: set[tuple[str, str]] = set()
+
+    def _at_root(self, name: str) -> h5py.Group | h5py.Dataset | h5py.Datatype:
+        with self._reading(f"'{name}' cannot be read"):
+            return follow(self._file, name)
 
     def video_ids(self, modality: str) -> list[str]:
         with self._reading(f"the group '{modality}' cannot be read"):
-            return list(_datasets(self._groups[modality]))
+            return list(dataset_paths(self._groups[modality], {self._groups[modality]}))
 
     def rate(self, modality: str) -> float | None:
         with self._reading(f"fps and stride of '{modality}' cannot be read"):
             places = (self._file.attrs, self._groups[modality].attrs)  # the group's own before the file's
-            said = {n: np.squeeze(place[n]).tolist() for place in places for n in ("fps", "stride") if n in place}
+            said = {name: _number(place, name) for place in places for name in ("fps", "stride") if name in place}
         return _snippet_rate(said, f"{self.path}: the attributes of '{modality}'") if said else None
 
     def shape(self, modality: str, video_id: str) -> tuple[int, ...]:
-        with self._reading(f"'{modality}/{video_id}' cannot be read, or links to what is not there"):
-            return getattr(self._groups[modality][video_id], "shape", None) or ()  # () for what holds no array
+        with self._reading(f"'{modality}/{video_id}' cannot be read"):
+            return getattr(self._found(modality, video_id), "shape", None) or ()  # () for what holds no array
 
     def read(self, modality: str, video_id: str) -> np.ndarray:
         with self._reading(f"'{modality}/{video_id}' cannot be read"):
-            return self._groups[modality][video_id][()]
+            found = self._found(modality, video_id)
+            if (modality, video_id) not in self._unpacked and isinstance(found, h5py.Dataset):
+                require_unpacked(found)
+                self._unpacked.add((modality, video_id))
+            return found[()]
+
+    def _found(self, modality: str, video_id: str) -> h5py.Dataset | h5py.Group | h5py.Datatype:
+        """What lies there; of an array it is checked, once, that the file holds what it promises."""
+        found = follow(self._groups[modality], video_id)
+        if (modality, video_id) not in self._checked and isinstance(found, h5py.Dataset) and found.shape is not None:
+            require_own_values(found)
+            require_held(found, self._bytes)
+            self._checked.add((modality, video_id))
+        return found
 
     @contextmanager
     def _reading(self, complaint: str) -> Iterator[None]:
-        """What h5py raises for a damaged file or a dangling link -> InputError."""
+        """What h5py raises for a damaged file, and the functions below for one not to be opened -> InputError."""
         try:
             yield
-        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = error.args[-1] if error.args else type(error).__name__
-            raise InputError(f"{self.path}: {complaint} ({reason})") from None
+        except MemoryError:
+            raise InputError(f"{self.path}: {complaint} (it does not fit into memory)") from None
+        except Exception as error:  # for flipped bits h5py raises almost anything
+            reason = str(error.args[-1] if error.args else type(error).__name__)
+            raise InputError(f"{self.path}: {complaint} ({reason[:_SHORT]})") from None
 
 
 class FolderSource:
@@ -99,7 +129,7 @@ class FolderSource:
         return array_shape(self._files[modality][video_id])
 
     def read(self, modality: str, video_id: str) -> np.ndarray:
-        return load_array(self._files[modality][video_id])
+        return load_plain_array(self._files[modality][video_id])
 
 
 class JointSource:
@@ -141,10 +171,10 @@ class JointSource:
 
 def open_source(path: Path) -> Source:
     """What `path` (a dataset folder or a feature file) holds; InputError if that is nothing we know."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
     if path.is_file():
         return JointSource(path) if path.name.endswith(JOINT_SUFFIX) else HDF5Source(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such file or folder")
     files = [path / "features.h5"] if (path / "features.h5").is_file() else sorted(path.glob("*.h5"))
     files = files or sorted(path.glob(f"*{JOINT_SUFFIX}"))
     if len(files) > 1:
@@ -158,14 +188,12 @@ def open_source(path: Path) -> Source:
     )
 
 
-def _datasets(group: h5py.Group, above: tuple[h5py.Group, ...] = ()) -> Iterator[str]:
-    """The paths under a group of all that is no group itself; of a group that links to one above it, nothing."""
-    for name in group:
-        child = group.get(name)  # None for a dangling link, which is reported when it is read
-        if not isinstance(child, h5py.Group):
-            yield name
-        elif child not in (*above, group):
-            yield from (f"{name}/{path}" for path in _datasets(child, (*above, group)))
+def _number(attributes: h5py.AttributeManager, name: str) -> object:
+    """The number that an attribute holds; of another attribute what it is, unread."""
+    attribute = attributes.get_id(name)
+    if attribute.shape is None or math.prod(attribute.shape) != 1 or attribute.dtype.kind not in "biuf":
+        return f"{attribute.dtype} of shape {attribute.shape}"
+    return np.asarray(attributes[name]).item()
 
 
 def _snippet_rate(said: Mapping[str, object], where: str) -> float:

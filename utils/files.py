@@ -95,13 +95,16 @@ def read_json(path: str | Path) -> object:
     """The content of a JSON file.
 
     InputError if it cannot be read, is empty, cut off or something else, is nested too deep (about a thousand
-    levels), or gives a key twice in one object.
+    levels), gives a key twice in one object, or has text that is none (half of a surrogate pair).
     """
     text = read_text(path, "JSON")
     if not text.strip():
         raise InputError(f"{path}: the file is empty")
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        content = json.loads(text, object_pairs_hook=_object)
+        if "\\ud" in text.lower():  # half of a pair makes a text that no file and no screen takes
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:

@@ -1,0 +1,415 @@
+"""Strangers' .npy files: what numpy wrote is read as numpy reads it; nothing else runs, takes memory or ends badly."""
+
+import io
+import os
+import pickle
+import random
+import struct
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from scripts import fuzz
+from tests.conftest import ROOT
+from utils import release_format
+from utils.errors import InputError
+from utils.release_format import array_shape, load_array, load_names, load_plain_array
+
+MEGABYTE = 2**20
+
+
+def header(shape, descr="|O", version=(1, 0)) -> bytes:
+    """The start of a .npy file that claims this, true or not."""
+    text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape!r}, }}".encode() + b"\n"
+    length = struct.pack("<H" if version == (1, 0) else "<I", len(text))
+    return b"\x93NUMPY" + bytes(version) + length + text
+
+
+def objects(*rows) -> np.ndarray:
+    array = np.empty(len(rows), dtype=object)
+    for number, row in enumerate(rows):
+        array[number] = row
+    return array
+
+
+def pickled(array, protocol=4) -> bytes:
+    """An object-dtype .npy file of any protocol."""
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, np.lib.format.header_data_from_array_1_0(array))
+    pickle.dump(array, content, protocol=protocol)
+    return content.getvalue()
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<i", len(value)) + value.encode()
+
+
+def dtype(code: str, order="<", state: bytes | None = None) -> bytes:
+    state = b"(K\x03" + text(order) + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb" if state is None else state
+    return b"cnumpy\ndtype\n" + text(code) + b"\x89\x88\x87R" + state
+
+
+def array(shape: bytes, made_dtype: bytes, content: bytes) -> bytes:
+    """The operations that make an array."""
+    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+    return empty + b"(K\x01" + shape + made_dtype + b"\x89" + content + b"tb"
+
+
+def holding(operations: bytes) -> bytes:
+    """An object-dtype .npy file of one row, made by these operations of a pickle."""
+    return header((1,)) + b"\x80\x04" + array(b"K\x01\x85", dtype("O8", "|"), b"]" + operations + b"a") + b"."
+
+
+def bytes8(count: int) -> bytes:
+    return b"\x8e" + struct.pack("<Q", count)
+
+
+HUGE = b"\x8a\x06" + (2**40).to_bytes(6, "little")  # the number 2**40
+ONES = b"](" + b"K\x01" * 1000 + b"e"
+
+
+def levels(count: int) -> bytes:
+    """A list of 1000 references to a list of 1000 references, and so on: 5 KB for 1000**count values."""
+    refer = b"".join(b"q%c](" % level + b"h%c" % level * 1000 + b"e" for level in range(count - 1))
+    return ONES + refer
+
+
+HOSTILE = {
+    "a command": b"cposix\nsystem\n" + text("touch ran") + b"\x85R",
+    "a command by its names on the stack": text("posix") + text("system") + b"\x93" + text("touch ran") + b"\x85R",
+    "a command in a list in a dict": b"}" + text("a") + b"]cos\nsystem\n" + text("touch ran") + b"\x85Ras",
+    "an evaluation": b"cbuiltins\neval\n" + text("open('ran', 'w')") + b"\x85R",
+    "a function of numpy": b"cnumpy\nsave\n" + text("ran") + b"K\x01\x86R",
+    "a command in an inner array": array(
+        b"K\x01\x85", dtype("O8", "|"), b"]cos\nsystem\n" + text("touch ran") + b"\x85Ra"
+    ),
+    "an instance by INST": b"(" + text("touch ran") + b"ios\nsystem\n",
+    "an instance by OBJ": b"(cos\nsystem\n" + text("touch ran") + b"o",
+    "an instance by NEWOBJ": b"cnumpy\nndarray\nK\x03\x85\x85\x81",
+    "an instance by NEWOBJ_EX": b"cnumpy\nndarray\nK\x03\x85\x85}\x92",
+    "a persistent id": b"Pabc\n",
+    "a persistent id on the stack": text("abc") + b"Q",
+    "a registered extension": b"\x82\x01",
+    "a buffer from elsewhere": b"\x97",
+    "a state for a function": b"c_codecs\nencode\n}" + text("__code__") + b"Nsb",
+    "a state for a class": b"cnumpy\nndarray\n}" + text("__len__") + b"Nsb",
+    "a state for a list": b"]}" + text("a") + b"Nsb",
+    "a class among the values": b"cnumpy\nndarray\n",
+    "a dtype among the values": dtype("f4"),
+    "another codec": b"c_codecs\nencode\n" + text("abc") + text("zip") + b"\x86R",
+    "a memo index": b"Nr\xff\xff\xff\x7f",
+    "a memo index that nothing has": b"j\xff\xff\xff\x7f",
+    "bytes that are not there": bytes8(2**40),
+    "bytes past counting": bytes8(2**64 - 1),
+    "a byte array that is not there": b"\x96" + struct.pack("<Q", 2**33),
+    "text that is not there": b"\x8d" + struct.pack("<Q", 2**33),
+    "a Python 2 string that is not there": b"T\xff\xff\xff\x7f",
+    "a Python 2 string of negative length": b"T\xff\xff\xff\xff",
+    "a long number that is not there": b"\x8b\xff\xff\xff\x7f",
+    "a number of 5000 digits": b"\x8b" + struct.pack("<i", 3000) + b"\x7f" * 3000,
+    "lists ten thousand deep": b"]" * 10_000 + b"a" * 9_999,
+    "tuples ten thousand deep": b")" + b"\x85" * 10_000,
+    "a list of itself": b"]q\x07h\x07a",
+    "an array of itself": array(b"K\x01\x85", dtype("O8", "|") + b"q\x07", b"]q\x08h\x08a"),
+    "shared lists": levels(4),
+    "shared text": b"](" + text("a" * 10**5) + b"q\x07" + b"h\x07" * 1000 + b"e",
+    "a shared array": b"]("
+    + array(b"M\x10\x27\x85", dtype("i1"), b"B\x10\x27\x00\x00" + bytes(10**4))
+    + b"q\x07"
+    + b"h\x07" * 1000
+    + b"e",
+    "numbers for keys": b"}(" + b"K\x01NK\x02Nu",
+    "a list for a key": b"}]Ns",
+    "numpy.ndarray called": b"cnumpy\nndarray\n" + HUGE + b"\x85\x85R",
+    "a shape without its bytes": array(HUGE + b"\x85", dtype("f4"), b"C\x04abcd"),
+    "a shape that overflows": array(HUGE + HUGE + HUGE + b"\x87", dtype("f4"), b"C\x04abcd"),
+    "a negative shape": array(b"J\xff\xff\xff\xffJ\xff\xff\xff\xff\x86", dtype("i1"), b"C\x01a"),
+    "an empty array of a size": array(b"K\x00" + HUGE + b"\x86", dtype("f4"), b"C\x00"),
+    "text of no size": array(HUGE + b"\x85", dtype("U0"), b"C\x00"),
+    "65 dimensions": array(b"(" + b"K\x01" * 65 + b"t", dtype("i1"), b"C\x01a"),
+    "a shape of numbers with a point": array(b"G" + struct.pack(">d", 4) + b"\x85", dtype("i1"), b"C\x04abcd"),
+    "objects without their list": array(HUGE + b"\x85", dtype("O8", "|"), b"]Na"),
+    "objects from bytes": array(b"K\x01\x85", dtype("O8", "|"), b"C\x08abcdefgh"),
+    "numbers from objects": array(b"K\x01\x85", dtype("f8"), b"]Na"),
+    "an object by its address": b"cnumpy.core.multiarray\nscalar\n" + dtype("O8", "|") + b"C\x08abcdefgh\x86R",
+    "objects from a buffer": b"cnumpy.core.numeric\n_frombuffer\n(C\x08abcdefgh"
+    + dtype("O8", "|")
+    + b"K\x01\x85"
+    + text("C")
+    + b"tR",
+    "a buffer that is too short": b"cnumpy.core.numeric\n_frombuffer\n(C\x01a"
+    + dtype("f4")
+    + HUGE
+    + b"\x85"
+    + text("C")
+    + b"tR",
+    "a number that is too short": b"cnumpy.core.multiarray\nscalar\n" + dtype("S999999999") + b"C\x01a\x86R",
+    "an array filled twice": array(b"K\x01\x85", dtype("i1"), b"C\x01a")
+    + b"(K\x01K\x01\x85"
+    + dtype("i1")
+    + b"\x89C\x01atb",
+    "records": array(b"K\x01\x85", dtype("V8"), b"C\x08abcdefgh"),
+    "a dtype of several": array(b"K\x01\x85", dtype("f4,f4"), b"C\x08abcdefgh"),
+    "a dtype that is a number": b"cnumpy\ndtype\nK\x07\x89\x88\x87R",
+    "dates": array(b"K\x01\x85", dtype("M8"), b"C\x08abcdefgh"),
+    "a dtype with metadata": array(
+        b"K\x01\x85",
+        dtype("f4", state=b"(K\x04" + text("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00}tb"),
+        b"C\x04abcd",
+    ),
+    "a dtype with fields": array(
+        b"K\x01\x85",
+        dtype("f4", state=b"(K\x03" + text("<") + b"N" + text("x") + b"\x85}K\x04K\x01K\x00tb"),
+        b"C\x04abcd",
+    ),
+    "a dtype with a state of another kind": dtype("f4", state=b"}b"),
+    "a dtype of another byte order": dtype("f4", order="what"),
+    "characters that there are not": array(b"K\x01\x85", dtype("U1"), b"C\x04\xff\xff\xff\xff"),
+    "a letter that there is not": b"cnumpy.core.multiarray\nscalar\n" + dtype("U1") + b"C\x04\xff\xff\xff\xff\x86R",
+    "no mark": b"t",
+    "nothing to take": b"0",
+    "an operation that there is not": b"\xff",
+}
+
+
+def refused(path, content: bytes, folder=None) -> str:
+    """Reading it is refused in one line that names it, with no file made and no memory to speak of taken."""
+    path.write_bytes(content)
+    before = sorted(os.listdir(folder or path.parent))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError) as error:
+            load_array(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sorted(os.listdir(folder or path.parent)) == before
+    assert peak < 4 * MEGABYTE + 100 * len(content)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    assert len(message) < 600
+    return message
+
+
+@pytest.mark.parametrize("operations", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_pickle_is_refused(tmp_path, monkeypatch, operations):
+    monkeypatch.chdir(tmp_path)
+    refused(tmp_path / "a.npy", holding(operations))
+
+
+def test_the_bed_of_the_hostile_pickles_is_sound(tmp_path):
+    """Or all of them would be refused for another reason."""
+    made = array(b"K\x02\x85", dtype("f4", ">"), b"C\x08" + struct.pack(">ff", 1, 2))
+    (tmp_path / "a.npy").write_bytes(holding(b"](" + made + text("word") + ONES + b"e"))
+    ((numbers, word, ones),) = load_array(tmp_path / "a.npy")
+    assert (numbers.tolist(), word, ones) == ([1, 2], "word", [1] * 1000)
+
+
+def test_a_refusal_says_what_for(tmp_path):
+    for name, says in (
+        ("a command", "'posix', 'system'"),
+        ("a persistent id", "PERSID"),
+        ("a list of itself", "deeper than 8 levels"),
+        ("shared text", "repeats its parts"),
+        ("a shape without its bytes", "promises 4,398,046,511,104, and holds 4"),
+    ):
+        assert says in refused(tmp_path / "a.npy", holding(HOSTILE[name]))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "not a .npy file"),
+        (b"\x93NUMPY", "not a .npy file"),
+        (b"PK\x03\x04" + bytes(99), "not a .npy file"),
+        (header((4,), "<f4", version=(4, 0)) + bytes(16), "version (4, 0)"),
+        (header((4,), "<f4") + bytes(15), "promises 16 bytes, the file holds 15"),
+        (header((4,), "<f4") + bytes(17), "promises 16 bytes, the file holds 17"),
+        (header((2**40,), "<f4"), "promises 4,398,046,511,104 bytes, the file holds 0"),
+        (header((2**40, 2**40, 2**40), "<f4"), "the file holds 0"),
+        (header((2**40,), "|O") + b"N.", "promises"),
+        (header((-1, -1), "|i1") + b"a", "which no array has"),
+        (header((0, 2**40), "<f4"), "which no array has"),
+        (header((1,) * 65, "|i1") + b"a", "which no array has"),
+        (header((True,), "|i1") + b"a", "expected whole numbers"),
+        (header((2**40,), "|S0"), "promises"),
+        (header((1,), "<M8[s]") + bytes(8), "its dtype is"),
+        (header((1,), "<c8") + bytes(8), "its dtype is"),
+        (header((1,), "|V8") + bytes(8), "its dtype is"),
+        (header((1,), [("x", "<f4")]) + bytes(4), "its dtype is"),
+        (header((1,), [("x", "|O")]) + b"N.", "its dtype is"),
+        (header((1,), ("<f4", (2, 2))) + bytes(16), "its dtype is"),
+        (header((1,), "<U1") + b"\xff" * 4, "characters that there are not"),
+        (b"\x93NUMPY\x02\x00\xff\xff\xff\xff{", "not a .npy file"),
+        (b"\x93NUMPY\x02\x00" + struct.pack("<I", 10**5) + b" " * 10**5, "not a .npy file"),
+        (b"\x93NUMPY\x01\x00" + struct.pack("<H", 8000) + b"[" * 8000, "not a .npy file"),
+        (b"\x93NUMPY\x01\x00" + struct.pack("<H", 9) + b"{1if 0: 1", "not a .npy file"),
+        (b"\x93NUMPY\x01\x00" + struct.pack("<H", 9) + b"{[]: 1}  ", "not a .npy file"),
+        (holding(b"N") + b".", "goes on behind"),
+        (holding(b"N")[:-1], "not a .npy file"),
+        (header((2,)) + holding(b"N").split(b"\n", 1)[1], "promises objects of shape (2,)"),
+        (header((1,)) + b"\x80\x04]Na.", "the content is another"),
+        (header((1,)) + b"\x80\x04NN.", "not a .npy file"),
+        (header((1,)) + b"\x80\x04.", "not a .npy file"),
+    ],
+)
+def test_a_file_that_is_not_what_it_says(tmp_path, content, says):
+    assert says in refused(tmp_path / "a.npy", content)
+
+
+def test_a_pickle_of_endless_operations(tmp_path, monkeypatch):
+    monkeypatch.setattr(release_format, "MAX_OPERATIONS", 500)
+    assert "more than 500 operations" in refused(tmp_path / "a.npy", holding(b"N" * 500))
+
+
+def test_a_shape_is_not_believed_either(tmp_path):
+    (tmp_path / "a.npy").write_bytes(header((2**40, 1024), "<f4") + bytes(64))
+    with pytest.raises(InputError, match="the file holds 64"):
+        array_shape(tmp_path / "a.npy")
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npy")  # to open it would wait for a writer
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "round.npy").symlink_to(tmp_path / "round.npy")
+    for name in ("pipe", "folder", "round", "absent", "a\0b"):
+        for read in (load_array, load_plain_array, array_shape):
+            with pytest.raises(InputError):
+                read(tmp_path / f"{name}.npy")
+
+
+def test_a_pickle_is_not_opened_where_numbers_are_expected(tmp_path):
+    np.save(tmp_path / "a.npy", objects([1]))
+    with pytest.raises(InputError, match="object dtype; expected numbers"):
+        load_plain_array(tmp_path / "a.npy")
+
+
+def test_a_name_that_is_a_long_number_is_shown(tmp_path):
+    (tmp_path / "a.npy").write_bytes(holding(b"\x8a\xff" + b"\x7f" * 255))
+    with pytest.raises(InputError, match="row 0: expected a name, found 62871626"):
+        load_names(tmp_path / "a.npy")
+
+
+def same(first, second) -> bool:
+    """Equal in type, dtype, shape and content, all the way down."""
+    if isinstance(first, np.ndarray):
+        alike = isinstance(second, np.ndarray) and (first.dtype, first.shape) == (second.dtype, second.shape)
+        if not alike or not first.dtype.hasobject:
+            return alike and first.tobytes() == second.tobytes()
+        return same(list(first.flat), list(second.flat))
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    if isinstance(first, dict):
+        return same(list(first.items()), list(second.items()))
+    return first == second or first != first
+
+
+PLAIN = st.sampled_from(["b1", "i1", "<u2", ">i4", "<f2", "<f4", ">f8", "S3", "<U2", ">U2"])
+SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
+ARRAYS = PLAIN.flatmap(lambda code: hnp.arrays(np.dtype(code), SHAPES)) | SHAPES.map(
+    lambda shape: np.arange(np.prod(shape, dtype=int), dtype="f4").reshape(shape).T
+)
+VALUES = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=3)
+VALUES |= st.binary(max_size=3) | ARRAYS | ARRAYS.filter(np.size).map(lambda made: made.flat[0])
+NESTED = st.recursive(
+    VALUES,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+        | st.lists(inner, max_size=3).map(lambda rows: objects(*rows))
+    ),
+    max_leaves=6,
+)
+
+
+@given(rows=st.lists(NESTED, max_size=4), protocol=st.integers(2, 5))
+def test_what_numpy_writes_is_read_as_numpy_reads_it(tmp_path_factory, rows, protocol):
+    path = tmp_path_factory.getbasetemp() / "rows.npy"
+    for content in (pickled(objects(*rows), protocol), pickled(objects(*rows, rows), protocol)):
+        path.write_bytes(content)
+        expected = np.load(path, allow_pickle=True)
+        assert same(load_array(path), expected)
+        old = content.replace(b"numpy._core", b"numpy.core") if protocol < 4 else content  # as numpy 1 named it
+        path.write_bytes(old)
+        assert same(load_array(path), expected)
+
+
+@given(made=ARRAYS)
+def test_plain_arrays_are_read_as_numpy_reads_them(tmp_path_factory, made):
+    path = tmp_path_factory.getbasetemp() / "plain.npy"
+    np.save(path, made)
+    for read in (load_array, load_plain_array):
+        assert same(read(path), np.load(path))
+    assert array_shape(path) == made.shape
+
+
+def test_the_release_is_read_as_numpy_reads_it(reference):
+    files = sorted((reference / "data" / "thumos14" / "Thumos14reduced-Annotations").glob("*.npy"))
+    assert len(files) == 9
+    for path in files:
+        expected = np.load(path, allow_pickle=True, encoding="bytes")
+        assert same(load_array(path), expected)
+        assert array_shape(path) == expected.shape
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_joint_file_takes_the_memory_of_its_content(tmp_path, protocol):
+    rows = objects(*(np.full((2**10, 2**10), number, dtype=np.float32) for number in range(4)))
+    (tmp_path / "a.npy").write_bytes(pickled(rows, protocol))
+    tracemalloc.start()
+    loaded = load_array(tmp_path / "a.npy")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [row[0, 0] for row in loaded] == [0, 1, 2, 3]
+    assert peak < 16 * MEGABYTE * (2.5 if protocol == 2 else 1.5)
+
+
+def damaged(whole: bytes, rng: random.Random) -> bytes:
+    """A file with some bytes changed, or cut off."""
+    content = bytearray(whole)
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
+        content[rng.randrange(len(content))] = rng.randrange(256)
+    return bytes(content[: rng.randrange(len(content))] if rng.random() < 0.2 else content)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_damaged_files_are_read_or_refused(tmp_path, protocol):
+    rows = objects(
+        np.eye(3, dtype=np.float32), [b"Dive", "Clap"], np.array(["a", "bc"]), np.float64(1), {"a": (1, 2.5)}
+    )
+    np.save(tmp_path / "a.npy", np.eye(4, dtype=np.float16))
+    whole = pickled(rows, protocol) if protocol else (tmp_path / "a.npy").read_bytes()
+    rng = random.Random(protocol)
+    outcomes = set()
+    for _ in range(400):
+        (tmp_path / "a.npy").write_bytes(damaged(whole, rng))
+        try:
+            array_shape(tmp_path / "a.npy")
+            outcomes.add(type(load_array(tmp_path / "a.npy")))
+        except InputError as error:
+            assert "\n" not in str(error)
+            outcomes.add(InputError)
+    assert outcomes == {np.ndarray, InputError}
+
+
+def test_the_fuzzer_says_what_it_needs(run_main, monkeypatch):
+    monkeypatch.setitem(sys.modules, "atheris", None)
+    status, _, stderr = run_main(fuzz.main, "npy")
+    assert status == 2
+    assert stderr == "error: the fuzzer needs atheris, which is not installed here: pip install atheris\n"
+
+
+def test_the_fuzzer_explains_itself():
+    done = subprocess.run([sys.executable, ROOT / "scripts/fuzz.py", "--help"], capture_output=True, text=True)
+    assert "--seconds N" in done.stdout
+    assert "--seconds 600" in done.stdout
