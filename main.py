@@ -10,6 +10,8 @@ from model import CO2Net
 from options import parse_args, resume_options, run_options
 from utils.annotations import load_annotations
 from utils.checkpoint import Training, read_checkpoint, seed_everything
+from utils.dataset_check import require_usable, startup_findings, summary_lines
+from utils.dataset_faults import WARNING
 from utils.datasets import DATASETS, DatasetSpec
 from utils.engine import (
     PROTOCOLS,
@@ -47,6 +49,10 @@ def train(args: Namespace, folder: RunFolder) -> None:
     device, spec, run = choose_device(args.device), DATASETS[args.dataset], folder.path
     annotations = load_annotations(args.path_dataset)
     store = open_features(args.path_dataset, args.modalities)
+    findings = startup_findings(store, annotations, spec, args.missing_features)
+    require_usable(findings, args.path_dataset)
+    for line in summary_lines(finding for finding in findings if finding.severity == WARNING):
+        print(f"warning: {line}")
     train_ids, holdout_ids = split_holdout(annotations, spec.train_subset, args.holdout, args.seed)
     train, test = (
         open_subset(store, annotations, spec, subset, args.missing_features, video_ids)

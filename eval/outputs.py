@@ -15,16 +15,15 @@ import numpy as np
 from utils.checksums import require_listed_sum
 from utils.errors import InputError
 from utils.files import replacing
-from utils.hdf5_checks import follow, require_held, require_own_values, require_unpacked
+from utils.hdf5 import create_hdf5, follow, require_held, require_own_values, require_unpacked, set_attributes
 
 CURVES = ("cas", "attention", "modality_attention")
 
 
 def write_outputs(path: str | Path, results: Sequence, classes: Sequence[str], snippet_rate: float) -> None:
     """Write utils.engine.VideoResult of the test videos; ``snippet_rate`` in snippets a second."""
-    # v110: its metadata have checksums, as the values have by fletcher32
-    with replacing(path) as partial, h5py.File(partial, "w", libver="v110") as file:
-        file.attrs.update({"classes": list(classes), "snippet_rate": snippet_rate})
+    with replacing(path) as partial, create_hdf5(partial) as file:
+        set_attributes(file, {"classes": [name.encode() for name in classes], "snippet_rate": snippet_rate})
         for result in results:
             group = file.create_group(_group_name(result.video_id))
             for name in CURVES:
@@ -44,7 +43,7 @@ class Outputs:
     def __init__(self, file: h5py.File, size: int):
         """size: of the file, in bytes."""
         self._file, self._bytes = file, size
-        self.classes = [str(name) for name in file.attrs["classes"]]
+        self.classes = [name.decode() for name in file.attrs["classes"].tolist()]
         self.snippet_rate = float(file.attrs["snippet_rate"])
         self.video_ids = [unquote(name) for name in file]
 

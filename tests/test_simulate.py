@@ -1,6 +1,8 @@
 """Simulated features: reproducible, whole, shaped like the problem, and never in the place of real ones."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,16 +13,24 @@ import pytest
 
 from tests.conftest import ROOT
 from utils.annotations import annotations_to_json, load_annotations, parse_annotations
+from utils.checksums import SUMS, listed_sums, require_listed_sum
 from utils.errors import InputError
 from utils.features import open_features
-from utils.simulate import invent_timeline, simulate_features, simulate_video
+from utils.simulate import MARK, invent_timeline, simulate_features, simulate_video
 
+BAD_NAMES = ("a//b", "/a", "a/./b", "a\0", "", "\ud800", "/".join("a" * 17))
 DEMO = parse_annotations(invent_timeline(20, 4, seed=1), "the invented timeline")
 
 
 def contents(folder) -> dict[str, np.ndarray]:
     store = open_features(folder)
     return {video_id: store[video_id] for video_id in store.video_ids}
+
+
+def check_sums(folder) -> bool:
+    for name in listed_sums(folder):
+        require_listed_sum(folder / name)
+    return sorted(listed_sums(folder)) == ["annotations.json", "features.h5"]
 
 
 def test_what_is_written_fits_the_timeline(tmp_path):
@@ -33,7 +43,7 @@ def test_what_is_written_fits_the_timeline(tmp_path):
         assert store.num_snippets(video.video_id) == int(video.duration * 25 / 16)
         assert store[video.video_id].min() >= 0
     with h5py.File(path) as file:
-        assert "simulated" in file.attrs["simulated"]
+        assert b"simulated" in file.attrs["simulated"]
         assert file["rgb/train_0000"].dtype == np.float16
 
 
@@ -100,7 +110,8 @@ def test_another_seed_may_replace_what_was_simulated(tmp_path):
     other = parse_annotations(invent_timeline(3, 2, seed=9), "x")
     simulate_features(other, tmp_path, (4, 4), seed=0)
     assert len(contents(tmp_path)) == len(load_annotations(tmp_path).videos) == 3
-    assert not list(tmp_path.glob("*partial*"))
+    assert sorted(os.listdir(tmp_path)) == [SUMS, "annotations.json", "features.h5"]
+    assert check_sums(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["features.h5", "r2plus1d.h5", "x-I3D-JOINTFeatures.npy", "rgb/v.npy"])
@@ -119,6 +130,38 @@ def test_other_annotations_are_never_replaced(tmp_path):
         simulate_features(DEMO, tmp_path, (4, 4))
     simulate_features(load_annotations(tmp_path), tmp_path, (4, 4))  # beside its own annotations: fine
     assert (tmp_path / "annotations.json").read_bytes() == before
+    assert check_sums(tmp_path)
+
+
+def test_what_was_simulated_before_there_were_checksums_may_be_replaced(tmp_path):
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        file.attrs["simulated"] = MARK
+    simulate_features(DEMO, tmp_path, (4, 4))
+    assert len(contents(tmp_path)) == 20
+
+
+@pytest.mark.parametrize(
+    "killed_in", ["utils.simulate.simulate_video", "utils.convert.write_json", "utils.convert.sums_text"]
+)
+def test_a_kill_leaves_whole_files_and_no_sums_that_accuse_them(tmp_path, killed_in):
+    """Before, between and after the two files take their names."""
+    simulate_features(DEMO, tmp_path, (4, 4), seed=0)
+    old = (tmp_path / "features.h5").read_bytes()
+    code = f"""
+import os, signal
+from unittest import mock
+from tests.test_simulate import DEMO, simulate_features
+with mock.patch({killed_in!r}, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)):
+    simulate_features(DEMO, {str(tmp_path)!r}, (4, 4), seed=1)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(contents(tmp_path)) == len(load_annotations(tmp_path).videos) == 20
+    assert ((tmp_path / "features.h5").read_bytes() == old) == (killed_in != "utils.convert.sums_text")
+    assert (tmp_path / SUMS).exists() == (killed_in == "utils.simulate.simulate_video")
+    assert not (tmp_path / SUMS).exists() or check_sums(tmp_path)
+    simulate_features(DEMO, tmp_path, (4, 4), seed=1)
+    assert check_sums(tmp_path)
 
 
 def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
@@ -136,9 +179,10 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
         ({"v": {"subset": "t"}}, (4, 4), 0, "neither a duration nor a segment"),
         ({"v": {"subset": "t", "duration": 9}}, (4, 0), 0, "widths"),
         ({"v": {"subset": "t", "duration": 9}}, (4, 4), -1, "seed"),
+        ({"v": {"subset": "t", "duration": 9}}, (4, 4), 2**63, "seed"),
         ({"v": {"subset": "t", "duration": 1e15}}, (4, 4), 0, "do not fit"),
         ({name: {"subset": "t", "duration": 9} for name in ("a", "a/b")}, (4, 4), 0, "hold a video named 'a/b'"),
-        *(({name: {"subset": "t", "duration": 9}}, (4, 4), 0, "rename") for name in ("a//b", "/a", "a/./b", "a\0", "")),
+        *(({name: {"subset": "t", "duration": 9}}, (4, 4), 0, "rename") for name in BAD_NAMES),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, database, dims, seed, says):

@@ -13,7 +13,7 @@ from utils.annotations import RELEASE_SUFFIX
 from utils.datasets import SNIPPET_RATE
 from utils.errors import InputError, shown
 from utils.files import read_json
-from utils.hdf5_checks import dataset_paths, follow, names_in, require_held, require_own_values, require_unpacked
+from utils.hdf5 import dataset_paths, follow, names_in, require_held, require_own_values, require_unpacked
 from utils.release_format import array_shape, load_plain_array, load_rows, load_video_ids
 
 JOINT_SUFFIX = "-I3D-JOINTFeatures.npy"

@@ -9,7 +9,8 @@ modalities side by side. Three forms are read (utils/feature_files.py):
 * the releases' `<name>-I3D-JOINTFeatures.npy` (RGB first, flow last, 25 fps, stride 16), whose rows
   `<name>-Annotations/videoname.npy` names.
 
-Run `python -m utils.features DIR` to see what a folder holds and whether it fits its annotations.
+Run `python -m utils.features DIR` to see what a folder holds and whether it fits its annotations, and with `--check`
+to find all that is wrong with it (utils/dataset_check.py).
 """
 
 from collections.abc import Sequence
@@ -17,19 +18,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from utils.annotations import Annotations, Video, load_annotations
-from utils.datasets import SNIPPET_RATE
-from utils.errors import InputError, OneLineParser, exit_on_input_error
+from utils.errors import InputError, exit_on_input_error
 from utils.feature_files import Source, open_source
 
 DIFFERENCE_SUFFIX = "_diff"
-LISTED = 5  # how many video_ids a message names
-RATE_NOT_GIVEN = (
-    f"not given: the dataset's {SNIPPET_RATE} is assumed; say otherwise in features.json (of .npy folders) or in "
-    "the attributes (of HDF5): fps and stride"
-)
 
 
 class FeatureStore:
@@ -38,14 +31,15 @@ class FeatureStore:
     def __init__(self, source: Source, modalities: Sequence[str]):
         self.source = source
         self.modalities = tuple(modalities)
-        self._stored = tuple(_stored_modality(source, modality) for modality in self.modalities)
+        # What each is made from; the same twice where it comes with its own difference.
+        self.stored_modalities = tuple(_stored_modality(source, modality) for modality in self.modalities)
 
     @cached_property
     def video_ids(self) -> list[str]:
         """The videos that have every asked modality, in the file's order."""
-        listed = {stored: self.source.video_ids(stored) for stored in self._stored}
+        listed = {stored: self.source.video_ids(stored) for stored in self.stored_modalities}
         shared = set.intersection(*map(set, listed.values()))
-        return [video_id for video_id in listed[self._stored[0]] if video_id in shared]
+        return [video_id for video_id in listed[self.stored_modalities[0]] if video_id in shared]
 
     @cached_property
     def _known(self) -> frozenset[str]:
@@ -66,8 +60,8 @@ class FeatureStore:
         """
         if not self.video_ids:
             raise InputError(f"{self.source.path}: no video has all of {list(self.modalities)}")
-        shapes = [self.source.shape(stored, self.video_ids[0]) for stored in self._stored]
-        for stored, shape in zip(self._stored, shapes, strict=True):
+        shapes = [self.source.shape(stored, self.video_ids[0]) for stored in self.stored_modalities]
+        for stored, shape in zip(self.stored_modalities, shapes, strict=True):
             if len(shape) != 2 or shape[1] == 0:
                 raise self._bad_shape(stored, self.video_ids[0], shape, "(snippets, channels), one channel at least")
         return tuple(shape[1] for shape in shapes)
@@ -79,7 +73,7 @@ class FeatureStore:
     @cached_property
     def snippet_rate(self) -> float | None:
         """Snippets a second; None where the features do not say. InputError if the modalities disagree."""
-        rates = {self.source.rate(stored) for stored in self._stored} - {None}
+        rates = {self.source.rate(stored) for stored in self.stored_modalities} - {None}
         if len(rates) > 1:
             raise InputError(f"{self.source.path}: the modalities have different snippet rates: {sorted(rates)}")
         return rates.pop() if rates else None
@@ -88,7 +82,7 @@ class FeatureStore:
         """T of one video, from its stored shape. InputError: not (T, D), another width, different T."""
         self._require(video_id)
         lengths = {}
-        for modality, stored, width in zip(self.modalities, self._stored, self.modality_dims, strict=True):
+        for modality, stored, width in zip(self.modalities, self.stored_modalities, self.modality_dims, strict=True):
             shape = self.source.shape(stored, video_id)
             if len(shape) != 2 or shape[1] != width:
                 raise self._bad_shape(stored, video_id, shape, f"(snippets, {width})")
@@ -104,22 +98,25 @@ class FeatureStore:
         """(T, D) float32. InputError: no such video, bad shape or dtype, values that are NaN or infinite."""
         features = np.empty((self.num_snippets(video_id), sum(self.modality_dims)), dtype=np.float32)
         start = 0
-        for modality, stored, width in zip(self.modalities, self._stored, self.modality_dims, strict=True):
-            values = self._read(stored, video_id)
-            features[:, start : start + width] = values if modality == stored else mean_difference(values)
+        for modality, stored, width in zip(self.modalities, self.stored_modalities, self.modality_dims, strict=True):
+            values = self.stored_values(stored, video_id)
+            if modality != stored:
+                values = mean_difference(values.astype(np.float32, copy=False))
+            features[:, start : start + width] = values
             start += width
         return features
 
-    def _read(self, stored: str, video_id: str) -> np.ndarray:
+    def stored_values(self, stored: str, video_id: str) -> np.ndarray:
+        """One stored modality of a video in its own dtype. InputError: no floats, values that float32 cannot hold."""
         values = self.source.read(stored, video_id)
         if values.dtype.kind != "f":
             raise InputError(
                 f"{self.source.path}: '{stored}' of video '{video_id}' has dtype {values.dtype}, "
                 "expected float16 or float32"
             )
-        values = values.astype(np.float32, copy=False)
-        if not np.isfinite(values).all():
-            row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+        finite = is_finite(values)
+        if not finite.all():
+            row = int(np.flatnonzero(~finite.all(axis=1))[0])
             raise InputError(
                 f"{self.source.path}: '{stored}' of video '{video_id}' has NaN or infinite values, first in row {row}"
             )
@@ -129,7 +126,7 @@ class FeatureStore:
         if video_id not in self:
             lacking = [
                 modality
-                for modality, stored in zip(self.modalities, self._stored, strict=True)
+                for modality, stored in zip(self.modalities, self.stored_modalities, strict=True)
                 if video_id not in set(self.source.video_ids(stored))
             ]
             raise InputError(f"{self.source.path}: video '{video_id}' has no features ({', '.join(lacking)})")
@@ -146,6 +143,12 @@ def open_features(path: str | Path, modalities: Sequence[str] | None = ("rgb", "
     if not source.modalities:
         raise InputError(f"{source.path}: holds no modality; expected groups or folders <modality>/<video_id>")
     return FeatureStore(source, source.modalities if modalities is None else modalities)
+
+
+def is_finite(values: np.ndarray) -> np.ndarray:
+    """Where floats of any width are finite as float32, which all of them become."""
+    with np.errstate(over="ignore"):
+        return np.isfinite(values.astype(np.float32) if values.dtype.itemsize > 4 else values)
 
 
 def mean_difference(features: np.ndarray) -> np.ndarray:
@@ -172,69 +175,10 @@ def _stored_modality(source: Source, modality: str) -> str:
     )
 
 
-def describe(path: str | Path, modalities: Sequence[str] | None = None) -> None:
-    """Print what the features in a folder or file are and how they fit the annotations beside them.
-
-    InputError as `open_features` and `FeatureStore` raise it: every video is read, so no NaN stays hidden.
-    """
-    path = Path(path)
-    store = open_features(path, modalities)
-    made = ", SIMULATED" if store.source.simulated else ""
-    print(f"features     {store.source.path} ({store.source.form}{made})")
-    for modality, width in zip(store.modalities, store.modality_dims, strict=True):
-        print(f"modality     {modality}: {width} channels")
-    lengths = {video_id: store.num_snippets(video_id) for video_id in store.video_ids}
-    counts = sorted(lengths.values())
-    print(f"videos       {len(counts)}")
-    print(f"snippets     {counts[0]} / {int(np.median(counts))} / {counts[-1]} a video (min / median / max)")
-    rate = store.snippet_rate
-    print(f"rate         {f'{rate:g} snippets a second' if rate else RATE_NOT_GIVEN}")
-    try:
-        annotations = load_annotations(path if path.is_dir() else path.parent)
-    except InputError as error:
-        print(f"annotations  none used: {error}")
-    else:
-        _describe_fit(annotations, store, lengths)
-    for video_id in tqdm(store.video_ids, desc="reading all values", unit="video"):
-        store[video_id]
-    print("values       all finite")
-
-
-def _describe_fit(annotations: Annotations, store: FeatureStore, lengths: dict[str, int]) -> None:
-    """Which annotated videos have features, and whether T / rate is the annotated duration."""
-    for subset in dict.fromkeys(video.subset for video in annotations.videos.values()):
-        videos = annotations.subset(subset)
-        lacking = [video.video_id for video in videos if video.video_id not in store]
-        print(f"subset       {subset}: {len(videos) - len(lacking)} of {len(videos)} videos have features")
-        if lacking:
-            print(f"             lacking: {_first(lacking)}")
-    rate = store.snippet_rate or SNIPPET_RATE  # the assumed one too: this is where a wrong one shows
-    gaps = _duration_gaps(annotations.videos.values(), lengths, rate)
-    far = sorted((video_id for video_id, gap in gaps.items() if gap > 2), key=gaps.get, reverse=True)
-    print(f"durations    {len(gaps) - len(far)} of {len(gaps)} agree with T / rate within 2 snippets")
-    if far:
-        print(f"             largest gaps, in snippets: {_first([f'{v} {gaps[v]:.1f}' for v in far])}")
-
-
-def _duration_gaps(videos: Sequence[Video], lengths: dict[str, int], rate: float) -> dict[str, float]:
-    """abs(T - duration * rate) of each video that has features and a duration, in snippets."""
-    return {
-        video.video_id: abs(lengths[video.video_id] - video.duration * rate)
-        for video in videos
-        if video.video_id in lengths and video.duration is not None
-    }
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:LISTED]) + (f", ... ({len(names)} in all)" if len(names) > LISTED else "")
-
-
 def main() -> None:
-    parser = OneLineParser(prog="python -m utils.features", description=describe.__doc__.split("\n")[0])
-    parser.add_argument("path", type=Path, help="a dataset folder or a feature file")
-    parser.add_argument("--modalities", nargs="+", help="which to look at (default: all that are stored)")
-    arguments = parser.parse_args()
-    describe(arguments.path, arguments.modalities)
+    from utils.dataset_check import command  # which reads these stores
+
+    command()
 
 
 if __name__ == "__main__":

@@ -12,19 +12,17 @@ Everything is non-negative as after a ReLU. Each video draws from a generator ke
 prototype from one keyed by seed and name, so that neither order nor company changes them.
 """
 
-import json
-import os
-import shutil
-from collections.abc import Collection
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
 from tqdm import tqdm
 
-from utils.annotations import RELEASE_SUFFIX, Annotations, Video, annotations_to_json, load_annotations, read_json
-from utils.errors import InputError, shown
-from utils.feature_files import JOINT_SUFFIX
+from utils.annotations import Annotations, Video, annotations_to_json, load_annotations
+from utils.convert import features_in, require_hdf5_names, require_space, write_dataset
+from utils.errors import InputError
+from utils.files import read_json
 
 FPS, STRIDE = 25, 16
 RATE = FPS / STRIDE  # snippets a second
@@ -40,31 +38,26 @@ ACTIONS = ("Clap", "Dive", "Jump", "Kick", "Lift", "Spin", "Swing", "Throw")
 
 
 def simulate_features(annotations: Annotations, out: str | Path, dims: tuple[int, int], seed: int = 0) -> Path:
-    """Write out/features.h5 (`rgb` and `flow`, (T, dims) float16, 25/16 Hz) and out/annotations.json.
+    """Write out/features.h5 (`rgb` and `flow`, (T, dims) float16, 25/16 Hz), annotations.json and SHA256SUMS.
 
-    Video by video, so memory stays flat; both files appear whole or not at all. Returns the features' path.
-    InputError, before anything is written: a width below 1, a negative seed, a video without a time or whose
-    name HDF5 cannot hold, too little space, or other features or annotations at `out`.
+    Video by video, so memory stays flat; each file appears whole or not at all. Returns the features' path.
+    InputError, before anything is written: a width below 1, a seed out of [0, 2**63), a video without a time or
+    whose name HDF5 cannot hold, too little space, or other features or annotations at `out`.
     """
     out = Path(out)
     if len(dims) != 2 or min(dims) < 1:
         raise InputError(f"dims must be two widths of at least 1, found {tuple(dims)}")
-    if seed < 0:
-        raise InputError(f"the seed must be 0 or more, found {seed}")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"the seed must be 0 or more, and less than 2**63, found {seed}")
     lengths = {video.video_id: _num_snippets(video) for video in annotations.videos.values()}
-    _check_names(lengths)
+    require_hdf5_names(lengths)
     content = annotations_to_json(annotations)
-    _check_target(out, content, num_bytes=2 * sum(lengths.values()) * sum(dims))
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / f"features.h5.partial-{os.getpid()}"
-    try:
-        _write_features(partial, annotations, lengths, dims, seed)
-        if not (out / "annotations.json").exists() or _marked(out / "annotations.json"):
-            _write_json(out / "annotations.json", {"version": MARK, **content})
-        partial.replace(out / "features.h5")
-    finally:
-        partial.unlink(missing_ok=True)
-    return out / "features.h5"
+    _check_target(out, content)
+    require_space(out, 2 * sum(lengths.values()) * sum(dims))
+    attributes = {"/": {"simulated": MARK, "seed": seed, "fps": FPS, "stride": STRIDE}}
+    own_timeline = not (out / "annotations.json").exists() or _marked(out / "annotations.json")
+    timeline = {"version": MARK, **content} if own_timeline else None
+    return write_dataset(out, _simulate(annotations, lengths, dims, seed), attributes, timeline)
 
 
 def simulate_video(
@@ -202,31 +195,14 @@ def _num_snippets(video: Video) -> int:
     return max(1, int(seconds * RATE))
 
 
-def _check_names(video_ids: Collection[str]) -> None:
-    """HDF5 nests a group at each slash: 'a' cannot lie beside 'a/b', and 'a//b', 'a/./b' and '/a/b' are all 'a/b'."""
-    for video_id in video_ids:
-        parts = video_id.split("/")
-        inside_another = any("/".join(parts[:count]) in video_ids for count in range(1, len(parts)))
-        if inside_another or "" in parts or "." in parts or "\0" in video_id:
-            raise InputError(f"HDF5 cannot hold a video named {shown(video_id)} (beside the others); rename it")
-
-
-def _check_target(out: Path, content: dict, num_bytes: int) -> None:
-    """Refuse to write over what is not ours, and to start what the disk cannot hold."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; name a folder")
-    # Any real features count: ours would be found before them (utils/feature_files.py) and pass for them.
-    for pattern in ("*.h5", f"*{JOINT_SUFFIX}", "*/*.npy"):
-        for path in out.glob(pattern):
-            if path.parent.name.endswith(RELEASE_SUFFIX) or _simulated(path):
-                continue
+def _check_target(out: Path, content: dict) -> None:
+    """Refuse to write over what is not ours, or to hide it."""
+    for path in features_in(out):
+        if not _simulated(path):
             raise InputError(f"{out}: holds features that are not simulated ({path.name}); name another folder")
     timeline = out / "annotations.json"
     if timeline.exists() and not _marked(timeline) and _other(timeline, content):
         raise InputError(f"{timeline}: holds other annotations; name another folder")
-    existing = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
-    if num_bytes > shutil.disk_usage(existing).free:
-        raise InputError(f"{out}: {num_bytes / 1e9:.1f} GB of features do not fit on this disk")
 
 
 def _other(timeline: Path, content: dict) -> bool:
@@ -236,8 +212,8 @@ def _other(timeline: Path, content: dict) -> bool:
 def _simulated(features: Path) -> bool:
     try:
         with h5py.File(features, "r") as file:
-            return file.attrs.get("simulated") == MARK
-    except OSError:
+            return file.attrs.get("simulated") in (MARK, MARK.encode())  # text in files made before they had checksums
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError):  # damaged, or another's attribute of this name
         return False
 
 
@@ -248,17 +224,10 @@ def _marked(timeline: Path) -> bool:
         return False
 
 
-def _write_features(
-    path: Path, annotations: Annotations, lengths: dict[str, int], dims: tuple[int, int], seed: int
-) -> None:
-    with h5py.File(path, "w") as file:
-        file.attrs.update({"simulated": MARK, "seed": seed, "fps": FPS, "stride": STRIDE})
-        for video_id, video in tqdm(annotations.videos.items(), desc="simulating", unit="video"):
-            streams = simulate_video(video, annotations.classes, lengths[video_id], dims, seed)
-            file[f"rgb/{video_id}"], file[f"flow/{video_id}"] = streams
-
-
-def _write_json(path: Path, content: dict) -> None:
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(content), encoding="utf-8")
-    partial.replace(path)
+def _simulate(
+    annotations: Annotations, lengths: dict[str, int], dims: tuple[int, int], seed: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    for video_id, video in tqdm(annotations.videos.items(), desc="simulating", unit="video"):
+        rgb, flow = simulate_video(video, annotations.classes, lengths[video_id], dims, seed)
+        yield f"rgb/{video_id}", rgb
+        yield f"flow/{video_id}", flow

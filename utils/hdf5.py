@@ -1,23 +1,52 @@
-"""HDF5 files of strangers: nothing outside of them is opened, and no value is read that their bytes do not bear out.
+"""HDF5 files: ours are written with checksums; of strangers' nothing outside is opened, and no size is believed.
 
 HDF5 itself follows links to other files, makes up what was never written, and, for a damaged chunk, reads past its end.
-All here raise ValueError, or whatever h5py raises for a damaged file; callers say of which file.
+What reads here raises ValueError, or whatever h5py raises for a damaged file; callers say of which file.
 """
 
 import math
+import os
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 import h5py
+import numpy as np
 
 from utils.errors import shown
 from utils.release_format import MAX_EMPTY_LENGTH
 
+# HDF5 1.10 is the oldest format with checksums over all metadata; "latest" would shut out readers of other ages.
+VERSION = ("v110", "v110")
 MAX_STEPS, MAX_LEVELS = 100, 16  # links and groups on the way to a dataset of HDF5; groups within groups
 GZIP, LZF, FLETCHER32 = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_LZF, h5py.h5z.FILTER_FLETCHER32
 FILTERS = (h5py.h5z.FILTER_SHUFFLE, LZF, GZIP, FLETCHER32)  # in the order in which they are applied
 FLETCHER32_BYTES = 4  # the checksum behind a chunk
 MAX_RATIO = 1040  # what gzip packs at most is 1032, lzf less
+
+
+@contextmanager
+def create_hdf5(path: Path) -> Iterator[h5py.File]:
+    """A file to write, with checksums over its metadata; its datasets have them by ``fletcher32=True``.
+
+    OSError, in the system's words, for what the system refuses, such as a full disk.
+    """
+    try:
+        # Without a cache a write fails where it is made; from the cache it may fail when nobody can be told any more.
+        with h5py.File(path, "w", libver=VERSION, rdcc_nbytes=0) as file:
+            yield file
+    except (OSError, RuntimeError) as error:
+        if number := re.search(r"errno = (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+        raise
+
+
+def set_attributes(place: h5py.Group, values: Mapping[str, object]) -> None:
+    """Numbers and texts; h5py would put text where HDF5 has no checksum, outside the attribute."""
+    for name, value in values.items():
+        place.attrs[name] = np.array(value) if not isinstance(value, str) else np.bytes_(value.encode())
 
 
 def follow(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | h5py.Datatype:
