@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.annotations import load_annotations, parse_annotations  # noqa: E402
+from utils.checksums import SUMS  # noqa: E402
 from utils.errors import OneLineParser, exit_on_input_error  # noqa: E402
 from utils.simulate import invent_timeline, simulate_features  # noqa: E402
 
@@ -20,7 +21,7 @@ def main() -> None:
     timeline = parser.add_mutually_exclusive_group(required=True)
     timeline.add_argument("--annotations", type=Path, help="annotations.json, or a release's annotation folder")
     timeline.add_argument("--demo", action="store_true", help="invent 100 videos of 8 classes")
-    parser.add_argument("--out", type=Path, required=True, help="folder for features.h5 and annotations.json")
+    parser.add_argument("--out", type=Path, required=True, help="folder for features.h5, annotations.json, SHA256SUMS")
     parser.add_argument("--dims", type=int, nargs=2, metavar=("RGB", "FLOW"), help="widths (1024 1024; demo: 256 256)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -33,7 +34,7 @@ def main() -> None:
     features = simulate_features(annotations, arguments.out, tuple(dims), arguments.seed)
     size = features.stat().st_size / 1e6
     print(f"simulated features of {len(annotations.videos)} videos: {features} ({size:.1f} MB)")
-    print(f"their annotations: {arguments.out / 'annotations.json'}")
+    print(f"their annotations: {arguments.out / 'annotations.json'}, checksums of both: {arguments.out / SUMS}")
 
 
 if __name__ == "__main__":
