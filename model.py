@@ -64,10 +64,13 @@ class CO2Net(nn.Module):
         attention_logit_dropout: dropout on the attention logit in training (release: 0.5, so that half of the
             snippets get attention 0.5; paper: 0).
         consensus: ``ccm``, or one of utils.fusion.ALTERNATIVES in its place (Tables 5 and 6).
+        stages: of the cross attention, where that is the consensus.
 
     Raises:
         ValueError: for fewer than one class, not two modalities, an even kernel, or an unknown consensus.
     """
+
+    CLASS_LAYER = "classifier.4.weight"  # the parameter that has a row a class, and one for the background
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class CO2Net(nn.Module):
         temporal_pool: int | None = None,
         attention_logit_dropout: float = 0.5,
         consensus: str = "ccm",
+        stages: int = 2,
     ):
         super().__init__()
         _check_sizes(num_classes, modality_dims, temporal_pool)
@@ -83,7 +87,7 @@ class CO2Net(nn.Module):
         fused_dim = first_dim + second_dim
         self.num_classes = num_classes
         self.temporal_pool = temporal_pool
-        self.consensus = _build_consensus(consensus, first_dim, second_dim)
+        self.consensus = build_consensus(consensus, first_dim, second_dim, stages)
         self.attention_units = nn.ModuleList(
             [AttentionUnit(dim, logit_dropout=attention_logit_dropout) for dim in self.modality_dims]
         )
@@ -135,12 +139,14 @@ class CO2Net(nn.Module):
         return F.avg_pool1d(x, self.temporal_pool, stride=1, padding=self.temporal_pool // 2)
 
 
-def _build_consensus(name: str, first_dim: int, second_dim: int) -> nn.Module:
+def build_consensus(name: str, first_dim: int, second_dim: int, stages: int = 2) -> nn.Module:
+    """What enhances two modalities, by its name in utils.fusion.CONSENSUS; ``stages`` is of the cross attention."""
     if name not in CONSENSUS:
         raise ValueError(f"consensus is {name!r}, expected one of {', '.join(CONSENSUS)}")
     if name == "ccm":
         return PerModality(ConsensusModule, first_dim, second_dim)
-    return ALTERNATIVES[name](first_dim, second_dim)
+    more = {"stages": stages} if name == "cross_attention" else {}
+    return ALTERNATIVES[name](first_dim, second_dim, **more)
 
 
 def _check_sizes(num_classes: int, modality_dims: Sequence[int], temporal_pool: int | None) -> None:

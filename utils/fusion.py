@@ -1,5 +1,5 @@
-"""What turns the features of two modalities into the enhanced ones: parts of the CCM, and what Tables 5 and 6 of
-arXiv:2107.12589 put in its place.
+"""What turns the features of two modalities into the enhanced ones: parts of the CCM, what Tables 5 and 6 of
+arXiv:2107.12589 put in its place, and the multi-stage cross attention of the audio-visual paper.
 
 Each alternative maps (first (B, D1, T), second (B, D2, T)) to two tensors of the same shapes, so attention units,
 classifier and losses stay as they are. The paper names its alternatives and describes none; how each was read, and
@@ -13,8 +13,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 LEAKY_SLOPE = 0.2
+QUERIES_AT_ONCE = 512  # of the T x T cross-correlation, rows held at a time
 REDUCTION = 16  # of the bottlenecks of SE (its paper's r) and SSMA (its paper's eta at the encoder's end)
 
 
@@ -141,6 +143,69 @@ class Concat(nn.Module):
         return first, second
 
 
+class CrossAttentionStage(nn.Module):
+    """One cross attention, Eq. 1 and 2 of "Cross-attentional audio-visual fusion for weakly-supervised action
+    localization" (ICLR 2021).
+
+    Lambda = X_u^T W X_v of the l2-normalised snippets; each modality is averaged over time by the column-wise softmax
+    of Lambda (u) or of its transpose (v). So at snippet l the snippets of one modality are weighted by how well they
+    fit snippet l of the *other*. What is averaged is X itself, not normalised (our reading: the paper normalises
+    "before computing the cross-correlation"). For modalities of different widths W is rectangular.
+    """
+
+    def __init__(self, first_dim: int, second_dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(first_dim, second_dim)))  # W
+
+    def forward(self, first: Tensor, second: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """first (B, T, D1), second (B, T, D2) -> the two averaged over time, of the same shapes.
+
+        valid (B, T) is True for snippets and False for padding, which nothing then looks at; None: all are snippets.
+        """
+        unit_first, unit_second = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
+        return (
+            attend(unit_second @ self.weight.T, unit_first, first, valid),
+            attend(unit_first @ self.weight, unit_second, second, valid),
+        )
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, valid: Tensor | None = None) -> Tensor:
+    """softmax(queries keys^T) values, all (B, T, D), in memory that grows with T and not with its square.
+
+    The correlation is made QUERIES_AT_ONCE rows at a time, and its softmax is over whole rows, so the result is the
+    same. (A training step, whose T is small, keeps all of them for the gradient.) valid: see CrossAttentionStage.
+    """
+    parts = []
+    for part in queries.split(QUERIES_AT_ONCE, dim=1):
+        correlation = part @ keys.transpose(1, 2)  # (B, part, T)
+        if valid is not None:
+            correlation = correlation.masked_fill(~valid.unsqueeze(1), -torch.inf)
+        parts.append(correlation.softmax(dim=-1) @ values)
+    return torch.cat(parts, dim=1)
+
+
+class CrossAttention(nn.Module):
+    """Multi-stage cross attention with dense skip connections, Eq. 3 of the audio-visual paper (Section 3.1).
+
+    X_att^(t) = tanh(X_att^(0) + ... + X_att^(t-1) + X~^(t)), where X~^(t) is the cross attention of X_att^(t-1). Each
+    stage has a W of its own (the paper does not say whether they share one); without a stage the modalities stay as
+    they are. In place of the CCM it is an extra row of Table 6, which neither paper has.
+    """
+
+    def __init__(self, first_dim: int, second_dim: int, stages: int = 2):
+        super().__init__()
+        self.stages = nn.ModuleList([CrossAttentionStage(first_dim, second_dim) for _ in range(stages)])
+
+    def forward(self, first: Tensor, second: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """first (B, D1, T), second (B, D2, T) -> both attended, of the same shapes. valid: see CrossAttentionStage."""
+        attended = sums = first.transpose(1, 2), second.transpose(1, 2)  # X_att^(0), and the sums of Eq. 3
+        for stage in self.stages:
+            averages = stage(*attended, valid)
+            attended = tuple(torch.tanh(skip + x) for skip, x in zip(sums, averages, strict=True))
+            sums = tuple(skip + x for skip, x in zip(sums, attended, strict=True))
+        return attended[0].transpose(1, 2), attended[1].transpose(1, 2)
+
+
 def _pair(main: type[nn.Module], auxiliary: type[nn.Module]) -> Callable[[int, int], nn.Module]:
     return partial(PerModality, partial(DescriptorPair, main=main, auxiliary=auxiliary))
 
@@ -153,5 +218,6 @@ ALTERNATIVES: dict[str, Callable[[int, int], nn.Module]] = {
     "concat": Concat,
     "ssma": SSMA,
     "se": partial(PerModality, SqueezeExcitation),
+    "cross_attention": CrossAttention,  # also takes its number of stages
 }
 CONSENSUS = ("ccm", *ALTERNATIVES)

@@ -34,7 +34,7 @@ def suppress(cas: Tensor, attention: Tensor, shifted: bool = True) -> Tensor:
     return attention * (cas - floor) + floor
 
 
-def mil_loss(cas: Tensor, labels: Tensor, background: float, topk_ratio: int) -> Tensor:
+def mil_loss(cas: Tensor, labels: Tensor, background: float | Tensor, topk_ratio: int) -> Tensor:
     """Top-k multiple-instance learning loss: L_mil^org on S, L_mil^supp on S_bar (Section 3.5, after W-TALC).
 
     A video's logit of a class is the mean of its top k = max(1, T // topk_ratio) snippet logits; the loss is softmax
@@ -43,11 +43,12 @@ def mil_loss(cas: Tensor, labels: Tensor, background: float, topk_ratio: int) ->
     Args:
         cas: T-CAM logits (B, T, C + 1).
         labels: multi-hot video labels (B, C).
-        background: label of the background class: 1 on S, where background is present, 0 on S_bar, where attention
-            has removed it.
+        background: label of the background class, of all videos or of each (B,): 1 on S, where background is
+            present, 0 on S_bar, where attention has removed it.
         topk_ratio: 7 on THUMOS14, 5 on ActivityNet1.2.
     """
-    labels = F.pad(labels, (0, 1), value=background)
+    column = torch.as_tensor(background, dtype=labels.dtype, device=labels.device).expand(len(labels))
+    labels = torch.cat([labels, column.unsqueeze(1)], dim=1)
     labels = labels / (labels.sum(dim=1, keepdim=True) + 1e-4)  # 1e-4: release
     k = max(1, cas.shape[1] // topk_ratio)
     video_logits = cas.topk(k, dim=1).values.mean(dim=1)  # (B, C + 1)
@@ -165,7 +166,7 @@ class CO2Loss(nn.Module):
         if mutual not in SIMILARITIES:
             raise ValueError(f"mutual is {mutual!r}, expected one of {', '.join(SIMILARITIES)}")
         self.topk_ratio = topk_ratio
-        self.weights = resolve_weights(weights or {})
+        self.weights = self.resolve_weights(weights or {})
         self.shifted_suppression = shifted_suppression
         self.mutual = mutual
 
@@ -188,17 +189,29 @@ class CO2Loss(nn.Module):
             "oppo": lambda: opposition_loss(attentions, cas),
             "norm": lambda: norm_loss(attentions),
         }
-        values = {name: terms[name]() for name, weight in self.weights.items() if weight}
-        total = sum((self.weights[name] * value for name, value in values.items()), cas.new_zeros(()))
-        return {**values, "total": total}
+        return weighted_sum(terms, self.weights)
+
+    @staticmethod
+    def resolve_weights(weights: Mapping[str, float]) -> dict[str, float]:
+        """Weights of all six terms from those that differ from the published ones; ValueError for another name."""
+        given = dict(weights)
+        if "mil" in given:
+            given["mil_org"] = given["mil_supp"] = given.pop("mil")
+        return resolve_weights(given, WEIGHTS, "mil, ")
 
 
-def resolve_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """Weights of all six terms from those that differ from the published ones."""
-    given = dict(weights)
-    if "mil" in given:
-        given["mil_org"] = given["mil_supp"] = given.pop("mil")
-    unknown = sorted(set(given) - set(WEIGHTS))
+def weighted_sum(terms: Mapping[str, Callable[[], Tensor]], weights: Mapping[str, float]) -> dict[str, Tensor]:
+    """Each term whose weight is not 0, and their weighted sum ``total``; the others are not even computed."""
+    values = {name: terms[name]() for name, weight in weights.items() if weight}
+    return {**values, "total": sum((weights[name] * value for name, value in values.items()), torch.zeros(()))}
+
+
+def resolve_weights(weights: Mapping[str, float], published: Mapping[str, float], more: str = "") -> dict[str, float]:
+    """The published weights with those given in their place; ValueError for a name that is no term.
+
+    more: further names that the message offers.
+    """
+    unknown = sorted(set(weights) - set(published))
     if unknown:
-        raise ValueError(f"no loss term is called {', '.join(unknown)}; the terms are mil, {', '.join(WEIGHTS)}")
-    return {**WEIGHTS, **given}
+        raise ValueError(f"no loss term is called {', '.join(unknown)}; the terms are {more}{', '.join(published)}")
+    return {**published, **weights}

@@ -1,0 +1,351 @@
+"""The audio-visual paper: its network and losses against transcriptions of its equations in float64 numpy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from model import CO2Net
+from utils import fusion
+from utils.audio_visual import AudioVisualNet, open_max
+from utils.audio_visual_losses import (
+    WEIGHTS,
+    AudioVisualLoss,
+    foreground_continuity_loss,
+    gaussian_window,
+    pseudo_localization_loss,
+)
+from utils.fusion import CrossAttention, CrossAttentionStage
+from utils.losses import co_activity_loss, mil_loss
+
+torch.set_num_threads(1)
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def softmax(x, axis):
+    exponentials = np.exp(x - x.max(axis=axis, keepdims=True))
+    return exponentials / exponentials.sum(axis=axis, keepdims=True)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+# The equations, as the paper writes them: columns are snippets, one video.
+
+
+def cross_attention(x_u, x_v, w):
+    """Eq. 1 and 2: X_u (D1, L), X_v (D2, L) -> X~_u, X~_v."""
+    unit_u, unit_v = (x / np.linalg.norm(x, axis=0) for x in (x_u, x_v))
+    correlation = unit_u.T @ w @ unit_v  # Eq. 1
+    a_u, a_v = softmax(correlation, axis=0), softmax(correlation.T, axis=0)
+    return x_u @ a_u, x_v @ a_v  # Eq. 2
+
+
+def multi_stage(x_u, x_v, weights):
+    """Eq. 3."""
+    us, vs = [x_u], [x_v]
+    for w in weights:
+        tilde_u, tilde_v = cross_attention(us[-1], vs[-1], w)
+        us.append(np.tanh(sum(us) + tilde_u))
+        vs.append(np.tanh(sum(vs) + tilde_v))
+    return us[-1], vs[-1]
+
+
+def openmax(h, foreground):
+    """Eq. 5, the background last: h (L, C), foreground (L,)."""
+    mu = sigmoid(foreground)[:, None]
+    return np.concatenate([mu * softmax(h, axis=1), 1 - mu], axis=1)
+
+
+def smoothed(values, weights, window):
+    """Weighted means of values (L,) over those snippets of the window that the video has."""
+    half, result = window // 2, []
+    for place in range(len(values)):
+        inside = [i for i in range(-half, half + 1) if 0 <= place - i < len(values)]
+        total = sum(weights[i + half] for i in inside)
+        result.append(sum(weights[i + half] * values[place - i] for i in inside) / total)
+    return np.array(result)
+
+
+def weights_of(consensus):
+    return [stage.weight.detach().numpy() for stage in consensus.stages]
+
+
+def test_eq_1_and_2_one_cross_attention():
+    stage = CrossAttentionStage(5, 7).double()
+    stage.weight.data *= 20  # far from an even average
+    first, second = random(3, 9, 5), random(3, 9, 7, seed=1)
+    ours = stage(first, second)
+    for video in range(3):
+        expected = cross_attention(first[video].T.numpy(), second[video].T.numpy(), stage.weight.detach().numpy())
+        for modality in (0, 1):
+            np.testing.assert_allclose(ours[modality][video].detach().T, expected[modality], rtol=1e-12)
+    assert (ours[0] - first.mean(dim=1, keepdim=True)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("stages", [0, 1, 2, 3])
+def test_eq_3_stages_with_dense_skip_connections(stages):
+    consensus = CrossAttention(6, 6, stages).double()
+    first, second = random(2, 6, 8), random(2, 6, 8, seed=1)
+    ours = consensus(first, second)
+    for video in range(2):
+        expected = multi_stage(first[video].numpy(), second[video].numpy(), weights_of(consensus))
+        for modality in (0, 1):
+            np.testing.assert_allclose(ours[modality][video].detach(), expected[modality], rtol=1e-12)
+
+
+def network(modality_dims=(6, 4), **more):
+    torch.manual_seed(0)
+    net = AudioVisualNet(3, modality_dims, width=8, **more).double().eval()
+    with torch.no_grad():
+        for parameter in net.parameters():  # biases too, which start at 0
+            parameter.copy_(torch.randn_like(parameter))
+    return net
+
+
+def embed(layer, x):
+    """Fully connected layer and LeakyReLU of one video (L, D) -> (width, L)."""
+    weight, bias = (p.detach().numpy() for p in layer[0].parameters())
+    raw = weight[:, :, 0] @ x.T + bias[:, None]
+    return np.where(raw > 0, raw, fusion.LEAKY_SLOPE * raw)
+
+
+@pytest.mark.parametrize("stages", [0, 2])
+def test_the_whole_network_is_its_equations(stages):
+    net, features = network(stages=stages), random(2, 7, 10)
+    outputs = net(features)
+    weight, bias = (p.detach().numpy() for p in net.classifier.parameters())
+    for video, x in enumerate(features.numpy()):
+        x_u, x_v = (embed(net.embeddings[i], part) for i, part in enumerate((x[:, :6], x[:, 6:])))
+        attended = np.concatenate(multi_stage(x_u, x_v, weights_of(net.consensus)))  # Eq. 4
+        np.testing.assert_allclose(outputs["features"][video].detach().T, attended, rtol=1e-10)
+        scores = attended.T @ weight.T + bias
+        p = openmax(scores[:, :3], scores[:, 3])
+        np.testing.assert_allclose(outputs["cas"][video].detach().exp(), p, rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(outputs["attention"][video].detach(), sigmoid(scores[:, 3]), rtol=1e-9)
+
+
+def test_eq_5_open_max_is_a_distribution_and_keeps_gradients_where_it_is_sure():
+    scores = random(4, 6).mul(3)
+    np.testing.assert_allclose(open_max(scores).exp(), openmax(scores[:, :-1].numpy(), scores[:, -1].numpy()))
+    sure = torch.tensor([[0.0, 900.0, 800.0], [0.0, 1.0, -800.0]], dtype=torch.float64, requires_grad=True)
+    cas = open_max(sure)
+    torch.testing.assert_close(cas.exp().sum(dim=-1), torch.ones(2, dtype=torch.float64))
+    cas[0, -1].backward()
+    assert torch.isfinite(cas).all() and sure.grad[0, -1] == -1
+
+
+def test_stage_0_is_the_concatenation():
+    net, plain = network(stages=0), network(consensus="concat")
+    features = random(2, 7, 10)
+    for name, value in net(features).items():
+        assert torch.equal(value, plain(features)[name]), name
+    embedded = [layer(x.transpose(1, 2)) for layer, x in zip(net.embeddings, features.split((6, 4), -1), strict=True)]
+    assert torch.equal(net(features)["features"], torch.cat(embedded, dim=1).transpose(1, 2))
+
+
+@pytest.mark.parametrize("stages", [1, 3])
+def test_permuting_the_snippets_permutes_the_output(stages):
+    net, features, order = network(stages=stages), random(2, 9, 10), torch.randperm(9)
+    together = net(features)
+    for name, value in net(features[:, order]).items():
+        torch.testing.assert_close(value, together[name][:, order], msg=name)
+
+
+def test_the_correlation_in_parts_is_the_correlation(monkeypatch):
+    stage, first, second = CrossAttentionStage(5, 7).double(), random(2, 23, 5), random(2, 23, 7, seed=1)
+    whole = stage(first, second)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        torch.nn.functional.normalize(second, dim=-1) @ stage.weight.T,
+        torch.nn.functional.normalize(first, dim=-1),
+        first,
+        scale=1.0,
+    )
+    torch.testing.assert_close(whole[0], expected)
+    monkeypatch.setattr(fusion, "QUERIES_AT_ONCE", 4)
+    for one, other in zip(stage(first, second), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-15)
+
+
+def test_the_correlation_of_a_long_video_is_never_held_whole(monkeypatch):
+    largest = []
+    softmax_of = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, **more: largest.append(x.numel()) or softmax_of(x, **more))
+    with torch.no_grad():
+        AudioVisualNet(2, (3, 3), stages=1, width=4).eval()(torch.rand(1, 5000, 6))
+    assert max(largest) <= fusion.QUERIES_AT_ONCE * 5000
+
+
+def test_padding_changes_nothing_at_the_snippets():
+    net, features = network(), random(2, 6, 10)
+    valid = torch.arange(9) < torch.tensor([[6], [4]])
+    padded = torch.zeros(2, 9, 10, dtype=torch.float64)
+    padded[:, :6] = features
+    outputs = net(padded, valid)
+    for video, length in enumerate((6, 4)):
+        for name, value in net(features[video : video + 1, :length]).items():
+            torch.testing.assert_close(outputs[name][video, :length], value[0], msg=name)
+    assert all(torch.isfinite(value).all() for value in outputs.values())
+
+
+@pytest.mark.parametrize("stages", [0, 2])
+def test_one_snippet_and_silence_are_safe(stages):
+    net = AudioVisualNet(3, (6, 4), stages=stages, width=8)
+    for features in (torch.rand(2, 1, 10), torch.zeros(2, 4, 10)):
+        outputs = net(features.requires_grad_())
+        labels, pairs = torch.tensor([[1.0, 0, 0], [1.0, 0, 0]]), torch.tensor([[0, 1]])
+        AudioVisualLoss()(outputs, labels, pairs)["total"].backward()
+        assert torch.isfinite(features.grad).all()
+    if stages:  # at one snippet every softmax is 1: X~ = X
+        one = torch.rand(1, 5, 1)
+        attended, _ = CrossAttention(5, 5, 1)(one, one)
+        torch.testing.assert_close(attended, torch.tanh(2 * one))
+
+
+@pytest.mark.parametrize("more", [{}, {"stages": 3}, {"classifier": "softmax"}, {"consensus": "ccm"}])
+def test_every_parameter_learns(more):
+    net = AudioVisualNet(3, (6, 4), width=8, **more).train()
+    labels = torch.tensor([[1.0, 0, 0], [1.0, 0, 0], [0, 1.0, 1.0], [0, 0, 0]])
+    terms = AudioVisualLoss(pseudo_threshold=0.1)(net(torch.rand(4, 12, 10)), labels, torch.tensor([[0, 1]]))
+    assert set(terms) == {*WEIGHTS, "total"}
+    terms["total"].backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
+def test_one_modality_is_an_embedding_and_the_classifier():
+    net, features = network((6,)), random(2, 5, 6)
+    outputs = net(features)
+    assert net.consensus is None
+    np.testing.assert_allclose(outputs["features"][1].detach().T, embed(net.embeddings[0], features[1].numpy()))
+    assert outputs["cas"].shape == (2, 5, 4)
+
+
+def test_the_softmax_classifier():
+    outputs = network(classifier="softmax")(random(2, 5, 10))
+    torch.testing.assert_close(outputs["cas"].exp().sum(dim=-1), torch.ones(2, 5, dtype=torch.float64))
+    torch.testing.assert_close(outputs["attention"], 1 - outputs["cas"][..., -1].exp())
+
+
+def test_xavier():
+    net = AudioVisualNet(5, (64, 48), width=32)
+    for weight, fans in [
+        (net.embeddings[1][0].weight, 48 + 32),
+        (net.consensus.stages[0].weight, 32 + 32),
+        (net.classifier.weight, 64 + 6),
+    ]:
+        bound = math.sqrt(6 / fans)
+        assert 0.9 * bound < weight.abs().max() <= bound
+
+
+def test_cross_attention_in_co2net_and_the_ccm_in_the_audio_visual_network():
+    """The two extra rows of Table 6."""
+    net = CO2Net(3, (12, 20), consensus="cross_attention", stages=1)
+    assert isinstance(net.consensus, CrossAttention) and len(net.consensus.stages) == 1
+    assert net(torch.rand(2, 9, 32))["features"].shape == (2, 9, 32)
+    other = AudioVisualNet(3, (12, 20), consensus="ccm", width=8)
+    assert type(other.consensus[0]).__name__ == "ConsensusModule"
+    assert other(torch.rand(2, 9, 32))["features"].shape == (2, 9, 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 0}, "num_classes is 0"),
+        ({"num_classes": 2, "modality_dims": (4, 4, 4)}, "one or two modalities"),
+        ({"num_classes": 2, "classifier": "argmax"}, "expected one of openmax, softmax"),
+        ({"num_classes": 2, "consensus": "sum"}, "expected one of ccm"),
+    ],
+)
+def test_impossible_networks_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AudioVisualNet(**arguments)
+
+
+LABELS = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 0, 0]], dtype=torch.float64)
+
+
+def test_eq_6_to_8_foreground_continuity():
+    cas = open_max(random(3, 8, 4))
+    window = np.exp(-0.5 * (np.arange(-2, 3) / 1.5) ** 2)
+    np.testing.assert_allclose(gaussian_window(1.5), window, rtol=1e-6)
+    expected = 0.0
+    for p, labels in zip(cas.exp().numpy(), LABELS.numpy(), strict=True):
+        mu = 1 - p[:, -1]
+        mu_ag = smoothed(mu, window, 4)  # Eq. 6
+        mu_sp = smoothed((p[:, :-1] * labels).sum(axis=1), window, 4)  # Eq. 7
+        expected += (np.abs(mu - mu_ag) + np.abs(mu - mu_sp)).mean() / 3  # Eq. 8
+    assert foreground_continuity_loss(cas, LABELS, sigma=1.5).item() == pytest.approx(expected, rel=1e-6)
+
+
+def certain(foreground, action):
+    """log p of one video with two classes: mu a snippet, and the share of class 0 in it."""
+    mu, share = torch.tensor(foreground, dtype=torch.float64), torch.tensor(action, dtype=torch.float64)
+    return torch.stack([mu * share, mu * (1 - share), 1 - mu], dim=-1).log()[None]
+
+
+def test_continuity_by_hand():
+    even = certain([0.8] * 6, [0.75] * 6)
+    labels = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    # mu is even: only |mu - mu_sp| = 0.8 - 0.6 is left; where both classes are labels nothing is, without one all of mu
+    assert foreground_continuity_loss(even, labels).item() == pytest.approx(0.2)
+    assert foreground_continuity_loss(even, torch.ones_like(labels)).item() == pytest.approx(0)
+    assert foreground_continuity_loss(even, torch.zeros_like(labels)).item() == pytest.approx(0.8)
+    # one of three snippets, seen through a very wide window: mean 1/3, so (2/3 + 1/3 + 1/3) / 3, twice
+    spike = certain([1.0, 0.0, 0.0], [1.0] * 3)
+    assert foreground_continuity_loss(spike, labels, sigma=1e6).item() == pytest.approx(8 / 9)
+
+
+def test_a_fixed_target_takes_its_gradient_away():
+    gradients = []
+    for stop in (False, True):
+        cas = open_max(random(1, 6, 4)).requires_grad_()
+        foreground_continuity_loss(cas, LABELS[:1], stop_gradient=stop).backward()
+        gradients.append(cas.grad)
+    assert gradients[0][..., :-1].any() and not gradients[1][..., :-1].any()
+
+
+def test_eq_9_pseudo_localization():
+    cas = open_max(random(3, 8, 4).mul(2))
+    expected, labelled = 0.0, 0
+    for p in cas.exp().numpy():
+        q = np.stack([smoothed(column, np.ones(5), 4) for column in p.T], axis=1)
+        sure = q.max(axis=1) >= 0.45
+        labelled += sure.sum()
+        expected += (sure * -np.log(p[np.arange(8), q.argmax(axis=1)])).mean() / 3
+    assert 0 < labelled < 24
+    assert pseudo_localization_loss(cas, 4, 0.45).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_pseudo_localization_by_hand():
+    # q of the middle snippet is (0.6, 0, 0.4), of the first and last (0.8, 0, 0.2) and (0.55, 0, 0.45)
+    cas = certain([0.9, 0.7, 0.2], [1.0] * 3)
+    both = -(math.log(0.9) + math.log(0.7)) / 3
+    assert pseudo_localization_loss(cas, 2, 0.6 - 1e-9).item() == pytest.approx(both)
+    assert pseudo_localization_loss(cas, 2, 0.7).item() == pytest.approx(-math.log(0.9) / 3)
+    assert pseudo_localization_loss(cas, 2, 0.9).item() == 0
+    assert pseudo_localization_loss(cas, 0, 0.75).item() == pytest.approx(-(math.log(0.9) + math.log(0.8)) / 3)
+
+
+def test_eq_10_and_the_shared_terms():
+    net, features, pairs = network(), random(3, 14, 10), torch.tensor([[0, 1]])
+    labels = torch.tensor([[0, 1, 0], [0, 1, 1], [0, 0, 0]], dtype=torch.float64)
+    outputs = net(features)
+    terms = AudioVisualLoss(topk_ratio=5, background_label=0.0)(outputs, labels, pairs)
+    assert WEIGHTS == {"mil": 1.0, "cas": 0.8, "cont": 0.8, "pseu": 1.0}
+    torch.testing.assert_close(terms["total"], sum(WEIGHTS[name] * terms[name] for name in WEIGHTS))
+    with_background = torch.tensor([0.0, 0.0, 1.0])  # only the video without an action
+    assert torch.equal(terms["mil"], mil_loss(outputs["cas"], labels, with_background, 5))
+    alone = mil_loss(outputs["cas"][2:], labels[2:], 1.0, 5) + 2 * mil_loss(outputs["cas"][:2], labels[:2], 0.0, 5)
+    torch.testing.assert_close(terms["mil"], alone / 3)
+    assert torch.equal(terms["cas"], co_activity_loss(outputs["features"], outputs["cas"], labels, pairs))
+    assert set(AudioVisualLoss(weights={"cont": 0})(outputs, labels, pairs)) == {"mil", "cas", "pseu", "total"}
+    with pytest.raises(ValueError, match="no loss term is called oppo; the terms are mil, cas, cont, pseu"):
+        AudioVisualLoss(weights={"oppo": 1})
+    with pytest.raises(ValueError, match="pseudo_neighbours is 3"):
+        AudioVisualLoss(pseudo_neighbours=3)
