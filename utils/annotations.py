@@ -1,11 +1,12 @@
 """The annotation file -> videos, video-level labels, segments, ambiguous segments. All times in seconds.
 
-Two forms are read into the same `Annotations`:
+Three forms are read into the same `Annotations`:
 
 * `annotations.json`, ActivityNet's schema plus four optional things: `classes`, `labels` (the weak,
   video-level labels), `ambiguous`, and times written as strings. A name is text or a whole number.
 * the `<name>-Annotations/` folder of .npy files that W-TALC and its descendants share. Its `labels_all.npy`
   are the weak labels; in 28 of the 412 THUMOS14 videos they differ from the set of annotated classes.
+* the folder of the AVE release (utils/ave.py).
 """
 
 import math
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.ave import is_ave, read_ave
 from utils.errors import InputError, shown
 from utils.files import read_json, read_text
 from utils.release_format import as_texts, load_names, load_rows, load_video_ids
@@ -43,8 +45,9 @@ class Annotations:
     videos: dict[str, Video]
 
     def subset(self, name: str) -> list[Video]:
-        """The videos of one subset, in file order; InputError if there is none."""
-        videos = [video for video in self.videos.values() if video.subset == name]
+        """The videos of one subset, or of several (`val+test`), in file order; InputError if there is none."""
+        names = {name, *name.split("+")}
+        videos = [video for video in self.videos.values() if video.subset in names]
         if not videos:
             present = sorted({video.subset for video in self.videos.values()})
             raise InputError(f"no video of subset '{name}' in the annotations; subsets present: {present}")
@@ -67,6 +70,8 @@ def load_annotations(path: str | Path) -> Annotations:
         return load_annotations(path / "annotations.json")
     if (path / "videoname.npy").is_file():
         return parse_annotations(_read_release(path), str(path))
+    if is_ave(path):
+        return parse_annotations(read_ave(path), str(path))
     folders = sorted(folder for folder in path.glob(f"*{RELEASE_SUFFIX}") if folder.is_dir())
     if len(folders) != 1:
         found = "several folders" if folders else "neither"

@@ -1,4 +1,7 @@
-"""The three forms in which features lie on disk, read as they are stored; `utils/features.py` unites them."""
+"""The forms in which features lie on disk, read as they are stored; `utils/features.py` unites them.
+
+The AVE release's is in utils/ave.py, beside its annotations.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -10,6 +13,7 @@ import h5py
 import numpy as np
 
 from utils.annotations import RELEASE_SUFFIX
+from utils.ave import AveSource, is_ave
 from utils.datasets import SNIPPET_RATE
 from utils.errors import InputError, shown
 from utils.files import read_json
@@ -175,6 +179,8 @@ def open_source(path: Path) -> Source:
         return JointSource(path) if path.name.endswith(JOINT_SUFFIX) else HDF5Source(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder")
+    if is_ave(path):
+        return AveSource(path)
     files = [path / "features.h5"] if (path / "features.h5").is_file() else sorted(path.glob("*.h5"))
     files = files or sorted(path.glob(f"*{JOINT_SUFFIX}"))
     if len(files) > 1:
