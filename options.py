@@ -7,11 +7,14 @@ namespace. A config may name another one to start from (``base: thumos14.yaml``)
 import argparse
 from pathlib import Path
 
+from eval.proposals import LOCALIZATIONS
+from utils.audio_visual import CLASSIFIERS
 from utils.datasets import DATASETS
 from utils.errors import InputError, OneLineParser, shown
 from utils.files import read_yaml
 from utils.fusion import CONSENSUS
-from utils.losses import SIMILARITIES, resolve_weights
+from utils.losses import SIMILARITIES
+from utils.methods import METHODS
 
 NOT_IN_CONFIG = ("help", "config", "base", "resume")
 FREE_ON_RESUME = ("run_dir", "path_dataset", "max_iter", "device", "skip_nonfinite")
@@ -26,7 +29,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class _LossWeights(argparse.Action):
-    """``mil=1 oppo=0`` -> {"mil": 1.0, "oppo": 0.0}, names checked."""
+    """``mil=1 oppo=0`` -> {"mil": 1.0, "oppo": 0.0}; which names there are, the model says."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         weights = {}
@@ -36,11 +39,6 @@ class _LossWeights(argparse.Action):
                 weights[name] = _nonnegative(number)
             except argparse.ArgumentTypeError:
                 parser.error(f"{option_string}: '{item}' is not NAME=NUMBER of at least 0, as in oppo=0.8")
-        try:
-            if not any(resolve_weights(weights).values()):
-                parser.error(f"{option_string}: no term is left to train with")
-        except ValueError as error:
-            parser.error(f"{option_string}: {error}")
         setattr(namespace, self.dest, weights)
 
 
@@ -52,7 +50,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.set_defaults(**_read_config(parser, Path(first.config), base=first.base))
     elif first.base:
         parser.error("--base is what a config starts from; give the config too")
-    args = parser.parse_args(argv)
+    args = _resolved(parser.parse_args(argv))
+    _check_method(parser, args)
     if args.path_dataset is None:
         parser.error("--path-dataset is missing: the folder with annotations.json and the features")
     if args.run_dir is None:
@@ -67,6 +66,53 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run_options(args: argparse.Namespace) -> dict:
     """What is kept of a run's options: all but how they were given, so that the file is itself a config."""
     return {name: value for name, value in vars(args).items() if name not in NOT_IN_CONFIG}
+
+
+def default_options() -> dict:
+    """What every option is unless something says otherwise: what a run had that was begun before the option was."""
+    return vars(_resolved(_train_parser().parse_args([])))
+
+
+def _resolved(args: argparse.Namespace) -> argparse.Namespace:
+    """The same with the method's own choice where none was made."""
+    method = METHODS[args.model]
+    args.consensus, args.localization = args.consensus or method.consensus, args.localization or method.localization
+    return args
+
+
+def _check_method(parser: OneLineParser, args: argparse.Namespace) -> None:
+    """What depends on the model, wherever it was said."""
+    method = METHODS[args.model]
+    if len(args.modalities) not in method.modalities:
+        expected = " or ".join(map(str, method.modalities))
+        parser.error(f"modalities are {' '.join(args.modalities)}; --model {args.model} takes {expected}")
+    try:
+        if not any(method.criterion.resolve_weights(args.loss_weights).values()):
+            parser.error("loss_weights: no term is left to train with")
+    except ValueError as error:
+        parser.error(f"loss_weights of --model {args.model}: {error}")
+
+
+def network_options(args: argparse.Namespace) -> dict:
+    """Those arguments of the method's network that are options."""
+    shared = {"consensus": args.consensus, "stages": args.stages}
+    if args.model == "audio_visual":
+        return {**shared, "classifier": args.classifier}
+    pooled = args.temporal_pool == "dataset"
+    return {
+        **shared,
+        "temporal_pool": DATASETS[args.dataset].temporal_pool(args.num_snippets) if pooled else None,
+        "attention_logit_dropout": args.attention_logit_dropout,
+    }
+
+
+def loss_options(args: argparse.Namespace) -> dict:
+    """The arguments of the method's objective."""
+    shared = {"topk_ratio": args.topk_ratio, "weights": args.loss_weights}
+    if args.model == "audio_visual":
+        names = ("continuity_sigma", "continuity_stop_gradient", "pseudo_neighbours", "pseudo_threshold")
+        return {**shared, **{name: getattr(args, name) for name in names}}
+    return {**shared, "shifted_suppression": args.suppression == "shifted", "mutual": args.mutual}
 
 
 def resume_options(args: argparse.Namespace) -> dict:
@@ -102,7 +148,7 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
 def _train_parser() -> OneLineParser:
     parser = OneLineParser(
         prog="main.py",
-        description="Train CO2-Net from video-level labels, evaluate it, and keep everything about the run in one "
+        description="Train from video-level labels, evaluate, and keep everything about the run in one "
         "folder. Start from a config: python main.py --config configs/demo.yaml --path-dataset data/demo",
         formatter_class=_Help,
     )
@@ -127,10 +173,10 @@ def _train_parser() -> OneLineParser:
     )
     data.add_argument(
         "--modalities",
-        nargs=2,
+        nargs="+",
         default=["rgb", "flow"],
-        metavar=("FIRST", "SECOND"),
-        help="the two feature streams by name; NAME_diff is the change of stream NAME between snippets",
+        metavar="NAME",
+        help="feature streams, two or (audio_visual) one; NAME_diff is the change of stream NAME between snippets",
     )
     data.add_argument(
         "--missing-features",
@@ -168,7 +214,10 @@ def _train_parser() -> OneLineParser:
         help="also evaluate before the first step, for the end table",
     )
 
-    method = parser.add_argument_group("method (Sections 3.4 and 3.5)")
+    method = parser.add_argument_group("method")
+    method.add_argument(
+        "--model", choices=tuple(METHODS), default="co2net", help="CO2-Net, or the audio-visual paper's network"
+    )
     method.add_argument("--topk-ratio", type=_positive_int, default=7, help="top-k MIL takes T // RATIO snippets")
     method.add_argument(
         "--loss-weights",
@@ -176,8 +225,23 @@ def _train_parser() -> OneLineParser:
         action=_LossWeights,
         default={},
         metavar="TERM=WEIGHT",
-        help="terms that differ from mil=1 cas=1 ml=1 oppo=0.8 norm=0.8; 0 removes a term",
+        help="terms that differ from mil=1 cas=1 ml=1 oppo=0.8 norm=0.8 (audio_visual: mil=1 cas=0.8 cont=0.8 pseu=1); "
+        "0 removes a term",
     )
+    method.add_argument(
+        "--consensus",
+        choices=CONSENSUS,
+        help="what enhances the modalities: CCM, descriptor pairs of Table 5, fusions of Table 6, cross attention "
+        "(default: ccm; audio_visual: cross_attention)",
+    )
+    method.add_argument("--stages", type=_natural, default=2, help="of the cross attention; 0 is plain concatenation")
+    method.add_argument(
+        "--localization",
+        choices=tuple(LOCALIZATIONS),
+        help="how T-CAM and attention become detections (default: outer_inner, CO2-Net's; audio_visual: two_stage)",
+    )
+
+    method = parser.add_argument_group("CO2-Net (its Sections 3.4 and 3.5)")
     method.add_argument(
         "--suppression",
         choices=("shifted", "product"),
@@ -197,14 +261,17 @@ def _train_parser() -> OneLineParser:
         help="average pool over time where the dataset has one in the release (ActivityNet1.2), or the paper's none",
     )
     method.add_argument(
-        "--consensus",
-        choices=CONSENSUS,
-        default="ccm",
-        help="what enhances the modalities: the paper's CCM, descriptor pairs of Table 5, fusions of Table 6",
-    )
-    method.add_argument(
         "--mutual", choices=tuple(SIMILARITIES), default="mse", help="similarity function of L_ml (Table 4)"
     )
+
+    method = parser.add_argument_group("audio_visual; the paper leaves all but the first open (docs/audio_visual.md)")
+    method.add_argument("--classifier", choices=CLASSIFIERS, default="openmax", help="Eq. 5, or that of Table 2, S-I")
+    method.add_argument("--continuity-sigma", type=_positive, default=1.0, help="of L_cont's window, in snippets")
+    method.add_argument(
+        "--continuity-stop-gradient", action="store_true", help="take the smoothed sequences of L_cont as fixed targets"
+    )
+    method.add_argument("--pseudo-neighbours", type=_natural, default=4, help="N of L_pseu, an even number")
+    method.add_argument("--pseudo-threshold", type=_up_to_one, default=0.7, help="tau of L_pseu")
     return parser
 
 
@@ -288,6 +355,10 @@ def _positive(text: str) -> float:
 
 def _nonnegative(text: str) -> float:
     return _number(float, text, lambda x: 0 <= x < float("inf"), "a number of at least 0")
+
+
+def _up_to_one(text: str) -> float:
+    return _number(float, text, lambda x: 0 <= x <= 1, "a number in [0, 1]")
 
 
 def _fraction(text: str) -> float:

@@ -3,9 +3,9 @@
 from argparse import Namespace
 from pathlib import Path
 
+from eval.proposals import LOCALIZATIONS
 from eval.report import results_table
-from model import CO2Net
-from options import parse_test_args
+from options import default_options, parse_test_args
 from utils.annotations import load_annotations
 from utils.checkpoint import load_state, read_checkpoint, require_classes
 from utils.datasets import DATASETS
@@ -13,6 +13,7 @@ from utils.engine import PROTOCOLS, Evaluator, choose_device, open_subset, write
 from utils.errors import InputError, exit_on_input_error
 from utils.features import open_features
 from utils.files import write_json
+from utils.methods import METHODS, build_network
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,13 +28,10 @@ def main(argv: list[str] | None = None) -> None:
     # A released checkpoint holds weights only.
     architecture = checkpoint.get("architecture", {"temporal_pool": spec.temporal_pool(options.num_snippets)})
     sizes = {"num_classes": len(annotations.classes), "modality_dims": test.modality_dims}
-    try:
-        net = CO2Net(**{**architecture, **sizes})
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{args.checkpoint}: its network cannot be built ({error})") from None
+    net = build_network(options.model, {**architecture, **sizes})
     require_classes(checkpoint, annotations.classes, args.checkpoint)
     load_state(net, checkpoint, args.checkpoint)
-    evaluate = Evaluator(test, annotations, spec)
+    evaluate = Evaluator(test, annotations, spec, options.localization)
     evaluation = evaluate(net.to(device))
 
     output = Path(args.output_dir)
@@ -58,6 +56,9 @@ def carried_options(checkpoint: dict, path: str) -> Namespace:
     needed = {"dataset", "modalities", "missing_features", "num_snippets"}
     if not isinstance(options, dict) or not needed <= set(options) or options["dataset"] not in DATASETS:
         raise InputError(f"{path}: its options are not those of a run; give others with --config")
+    options = {**default_options(), **options}  # those that came after the run are as they were
+    if options["model"] not in METHODS or options["localization"] not in LOCALIZATIONS:
+        raise InputError(f"{path}: its options name a model or localization that is not there")
     return Namespace(**options)
 
 

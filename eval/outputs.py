@@ -1,7 +1,7 @@
 """outputs.h5 of a run: what the network said of each test video, for pictures.
 
-HDF5, a group a video with ``cas`` (T, C + 1), ``attention`` (T,) and ``modality_attention`` (2, T), float16; the
-classes and the snippets a second are attributes of the file.
+HDF5, a group a video with ``cas`` (T, C + 1), ``attention`` (T,) and, of a network that has it, ``modality_attention``
+(2, T), float16; the classes and the snippets a second are attributes of the file.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,10 @@ import numpy as np
 from utils.checksums import require_listed_sum
 from utils.errors import InputError
 from utils.files import replacing
-from utils.hdf5 import create_hdf5, follow, require_held, require_own_values, require_unpacked, set_attributes
+from utils.hdf5 import create_hdf5, follow, names_in, require_held, require_own_values, require_unpacked, set_attributes
 
 CURVES = ("cas", "attention", "modality_attention")
+OPTIONAL = ("modality_attention",)  # not every network has it; without it there are no rows
 
 
 def write_outputs(path: str | Path, results: Sequence, classes: Sequence[str], snippet_rate: float) -> None:
@@ -28,7 +29,8 @@ def write_outputs(path: str | Path, results: Sequence, classes: Sequence[str], s
             group = file.create_group(_group_name(result.video_id))
             for name in CURVES:
                 values = getattr(result, name).astype(np.float16)
-                group.create_dataset(name, data=values, compression="gzip", fletcher32=True)
+                if len(values):
+                    group.create_dataset(name, data=values, compression="gzip", fletcher32=True)
 
 
 class Outputs:
@@ -51,7 +53,10 @@ class Outputs:
         return _group_name(video_id) in self._file
 
     def __getitem__(self, video_id: str) -> dict[str, np.ndarray]:
-        return {name: self._read(f"{_group_name(video_id)}/{name}") for name in CURVES}
+        group = _group_name(video_id)
+        held = set(names_in(follow(self._file, group)))
+        curves = {name: self._read(f"{group}/{name}") for name in CURVES if name in held or name not in OPTIONAL}
+        return {name: np.empty((0, len(curves["attention"]))) for name in OPTIONAL} | curves
 
     def _read(self, path: str) -> np.ndarray:
         dataset = follow(self._file, path)

@@ -1,4 +1,11 @@
-"""T-CAM and attention of one video -> detections (Section 3.6 of arXiv:2107.12589; numpy only)."""
+"""T-CAM and attention of one video -> detections (numpy only).
+
+Two ways: ``outer_inner`` of arXiv:2107.12589 (Section 3.6), and the two-stage thresholding of W-TALC (Paul et al., ECCV
+2018), which the audio-visual paper follows (its Section 4.2).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,6 +65,58 @@ def localize(
     return detections if ambiguous is None else detections[~_touches(detections, ambiguous)]
 
 
+def probability_scores(cas: np.ndarray, attention: np.ndarray, topk_divisor: int = 8) -> np.ndarray:
+    """Video-level scores (C + 1,), background last: top-k mean over time of the snippets' class probabilities.
+
+    cas (T, C + 1) logits or log probabilities; attention is not looked at; k = max(1, T // topk_divisor), W-TALC's 8.
+    """
+    probabilities = _probabilities(cas)
+    k = max(1, len(probabilities) // topk_divisor)
+    return np.partition(probabilities, -k, axis=0)[-k:].mean(axis=0)
+
+
+def localize_two_stage(
+    cas: np.ndarray,
+    attention: np.ndarray,
+    *,
+    activation_threshold: float = 0.5,
+    class_weight: float = 0.7,
+    ambiguous: np.ndarray | None = None,
+) -> np.ndarray:
+    """Detections of one video by two thresholds, class by class, each class in order of time.
+
+    The first keeps the classes whose video-level score is at least the mean over all action classes. The second runs
+    over time, at a share (``activation_threshold``) of the way from a class's lowest to its highest probability; each
+    run of snippets at or above it is a detection, scored by its highest probability plus ``class_weight`` times the
+    video-level score. The paper gives neither value; both are those of W-TALC's code. Arguments and result as
+    `localize` has them; the attention is in the probabilities already.
+    """
+    cas, attention = _checked(cas, attention)
+    scores = probability_scores(cas, attention)[:-1]
+    labels = np.flatnonzero(scores >= scores.mean())
+    activation = _probabilities(cas)[:, labels].T  # (L, T)
+    low, high = activation.min(axis=1, keepdims=True), activation.max(axis=1, keepdims=True)
+    row, start, end = runs(activation >= low + activation_threshold * (high - low))
+    detections = np.empty(len(row), dtype=DETECTION)
+    detections["label"], detections["start"], detections["end"] = labels[row], start, end
+    highest = [activation[place, first:last].max() for place, first, last in zip(row, start, end, strict=True)]
+    detections["score"] = np.array(highest) + class_weight * scores[labels[row]]
+    return detections if ambiguous is None else detections[~_touches(detections, ambiguous)]
+
+
+class Localization(NamedTuple):
+    """A way from T-CAM and attention to video-level scores (C + 1,), and one to detections."""
+
+    video_scores: Callable[..., np.ndarray]
+    localize: Callable[..., np.ndarray]
+
+
+LOCALIZATIONS = {
+    "outer_inner": Localization(video_scores, localize),
+    "two_stage": Localization(probability_scores, localize_two_stage),
+}
+
+
 def outer_inner_contrast(activation: np.ndarray, segments: np.ndarray, margin: float) -> np.ndarray:
     """Mean activation inside a segment minus that of its margins, `margin` of its length on either side.
 
@@ -88,6 +147,12 @@ def _checked(cas: np.ndarray, attention: np.ndarray) -> tuple[np.ndarray, np.nda
             snippet = int(np.argwhere(~np.isfinite(values))[0, 0])
             raise InputError(f"localize: {name} is not finite at snippet {snippet}; check the features and weights")
     return cas, attention
+
+
+def _probabilities(cas: np.ndarray) -> np.ndarray:
+    """Softmax over the classes and the background, (T, C + 1)."""
+    exponentials = np.exp(cas - cas.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def _touches(detections: np.ndarray, ambiguous: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eval.average_precision import mean_over_range
+from eval.snippet_accuracy import accuracy_note
 from utils.annotations import Annotations, Video
 from utils.datasets import DatasetSpec
 from utils.files import save_figure
@@ -30,6 +31,7 @@ def results_table(rows: Sequence[tuple[str, int, dict]], spec: DatasetSpec, prot
         rows: name, iteration and metrics (as in metrics.json) of each checkpoint.
     """
     ranges = [f"{low:g}:{high:g}" for low, high in spec.average_ranges]
+    accuracies = [f"acc. {subset}" for subset in spec.accuracy_subsets]
     head = [
         "checkpoint",
         "iteration",
@@ -37,6 +39,7 @@ def results_table(rows: Sequence[tuple[str, int, dict]], spec: DatasetSpec, prot
         *(f"{t:g}" for t in spec.tiou_thresholds),
         *ranges,
         "class.",
+        *accuracies,
     ]
     lines = [head]
     for name, iteration, metrics in rows:
@@ -44,10 +47,13 @@ def results_table(rows: Sequence[tuple[str, int, dict]], spec: DatasetSpec, prot
             scores = metrics[protocol]
             values = [*scores["map"], *(mean_map(scores, r) for r in spec.average_ranges)]
             values.append(metrics["classification_map"])
+            values += [metrics["snippet_accuracy"][subset]["accuracy"] for subset in spec.accuracy_subsets]
             lines.append([name, str(iteration), protocol, *map(_percent, values)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    return "\n".join(["mAP@tIoU in percent, its means over ranges of tIoU, and video-level classification mAP", *text])
+    title = "mAP@tIoU in percent, its means over ranges of tIoU, and video-level classification mAP"
+    notes = [accuracy_note(rows[-1][2]["snippet_accuracy"])] if accuracies else []
+    return "\n".join([title, *text, *notes])
 
 
 def _percent(value: float | None) -> str:
@@ -110,9 +116,10 @@ def _plot_video(
         _draw_segments(bars, [segment], 0.0, DETECTION, alpha=float(np.clip(strength, 0.1, 1)))
     bars.set(yticks=[0.4, 1.4], yticklabels=["detections", "ground truth"], ylim=(-0.1, 1.9))
 
-    for values, color, name in zip(result.modality_attention, MODALITY, modalities, strict=True):
+    each = result.modality_attention  # (0, T) of a network that has one attention for both
+    for values, color, name in zip(each, MODALITY, modalities, strict=False):
         attention.plot(times, values, color=color, linewidth=0.8, label=name)
-    attention.plot(times, result.attention, color=FUSED, linewidth=1.3, label="fused")
+    attention.plot(times, result.attention, color=FUSED, linewidth=1.3, label="fused" if len(each) else "foreground")
     attention.set(ylim=(0, 1), ylabel="attention")
     attention.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=7, ncols=3, frameon=False)
 

@@ -21,10 +21,17 @@ from utils.errors import InputError, OneLineParser, exit_on_input_error  # noqa:
 
 FIGURE5 = "figure5"  # drawn from the runs of Table 6, from top to bottom:
 FIGURE5_ROWS = ("CCM", "SE", "SSMA", "Concat", "Add")
-DEMO = Path("data/demo")
+# By dataset, where a data set is looked for that was not named, and how it is made.
+MADE = {
+    "demo": (Path("data/demo"), "python scripts/simulate_features.py --demo --out data/demo"),
+    "ave": (Path("data/ave"), "python scripts/simulate_features.py --ave RELEASE --out data/ave"),
+}
 
 EPILOG = """\
 TABLE    table1 to table6: the paper's; release: the paper's choices where the release differs from it
+         av-table1, 2 and 5: the audio-visual paper's on AVE, in data/ave unless --path-dataset says otherwise; features
+         for it are simulated by python scripts/simulate_features.py --ave RELEASE --out data/ave
+         av-table1-activitynet, 2 and 5, av-table4: the same paper's on ActivityNet1.2
          figure5: the picture, from the runs of table6 with the first seed
          results: a page of every table that has finished runs in --run-dir, as docs/results.md; trains nothing
 
@@ -79,7 +86,7 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add = parser.add_argument
     add("table", choices=[*read_tables(), FIGURE5, "results"], metavar="TABLE", help="see below")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
-    add("--path-dataset", type=Path, metavar="DIR", help="folder of the data set; default for the demo: data/demo")
+    add("--path-dataset", type=Path, metavar="DIR", help="folder of the data set; default: data/demo or data/ave")
     add("--base", "--config", type=Path, metavar="FILE", help="config that the rows start from; default: the paper's")
     add("--max-iter", metavar="N", help="iterations of each run; default: the config's")
     add("--run-dir", type=Path, default=Path("runs/reproduce"), metavar="DIR", help="default: runs/reproduce")
@@ -107,12 +114,15 @@ def _setting(arguments: argparse.Namespace, table: Table, more: list[str]) -> Se
     base = arguments.base or Path(os.path.relpath(table.base))
     data = arguments.path_dataset
     if data is None:
-        if base.stem != "demo":
+        if base.stem not in MADE:
             raise InputError("--path-dataset is missing: the folder with annotations.json and the features")
-        data = Path(os.path.relpath(ROOT / DEMO))
-        if not (data / "features.h5").exists():
+        place, command = MADE[base.stem]
+        data = Path(os.path.relpath(ROOT / place))
+        if base.stem == "demo" and not (data / "features.h5").exists():
             made = [sys.executable, str(ROOT / "scripts/simulate_features.py"), "--demo", "--out", str(data)]
             subprocess.run(made, check=True)
+        elif not data.is_dir():
+            raise InputError(f"--path-dataset is missing, and so is {data}; make it: {command}")
     if arguments.max_iter:
         more = [*more, "--max-iter", arguments.max_iter]
     return Setting(base, data, arguments.run_dir, tuple(more))

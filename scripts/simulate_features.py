@@ -2,6 +2,7 @@
 
 python scripts/simulate_features.py --annotations FILE --out DIR [--dims 1024 1024] [--seed 0]
 python scripts/simulate_features.py --demo --out DIR
+python scripts/simulate_features.py --ave RELEASE --out data/ave        (about 2 GB: AVE's files, in their own layout)
 """
 
 import argparse
@@ -14,6 +15,7 @@ from utils.annotations import load_annotations, parse_annotations  # noqa: E402
 from utils.checksums import SUMS  # noqa: E402
 from utils.errors import OneLineParser, exit_on_input_error  # noqa: E402
 from utils.simulate import invent_timeline, simulate_features  # noqa: E402
+from utils.simulate_ave import simulate_ave  # noqa: E402
 
 
 def main() -> None:
@@ -21,11 +23,21 @@ def main() -> None:
     timeline = parser.add_mutually_exclusive_group(required=True)
     timeline.add_argument("--annotations", type=Path, help="annotations.json, or a release's annotation folder")
     timeline.add_argument("--demo", action="store_true", help="invent 100 videos of 8 classes")
+    timeline.add_argument(
+        "--ave",
+        type=Path,
+        metavar="RELEASE",
+        help="AVE's released labels; audio and visual features",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for features.h5, annotations.json, SHA256SUMS")
     parser.add_argument("--dims", type=int, nargs=2, metavar=("RGB", "FLOW"), help="widths (1024 1024; demo: 256 256)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
+    if arguments.ave:
+        annotations = simulate_ave(arguments.ave, arguments.out, arguments.seed)
+        print(f"simulated audio and visual features of {len(annotations.videos)} clips: {arguments.out}")
+        return
     if arguments.demo:
         annotations = parse_annotations(invent_timeline(100, 8, arguments.seed), "the invented timeline")
     else:

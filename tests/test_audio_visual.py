@@ -336,13 +336,14 @@ def test_eq_10_and_the_shared_terms():
     net, features, pairs = network(), random(3, 14, 10), torch.tensor([[0, 1]])
     labels = torch.tensor([[0, 1, 0], [0, 1, 1], [0, 0, 0]], dtype=torch.float64)
     outputs = net(features)
-    terms = AudioVisualLoss(topk_ratio=5, background_label=0.0)(outputs, labels, pairs)
+    terms = AudioVisualLoss(topk_ratio=5)(outputs, labels, pairs)
     assert WEIGHTS == {"mil": 1.0, "cas": 0.8, "cont": 0.8, "pseu": 1.0}
     torch.testing.assert_close(terms["total"], sum(WEIGHTS[name] * terms[name] for name in WEIGHTS))
     with_background = torch.tensor([0.0, 0.0, 1.0])  # only the video without an action
-    assert torch.equal(terms["mil"], mil_loss(outputs["cas"], labels, with_background, 5))
-    alone = mil_loss(outputs["cas"][2:], labels[2:], 1.0, 5) + 2 * mil_loss(outputs["cas"][:2], labels[:2], 0.0, 5)
-    torch.testing.assert_close(terms["mil"], alone / 3)
+    assert torch.equal(terms["mil"], mil_loss(outputs["cas"], labels, with_background, 5, normalised=True))
+    top = np.sort(outputs["cas"].detach().numpy(), axis=1)[:, -2:].mean(axis=1)  # k = 14 // 5, of each class
+    expected = -(top[0, 1] + (top[1, 1] + top[1, 2]) / 2 + top[2, 3]) / 3
+    assert terms["mil"].item() == pytest.approx(expected, rel=1e-4)  # the release's 1e-4 in the labels' sum
     assert torch.equal(terms["cas"], co_activity_loss(outputs["features"], outputs["cas"], labels, pairs))
     assert set(AudioVisualLoss(weights={"cont": 0})(outputs, labels, pairs)) == {"mil", "cas", "pseu", "total"}
     with pytest.raises(ValueError, match="no loss term is called oppo; the terms are mil, cas, cont, pseu"):

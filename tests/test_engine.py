@@ -155,7 +155,7 @@ def test_options_reach_what_is_built(tmp_path, monkeypatch):
 
         return build
 
-    for name in ("CO2Net", "CO2Loss", "BatchLoader", "train_step"):
+    for name in ("build_network", "build_criterion", "BatchLoader", "train_step"):
         monkeypatch.setattr(main, name, spy(name, getattr(main, name)))
     monkeypatch.setattr(torch.optim, "Adam", spy("Adam", torch.optim.Adam))
     options = "--dataset demo --lr 0.002 --weight-decay 0.03 --batch-size 5 --num-pairs 2 --num-snippets 11 --seed 4 "
@@ -163,10 +163,13 @@ def test_options_reach_what_is_built(tmp_path, monkeypatch):
     options += "--topk-ratio 3 --loss-weights oppo=0.1 --suppression product --attention-logit-dropout 0.25 "
     options += f"--precision bf16 --max-iter 1 --path-dataset {tmp_path} --run-dir {tmp_path}/run --device cpu"
     main.main(options.split())
-    assert built["CO2Net"][1]["attention_logit_dropout"] == 0.25
-    assert built["CO2Net"][1]["temporal_pool"] is None
-    assert built["CO2Net"][1]["consensus"] == "se"
-    assert built["CO2Loss"] == ((3, {"oppo": 0.1}), {"shifted_suppression": False, "mutual": "kl"})
+    model, architecture = built["build_network"][0]
+    assert model == "co2net"
+    assert architecture["attention_logit_dropout"] == 0.25
+    assert architecture["temporal_pool"] is None
+    assert architecture["consensus"] == "se"
+    objective = {"topk_ratio": 3, "weights": {"oppo": 0.1}, "shifted_suppression": False, "mutual": "kl"}
+    assert built["build_criterion"][0] == ("co2net", objective)
     assert built["Adam"][1] == {"lr": 0.002, "weight_decay": 0.03}
     assert built["BatchLoader"][0][1:] == (5, 2, 11, 4)
     assert built["train_step"][0][-1] == "bf16"
@@ -178,7 +181,8 @@ def test_temporal_pool_follows_the_dataset_and_the_snippets(tmp_path, monkeypatc
         video["subset"] = {"train": "training", "test": "validation"}[video["subset"]]
     simulate_features(parse_annotations(timeline, "made"), tmp_path, (4, 3))
     pools = []
-    monkeypatch.setattr(main, "CO2Net", lambda **named: pools.append(named["temporal_pool"]) or CO2Net(**named))
+    build = main.build_network
+    monkeypatch.setattr(main, "build_network", lambda *given: pools.append(given[1]["temporal_pool"]) or build(*given))
     options = f"--dataset activitynet12 --max-iter 1 --device cpu --path-dataset {tmp_path} --num-snippets"
     for snippets in ("60", "20"):
         main.main([*options.split(), snippets, "--run-dir", str(tmp_path / snippets)])

@@ -51,7 +51,7 @@ def test_every_kind_of_value_from_yaml(tmp_path):
         ("max_iter: 0", "at least 1"),
         ("precision: fp8", "invalid choice: 'fp8'"),
         ("modalities: rgb", "expected a list"),
-        ("modalities: [rgb]", "expected 2 arguments"),
+        ("modalities: [rgb]", "takes 2"),
         ("evaluate_untrained: 1", "expected true or false"),
         ("loss_weights: {mul: 1}", "no loss term is called mul"),
         ("loss_weights: {mil: much}", "is not NAME=NUMBER"),

@@ -79,15 +79,14 @@ def pseudo_localization_loss(cas: Tensor, neighbours: int = 4, threshold: float 
 class AudioVisualLoss(nn.Module):
     """The full objective, Eq. 10.
 
-    MIL and co-activity similarity see log p in the place of W-TALC's logits: over classes its softmax is p itself, and
-    over time the softmax that weighs a class's snippets is p divided by its sum.
+    MIL and co-activity similarity see log p in the place of W-TALC's logits. The softmax over time that weighs a
+    class's snippets is then p divided by its sum. L_mil takes no softmax over classes, since p is a distribution
+    already: it asks k snippets for the video's action, or, in a video without one, for the background, and nothing of
+    the others.
 
     Args:
         topk_ratio: divisor of T in the top-k of L_mil.
         weights: weights by term, over the published ones in WEIGHTS. A weight of 0 removes the term, and its cost.
-        background_label: label of the background in L_mil for videos that have an action: 1 where such videos have
-            background too (untrimmed ones), 0 where the data set labels them without it (AVE). Videos without an action
-            always have it.
         continuity_sigma, continuity_stop_gradient: see foreground_continuity_loss.
         pseudo_neighbours, pseudo_threshold: see pseudo_localization_loss.
 
@@ -99,7 +98,6 @@ class AudioVisualLoss(nn.Module):
         self,
         topk_ratio: int = 7,
         weights: Mapping[str, float] | None = None,
-        background_label: float = 1.0,
         continuity_sigma: float = 1.0,
         continuity_stop_gradient: bool = False,
         pseudo_neighbours: int = 4,
@@ -109,7 +107,7 @@ class AudioVisualLoss(nn.Module):
         if pseudo_neighbours < 0 or pseudo_neighbours % 2:
             raise ValueError(f"pseudo_neighbours is {pseudo_neighbours}, expected as many before a snippet as after it")
         self.weights = self.resolve_weights(weights or {})
-        self.topk_ratio, self.background_label = topk_ratio, background_label
+        self.topk_ratio = topk_ratio
         self.continuity = {"sigma": continuity_sigma, "stop_gradient": continuity_stop_gradient}
         self.pseudo = {"neighbours": pseudo_neighbours, "threshold": pseudo_threshold}
 
@@ -122,9 +120,9 @@ class AudioVisualLoss(nn.Module):
             pairs: rows of the batch that share a class (P, 2).
         """
         cas = outputs["cas"]
-        background = torch.where(labels.any(dim=1), self.background_label, 1.0)
+        background = (~labels.any(dim=1)).to(labels)
         terms = {
-            "mil": lambda: mil_loss(cas, labels, background, self.topk_ratio),
+            "mil": lambda: mil_loss(cas, labels, background, self.topk_ratio, normalised=True),
             "cas": lambda: co_activity_loss(outputs["features"], cas, labels, pairs),
             "cont": lambda: foreground_continuity_loss(cas, labels, **self.continuity),
             "pseu": lambda: pseudo_localization_loss(cas, **self.pseudo),

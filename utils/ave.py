@@ -34,7 +34,7 @@ def is_ave(folder: Path) -> bool:
 
 
 def read_ave(folder: Path) -> dict:
-    """The release -> the content of the annotations.json that says the same. InputError: a file or line that is none."""
+    """The release -> the content of the annotations.json that says the same; InputError for a file that is not so."""
     rows = _rows(folder)
     subsets = _subsets(folder, len(rows))
     database = {
@@ -47,7 +47,7 @@ def read_ave(folder: Path) -> dict:
         for (video_id, name, start, end), subset in zip(rows, subsets, strict=True)
     }
     empty = {"subset": BACKGROUND, "duration": SECONDS, "labels": []}
-    database |= {video_id: empty for video_id in _background_ids(folder)}
+    database |= dict.fromkeys(_background_ids(folder), empty)
     return {"classes": list(dict.fromkeys(name for _, name, _, _ in rows)), "database": database}
 
 

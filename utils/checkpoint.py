@@ -3,9 +3,9 @@
 They are zip archives, as torch.save writes them, and their CRC-32 of each record is checked here (PyTorch's own reader
 does not look at it), so a flipped bit is noticed. A released .pkl of the old form has no checksum.
 
-A checkpoint is one dict: ``model`` (state dict), ``architecture`` (CO2Net's arguments), ``classes`` (in the order of
-its outputs), ``options`` (the run's), ``iteration``, ``metrics`` of its evaluation, and, in ``last.pt``, ``training``:
-optimiser, batches, running losses and every random state that the next step depends on.
+A checkpoint is one dict: ``model`` (state dict), ``architecture`` (the network's arguments), ``classes`` (in the order
+of its outputs), ``options`` (the run's), ``iteration``, ``metrics`` of its evaluation, and, in ``last.pt``,
+``training``: optimiser, batches, running losses and every random state that the next step depends on.
 """
 
 import random
@@ -155,7 +155,7 @@ def _check_state(net: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
         raise InputError(
             f"{path}: not the weights of this network ({len(missing)} missing, {len(unknown)} unknown: {example})"
         )
-    classes = state["classifier.4.weight"].shape[0] - 1
+    classes = len(state[net.CLASS_LAYER]) - 1
     if classes != net.num_classes:
         raise InputError(
             f"{path}: the checkpoint has {classes} classes, the dataset has {net.num_classes}; "

@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -17,13 +18,13 @@ from eval.classification import classification_map
 from eval.detection import evaluate_detections
 from eval.detection_files import Table, localized_table, read_ground_truth, write_detections
 from eval.outputs import write_outputs
-from eval.proposals import DETECTION, localize, video_scores
+from eval.proposals import DETECTION, LOCALIZATIONS
 from eval.report import mean_map, plot_videos
+from eval.snippet_accuracy import snippet_accuracy
 from utils.annotations import Annotations
 from utils.datasets import DatasetSpec
 from utils.errors import InputError
 from utils.features import FeatureStore
-from utils.losses import CO2Loss
 from utils.segments import seconds_to_snippets
 from wsad_dataset import Batch, WeakVideoDataset
 
@@ -75,7 +76,7 @@ def split_holdout(annotations: Annotations, subset: str, fraction: float, seed: 
 
 def train_step(
     net: nn.Module,
-    criterion: CO2Loss,
+    criterion: nn.Module,
     optimiser: torch.optim.Optimizer,
     batch: Batch,
     precision: str = "float32",
@@ -116,12 +117,12 @@ def advice_on_memory(advice: str) -> Iterator[None]:
 class HoldOut:
     """Scores a network on held-out training videos by their video-level labels, all that weak supervision has."""
 
-    def __init__(self, dataset: WeakVideoDataset, criterion: CO2Loss):
+    def __init__(self, dataset: WeakVideoDataset, criterion: nn.Module, localization: str = "outer_inner"):
         self.dataset = dataset
+        self._video_scores = LOCALIZATIONS[localization].video_scores
         # L_cas needs pairs; each video is its own batch here.
-        self._criterion = CO2Loss(
-            criterion.topk_ratio, {**criterion.weights, "cas": 0.0}, criterion.shifted_suppression, criterion.mutual
-        )
+        self._criterion = copy(criterion)
+        self._criterion.weights = {**criterion.weights, "cas": 0.0}
 
     @torch.no_grad()
     def __call__(self, net: nn.Module) -> dict[str, float | None]:
@@ -135,7 +136,7 @@ class HoldOut:
             no_pairs = torch.zeros(0, 2, dtype=torch.long, device=device)
             losses.append(self._criterion(outputs, labels, no_pairs)["total"].item())
             cas, attention = (outputs[name][0].cpu().numpy() for name in ("cas", "attention"))
-            scores.append(video_scores(cas, attention)[:-1])
+            scores.append(self._video_scores(cas, attention)[:-1])
         net.train()
         mean_ap = classification_map(np.stack(scores), self.dataset.labels)[1]
         return {"classification_mAP": _defined(mean_ap), "loss": float(np.mean(losses))}
@@ -146,10 +147,10 @@ class VideoResult:
     """What the network says of one video."""
 
     video_id: str
-    cas: np.ndarray  # (T, C + 1) logits
-    modality_attention: np.ndarray  # (2, T)
+    cas: np.ndarray  # (T, C + 1) logits, or log probabilities
+    modality_attention: np.ndarray  # (2, T); (0, T) where the network has none
     attention: np.ndarray  # (T,)
-    detections: np.ndarray  # label, start, end (snippets), score; see eval.proposals.localize
+    detections: np.ndarray  # label, start, end (snippets), score; see eval.proposals
 
 
 @dataclass(frozen=True)
@@ -157,13 +158,14 @@ class Evaluation:
     """One pass over the test subset, scored.
 
     ``metrics`` is what metrics.json holds: ``classification_map``, and under the name of each protocol ``classes``,
-    ``tiou_thresholds``, ``ap`` [threshold][class], ``map`` [threshold] and ``average_map``, as fractions.
+    ``tiou_thresholds``, ``ap`` [threshold][class], ``map`` [threshold] and ``average_map``, as fractions; where snippet
+    accuracy is the data set's measure, ``snippet_accuracy`` too, as eval.snippet_accuracy gives it.
     """
 
     results: list[VideoResult]
     detections: Table  # seconds
     metrics: dict
-    selection: float  # mean mAP of the spec's main range under the first protocol: what best.pt is chosen by
+    selection: float  # what best.pt is chosen by: snippet accuracy, or mean mAP of the main range, first protocol
 
 
 class Evaluator:
@@ -173,8 +175,14 @@ class Evaluator:
     that are left out because they have no features.
     """
 
-    def __init__(self, dataset: WeakVideoDataset, annotations: Annotations, spec: DatasetSpec):
-        self.dataset, self.annotations, self.spec = dataset, annotations, spec
+    def __init__(
+        self,
+        dataset: WeakVideoDataset,
+        annotations: Annotations,
+        spec: DatasetSpec,
+        localization: str = "outer_inner",
+    ):
+        self.dataset, self.annotations, self.spec, self.localization = dataset, annotations, spec, localization
         self.snippet_rate = dataset.snippet_rate or spec.snippet_rate  # Hz
         self._ground_truth = read_ground_truth(annotations, spec.test_subset)
         self._video_ids = dataset.video_ids + dataset.too_short
@@ -185,11 +193,12 @@ class Evaluator:
             )
 
     def __call__(self, net: nn.Module) -> Evaluation:
-        results = run_test_set(net, self.dataset, self.annotations, self.snippet_rate)
+        results = run_test_set(net, self.dataset, self.annotations, self.snippet_rate, self.localization)
         localized = {result.video_id: result.detections for result in results}
         # Videos too short to be tested are listed, without detections: their ground truth counts.
         localized |= {video_id: np.empty(0, DETECTION) for video_id in self.dataset.too_short}
         detections = localized_table(localized, self.annotations.classes, self.snippet_rate)
+        video_scores = LOCALIZATIONS[self.localization].video_scores
         scores = np.stack([video_scores(result.cas, result.attention)[:-1] for result in results])
         metrics = {"classification_map": _defined(classification_map(scores, self.dataset.labels)[1])}
         for protocol in PROTOCOLS:
@@ -202,26 +211,34 @@ class Evaluator:
                 videos=self._video_ids,
             ).as_dict()
         selection = mean_map(metrics[PROTOCOLS[0]], self.spec.main_range)
+        if subsets := self.spec.accuracy_subsets:
+            activations = {result.video_id: result.cas for result in results}
+            scores = snippet_accuracy(activations, self.annotations, subsets, self.snippet_rate)
+            metrics["snippet_accuracy"], selection = scores, scores[subsets[0]]["accuracy"]
         return Evaluation(results, detections, metrics, selection)
 
 
 @torch.no_grad()
 def run_test_set(
-    net: nn.Module, dataset: WeakVideoDataset, annotations: Annotations, snippet_rate: float
+    net: nn.Module,
+    dataset: WeakVideoDataset,
+    annotations: Annotations,
+    snippet_rate: float,
+    localization: str = "outer_inner",
 ) -> list[VideoResult]:
     """The network over all snippets of every video, without dropout and in float32, and the localisation.
 
     Of the annotations only the ambiguous segments are used; ``snippet_rate`` is in snippets a second.
     """
-    device = next(net.parameters()).device
+    device, localize = next(net.parameters()).device, LOCALIZATIONS[localization].localize
     was_training = net.training
     net.eval()
     results = []
     for index, video_id in enumerate(tqdm(dataset.video_ids, "evaluating", leave=False, unit="video")):
         outputs = net(torch.tensor(dataset[index], device=device)[None])
-        cas, modality_attention, attention = (
-            outputs[name][0].cpu().numpy() for name in ("cas", "modality_attention", "attention")
-        )
+        outputs = {name: value[0].cpu().numpy() for name, value in outputs.items()}
+        cas, attention = outputs["cas"], outputs["attention"]
+        modality_attention = outputs.get("modality_attention", np.empty((0, len(attention))))
         ambiguous = seconds_to_snippets(annotations.videos[video_id].ambiguous, snippet_rate)
         detections = localize(cas, attention, ambiguous=ambiguous)
         results.append(VideoResult(video_id, cas, modality_attention, attention, detections))

@@ -1,13 +1,16 @@
 """Feature stores: precomputed snippet features of a video, whatever the form they lie in.
 
 `open_features(path, modalities)` gives a `FeatureStore`, and `store[video_id]` is (T, D) float32, the asked
-modalities side by side. Three forms are read (utils/feature_files.py):
+modalities side by side. Four forms are read (utils/feature_files.py):
 
 * HDF5: `/<modality>/<video_id>` (T, D); attributes `fps` and `stride` (frames a snippet) on the modality's
   group, else on the file's root, give the snippet rate.
 * `<modality>/<video_id>.npy` folders; `features.json` beside them, `{"fps": 30, "stride": 16}`, gives the rate.
 * the releases' `<name>-I3D-JOINTFeatures.npy` (RGB first, flow last, 25 fps, stride 16), whose rows
   `<name>-Annotations/videoname.npy` names.
+* the AVE release (utils/ave.py), `audio` and `visual`, a snippet a second.
+
+Modalities whose rates differ are aligned by time, on the grid of the one named first.
 
 Run `python -m utils.features DIR` to see what a folder holds and whether it fits its annotations, and with `--check`
 to find all that is wrong with it (utils/dataset_check.py).
@@ -21,6 +24,7 @@ import numpy as np
 
 from utils.errors import InputError, exit_on_input_error
 from utils.feature_files import Source, open_source
+from utils.segments import aligned_snippets
 
 DIFFERENCE_SUFFIX = "_diff"
 
@@ -72,14 +76,22 @@ class FeatureStore:
 
     @cached_property
     def snippet_rate(self) -> float | None:
-        """Snippets a second; None where the features do not say. InputError if the modalities disagree."""
-        rates = {self.source.rate(stored) for stored in self.stored_modalities} - {None}
-        if len(rates) > 1:
-            raise InputError(f"{self.source.path}: the modalities have different snippet rates: {sorted(rates)}")
-        return rates.pop() if rates else None
+        """Snippets a second, those of the first modality; None where the features do not say."""
+        return self._rates[0]
+
+    @cached_property
+    def _rates(self) -> tuple[float | None, ...]:
+        """Of each modality; one that does not say its rate has that of the others."""
+        rates = [self.source.rate(stored) for stored in self.stored_modalities]
+        given = next((rate for rate in rates if rate is not None), None)
+        return tuple(given if rate is None else rate for rate in rates)
 
     def num_snippets(self, video_id: str) -> int:
-        """T of one video, from its stored shape. InputError: not (T, D), another width, different T."""
+        """T of one video, from its stored shape. InputError: not (T, D), another width, modalities that do not fit."""
+        return self._lengths(video_id)[0]
+
+    def _lengths(self, video_id: str) -> list[int]:
+        """Snippets of each modality, on its own grid."""
         self._require(video_id)
         lengths = {}
         for modality, stored, width in zip(self.modalities, self.stored_modalities, self.modality_dims, strict=True):
@@ -87,23 +99,38 @@ class FeatureStore:
             if len(shape) != 2 or shape[1] != width:
                 raise self._bad_shape(stored, video_id, shape, f"(snippets, {width})")
             lengths[modality] = shape[0]
-        if len(set(lengths.values())) > 1:
+        if len(set(self._rates)) > 1:
+            self._require_one_duration(video_id, lengths)
+        elif len(set(lengths.values())) > 1:
             raise InputError(
                 f"{self.source.path}: the modalities of video '{video_id}' differ in snippets: {lengths}; "
                 "extract them again from the same frames"
             )
-        return lengths[self.modalities[0]]
+        return list(lengths.values())
+
+    def _require_one_duration(self, video_id: str, lengths: dict[str, int]) -> None:
+        """Extractors drop what does not fill a snippet: two of the coarser grid, or a tenth, are no difference."""
+        durations = [length / rate for length, rate in zip(lengths.values(), self._rates, strict=True)]
+        if max(durations) - min(durations) > max(2 / min(self._rates), 0.1 * durations[0]) or not min(durations):
+            told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in zip(lengths, durations, strict=True))
+            raise InputError(
+                f"{self.source.path}: the modalities of video '{video_id}' do not last equally long ({told}); "
+                "extract them again from the same video, or correct fps and stride"
+            )
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         """(T, D) float32. InputError: no such video, bad shape or dtype, values that are NaN or infinite."""
-        features = np.empty((self.num_snippets(video_id), sum(self.modality_dims)), dtype=np.float32)
-        start = 0
-        for modality, stored, width in zip(self.modalities, self.stored_modalities, self.modality_dims, strict=True):
+        lengths = self._lengths(video_id)
+        features = np.empty((lengths[0], sum(self.modality_dims)), dtype=np.float32)
+        parts = np.split(features, np.cumsum(self.modality_dims)[:-1], axis=1)
+        columns = (parts, self.modalities, self.stored_modalities, lengths, self._rates)
+        for part, modality, stored, length, rate in zip(*columns, strict=True):
             values = self.stored_values(stored, video_id)
             if modality != stored:
                 values = mean_difference(values.astype(np.float32, copy=False))
-            features[:, start : start + width] = values
-            start += width
+            if rate != self.snippet_rate:
+                values = values[aligned_snippets(lengths[0], self.snippet_rate, length, rate)]
+            part[:] = values
         return features
 
     def stored_values(self, stored: str, video_id: str) -> np.ndarray:

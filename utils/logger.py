@@ -97,8 +97,9 @@ class RunLog:
 def _summary(metrics: dict) -> dict[str, float]:
     """metrics.json's form, flat: the scalars that are worth a curve."""
     scores = {"classification_mAP": metrics["classification_map"]}
+    scores |= {f"{subset}/accuracy": value["accuracy"] for subset, value in metrics.get("snippet_accuracy", {}).items()}
     for protocol, values in metrics.items():
-        if protocol == "classification_map":
+        if protocol in ("classification_map", "snippet_accuracy"):
             continue
         for threshold, value in zip(values["tiou_thresholds"], values["map"], strict=True):
             scores[f"{protocol}/mAP@{threshold:g}"] = value

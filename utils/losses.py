@@ -34,7 +34,9 @@ def suppress(cas: Tensor, attention: Tensor, shifted: bool = True) -> Tensor:
     return attention * (cas - floor) + floor
 
 
-def mil_loss(cas: Tensor, labels: Tensor, background: float | Tensor, topk_ratio: int) -> Tensor:
+def mil_loss(
+    cas: Tensor, labels: Tensor, background: float | Tensor, topk_ratio: int, normalised: bool = False
+) -> Tensor:
     """Top-k multiple-instance learning loss: L_mil^org on S, L_mil^supp on S_bar (Section 3.5, after W-TALC).
 
     A video's logit of a class is the mean of its top k = max(1, T // topk_ratio) snippet logits; the loss is softmax
@@ -46,13 +48,15 @@ def mil_loss(cas: Tensor, labels: Tensor, background: float | Tensor, topk_ratio
         background: label of the background class, of all videos or of each (B,): 1 on S, where background is
             present, 0 on S_bar, where attention has removed it.
         topk_ratio: 7 on THUMOS14, 5 on ActivityNet1.2.
+        normalised: the T-CAM holds log probabilities, which need no softmax over the classes.
     """
     column = torch.as_tensor(background, dtype=labels.dtype, device=labels.device).expand(len(labels))
     labels = torch.cat([labels, column.unsqueeze(1)], dim=1)
     labels = labels / (labels.sum(dim=1, keepdim=True) + 1e-4)  # 1e-4: release
     k = max(1, cas.shape[1] // topk_ratio)
     video_logits = cas.topk(k, dim=1).values.mean(dim=1)  # (B, C + 1)
-    return -(labels * F.log_softmax(video_logits, dim=1)).sum(dim=1).mean()
+    log_probabilities = video_logits if normalised else F.log_softmax(video_logits, dim=1)
+    return -(labels * log_probabilities).sum(dim=1).mean()
 
 
 def co_activity_loss(

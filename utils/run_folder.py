@@ -36,14 +36,15 @@ class RunFolder:
         folder: where; one without checkpoints has nothing to lose.
         options: the resolved options that a resumed run must share.
         resume: whether the folder may hold the run already.
+        defaults: what an option was in a run that was begun before there was the option.
 
     Raises:
         InputError: if another process has it, it holds a run and ``resume`` is off, or one with other options, or it
             cannot be made.
     """
 
-    def __init__(self, folder: str | Path, options: dict, resume: bool):
-        self.path, self._options, self._resume = Path(folder), options, resume
+    def __init__(self, folder: str | Path, options: dict, resume: bool, defaults: dict):
+        self.path, self._options, self._resume, self._defaults = Path(folder), options, resume, defaults
 
     def __enter__(self) -> "RunFolder":
         try:
@@ -57,7 +58,7 @@ class RunFolder:
                     raise InputError(
                         f"{self.path} already holds a run; continue it with --resume or choose another --run-dir"
                     )
-                require_same_options(self.path / "options.yaml", self._options)
+                require_same_options(self.path / "options.yaml", self._options, self._defaults)
                 for name in listed_sums(self.path):
                     if (self.path / name).exists():
                         require_listed_sum(self.path / name)
@@ -96,11 +97,12 @@ class RunFolder:
         write_text(self.path / SUMS, sums_text(self.path, names))
 
 
-def require_same_options(path: Path, options: dict) -> None:
-    """InputError if the options.yaml of a run says otherwise."""
+def require_same_options(path: Path, options: dict, defaults: dict) -> None:
+    """InputError if the options.yaml of a run, over the defaults, says otherwise."""
     before = read_yaml(path)
     if not isinstance(before, dict):
         raise InputError(f"{path}: not the options of a run; move the folder away")
+    before = {**defaults, **before}
     for name, value in options.items():
         if before.get(name) != value:
             raise InputError(

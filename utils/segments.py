@@ -19,6 +19,16 @@ def snippets_to_seconds(snippets: np.ndarray, rate: float) -> np.ndarray:
     return np.asarray(snippets, dtype=np.float64) / rate
 
 
+def aligned_snippets(count: int, rate: float, other_count: int, other_rate: float) -> np.ndarray:
+    """For each of `count` snippets, which of `other_count` on another grid its middle lies in: (count,) indices.
+
+    Both grids begin at 0 s; where the other one ends early, its last snippet stands in.
+    """
+    middle = (np.arange(count) + 0.5) / rate  # seconds
+    # A middle on a border, as 1.5 / 3 on a grid of 2 Hz, belongs to the later snippet however it is rounded.
+    return np.minimum(np.floor(middle * other_rate + 1e-9).astype(np.int64), other_count - 1)
+
+
 def tiou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Temporal intersection over union of segments (..., 2) and (..., 2), broadcast against each other.
 

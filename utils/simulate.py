@@ -12,7 +12,7 @@ Everything is non-negative as after a ReLU. Each video draws from a generator ke
 prototype from one keyed by seed and name, so that neither order nor company changes them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import h5py
@@ -64,22 +64,22 @@ def simulate_video(
     video: Video, classes: tuple[str, ...], num_snippets: int, dims: tuple[int, int], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """One video's RGB (T, D1) and flow (T, D2), float16."""
-    generator = _generator(seed, "video", video.video_id)
+    generator = keyed_generator(seed, "video", video.video_id)
     names = list(dict.fromkeys((*video.labels, *video.segment_labels)))
-    nuisance = _smooth_activity(generator, num_snippets, NUISANCES)  # (T, K), the same in both streams
-    rgb = nuisance @ _prototypes(seed, "nuisance rgb", range(NUISANCES), dims[0])
-    flow = nuisance @ _prototypes(seed, "nuisance flow", range(NUISANCES), dims[1])
+    nuisance = smooth_activity(generator, num_snippets, NUISANCES)  # (T, K), the same in both streams
+    rgb = nuisance @ prototypes(seed, "nuisance rgb", range(NUISANCES), dims[0])
+    flow = nuisance @ prototypes(seed, "nuisance flow", range(NUISANCES), dims[1])
     strengths = generator.uniform(0.6, 1.4, size=len(video.segments))
     if names:
         action, scene = _activities(video, names, strengths, num_snippets)  # (T, len(names)) each
-        rgb += scene @ _prototypes(seed, "scene", names, dims[0])
-        rgb += APPEARANCE * action @ _prototypes(seed, "appearance", names, dims[0])
-        flow += action @ _prototypes(seed, "motion", names, dims[1])
+        rgb += scene @ prototypes(seed, "scene", names, dims[0])
+        rgb += APPEARANCE * action @ prototypes(seed, "appearance", names, dims[0])
+        flow += action @ prototypes(seed, "motion", names, dims[1])
     passing = [name for name in classes if name not in names]
     if passing:
         other = passing[generator.integers(len(passing))]
-        rgb += _smooth_activity(generator, num_snippets, 1) @ _prototypes(seed, "scene", [other], dims[0])
-    return tuple(_observe(stream, generator) for stream in (rgb, flow))
+        rgb += smooth_activity(generator, num_snippets, 1) @ prototypes(seed, "scene", [other], dims[0])
+    return tuple(observe(stream, generator) for stream in (rgb, flow))
 
 
 def invent_timeline(num_videos: int, num_classes: int, seed: int = 0, train_fraction: float = 0.6) -> dict:
@@ -91,7 +91,7 @@ def invent_timeline(num_videos: int, num_classes: int, seed: int = 0, train_frac
     if num_videos < 1 or num_classes < 1:
         raise InputError(f"a timeline needs videos and classes, not {num_videos} and {num_classes}")
     classes = [*ACTIONS[:num_classes], *(f"Action{index}" for index in range(len(ACTIONS), num_classes))]
-    generator = _generator(seed, "timeline")
+    generator = keyed_generator(seed, "timeline")
     typical = dict(zip(classes, np.geomspace(3, 12, num_classes), strict=True))  # seconds
     num_train = round(num_videos * train_fraction)
     database = {}
@@ -157,7 +157,7 @@ def _fade(activity: np.ndarray) -> np.ndarray:
     return (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
 
 
-def _smooth_activity(generator: np.random.Generator, num_snippets: int, count: int) -> np.ndarray:
+def smooth_activity(generator: np.random.Generator, num_snippets: int, count: int) -> np.ndarray:
     """(T, count) float32: bouts of activity some ten seconds long, about half of the time silent."""
     knots = np.arange(0, num_snippets + 16, 8)
     values = generator.standard_normal((count, len(knots)))
@@ -165,25 +165,25 @@ def _smooth_activity(generator: np.random.Generator, num_snippets: int, count: i
     return np.stack([np.interp(time, knots, row).clip(0) for row in values], axis=1).astype(np.float32)
 
 
-def _observe(signal: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def observe(signal: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """(T, D) -> (T, D) float16: baseline, noise, rectified."""
     noise = generator.standard_normal(signal.shape, dtype=np.float32)
     return np.maximum(signal + BASELINE + NOISE * noise, 0).astype(np.float16)
 
 
-def _prototypes(seed: int, kind: str, names, dim: int) -> np.ndarray:
+def prototypes(seed: int, kind: str, names: Iterable, dim: int) -> np.ndarray:
     """(len(names), dim) float32, sparse and non-negative, each keyed by its own name."""
     return np.stack([_prototype(seed, kind, str(name), dim) for name in names])
 
 
 def _prototype(seed: int, kind: str, name: str, dim: int) -> np.ndarray:
-    generator = _generator(seed, kind, name)
+    generator = keyed_generator(seed, kind, name)
     active = generator.random(dim) < ACTIVE_CHANNELS
     active[generator.integers(dim)] = True  # never empty, however narrow
     return (active * generator.gamma(4.0, 0.25, size=dim)).astype(np.float32)
 
 
-def _generator(seed: int, *key: str) -> np.random.Generator:
+def keyed_generator(seed: int, *key: str) -> np.random.Generator:
     return np.random.default_rng([seed, *"/".join(key).encode()])
 
 

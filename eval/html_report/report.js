@@ -254,10 +254,10 @@
     const name = several ? `<span style="color:${runColour(place)}"><b>${plain(data.runs[place].name)}</b></span> · ` : "";
     if (!run) return [{ title: `${name}no answer for this video`, height: 8, range: [0, 1], bare: true, traces: [] }];
     const times = Array.from({ length: run.snippets }, (_, index) => Number(((index + 0.5) / run.rate).toFixed(3)));
-    const names = data.runs[place].modalities.map(plain);
-    const colours = [...MODALITY_COLOURS, FUSED];
-    const labels = [...names, "fused"];
-    const attention = run.attention.map((packed, index) => line(times, unpack(packed), colours[index], labels[index], index === 2 ? 2 : 1.1));
+    const each = run.attention.length > 1;  // the audio-visual network has one attention, not one a modality
+    const colours = each ? [...MODALITY_COLOURS, FUSED] : [FUSED];
+    const labels = each ? [...data.runs[place].modalities.map(plain), "fused"] : ["foreground"];
+    const attention = run.attention.map((packed, index) => line(times, unpack(packed), colours[index], labels[index], index === labels.length - 1 ? 2 : 1.1));
     const key = labels.map((label, index) => `<span style="color:${colours[index]}"><b>${label}</b></span>`).join(" · ");
     const drawn = [...state.chosen].filter((number) => run.cas[number]);
     const cas = drawn.map((number) => line(times, unpack(run.cas[number]), classColour(number), plain(data.classes[number]), 1.5));

@@ -58,8 +58,11 @@ class _Job:
         records = read_json_lines(path) if path.exists() else []
         if records and records[-1] != self._told:
             self._told = record = records[-1]
-            score = 100 * record["scores"]["snippet/mean_mAP"]
-            say(f"  {self.run.name}: iteration {record['iteration']}, mean mAP {score:.1f} (all tIoU)")
+            scores = record["scores"]
+            accuracies = [value for name, value in scores.items() if name.endswith("/accuracy")]
+            told = f"snippet accuracy {100 * accuracies[0]:.1f}, " if accuracies else ""
+            told += f"mean mAP {100 * scores['snippet/mean_mAP']:.1f} (all tIoU)"
+            say(f"  {self.run.name}: iteration {record['iteration']}, {told}")
 
     def finish(self) -> bool:
         """After the process has ended: whether it went well, said and written down."""

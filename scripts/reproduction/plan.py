@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from options import parse_args, resume_options
+from options import default_options, parse_args, resume_options
 from utils.datasets import DATASETS
 from utils.errors import InputError
 from utils.files import read_json, read_yaml
@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TABLES = Path(__file__).resolve().parent / "tables.yaml"
 PUBLISHED = ROOT / "eval" / "published.json"
 OURS = "CO2-Net"  # the row of Tables 1 and 2 that is ours to run
-BASE_AS_IT_IS = "co2net"  # what runs of the base config are called
 
 
 @dataclass(frozen=True)
@@ -25,16 +24,12 @@ class Row:
     """One row of a table; numbers are the paper's, in percent."""
 
     name: str
+    key: str  # names the row's runs: the config's name, or the model's; tables that share a row share its runs
     config: str | None  # of configs/ablations; None: the base as it is
     paper: float | None  # mean mAP over the main range of tIoU
     at: dict[float, float]  # mAP@tIoU, where the table has it
     only: str | None = None  # the dataset that the row is about
     ours: bool = True  # False: another method's published row
-
-    @property
-    def key(self) -> str:
-        """Names the row's runs; tables that share a row share its runs."""
-        return self.config or BASE_AS_IT_IS
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,8 @@ class Table:
     key: str
     title: str
     base: Path
+    dataset: str  # of the base, and so of the paper's numbers
+    model: str
     rows: tuple[Row, ...]
 
     def rows_for(self, dataset: str) -> list[Row]:
@@ -70,7 +67,7 @@ class Run:
         """
         if not (self.folder / "metrics.json").is_file():
             return False
-        require_same_options(self.folder / "options.yaml", resume_options(self.options))
+        require_same_options(self.folder / "options.yaml", resume_options(self.options), default_options())
         told = Path(read_yaml(self.folder / "options.yaml")["path_dataset"])
         if told.exists() and told.resolve() != Path(self.options.path_dataset).resolve():
             raise InputError(
@@ -120,29 +117,39 @@ class Setting:
 
 def read_tables() -> dict[str, Table]:
     """Every table of tables.yaml, by its key."""
-    content = read_yaml(TABLES)
-    return {
-        key: Table(key, table["title"], ROOT / "configs" / f"{table['base']}.yaml", tuple(_rows(table)))
-        for key, table in content.items()
-    }
+    return {key: _table(key, content) for key, content in read_yaml(TABLES).items()}
 
 
-def _rows(table: dict) -> list[Row]:
-    if "published" in table:
-        return _published_rows(table["published"])
+def _table(key: str, content: dict) -> Table:
+    base = ROOT / "configs" / f"{content['base']}.yaml"
+    options = parse_args(["--config", str(base), "--path-dataset", "."])
+    published = "published" in content
+    rows = _published_rows(content["published"], options.model) if published else _rows(content["rows"], options.model)
+    return Table(key, content["title"], base, options.dataset, options.model, tuple(rows))
+
+
+def _rows(rows: list[dict], model: str) -> list[Row]:
     return [
-        Row(row["name"], row.get("config"), row.get("paper"), row.get("at", {}), row.get("only"))
-        for row in table["rows"]
+        Row(
+            row["name"],
+            row.get("config", model),
+            row.get("config"),
+            row.get("paper"),
+            row.get("at", {}),
+            row.get("only"),
+        )
+        for row in rows
     ]
 
 
-def _published_rows(dataset: str) -> list[Row]:
+def _published_rows(dataset: str, model: str) -> list[Row]:
     """Table 1 or 2, as eval/published.json has it."""
     table = read_json(PUBLISHED)[dataset]
     place = table["average_ranges"].index(list(DATASETS[dataset].main_range))
     return [
         Row(
             f"{row['method']} ({', '.join(_facts(row))})",
+            model,
             None,
             row["averages"][place],
             {t: value for t, value in zip(table["tiou_thresholds"], row["map"], strict=True) if value is not None},
@@ -160,5 +167,9 @@ def _facts(row: dict) -> list[str]:
 
 def planned_runs(table: Table, setting: Setting, seeds: Sequence[int]) -> list[Run]:
     """The runs of a table: all rows with the first seed, then with the next, so that a stopped table is whole."""
-    dataset = setting.run(Row(BASE_AS_IT_IS, None, None, {}), 0).options.dataset
-    return [setting.run(row, seed) for seed in seeds for row in table.rows_for(dataset)]
+    base = setting.run(Row("", table.model, None, None, {}), 0).options
+    if base.model != table.model:
+        raise InputError(
+            f"{table.key} is about --model {table.model}, {setting.base} trains {base.model}; name another"
+        )
+    return [setting.run(row, seed) for seed in seeds for row in table.rows_for(base.dataset)]

@@ -4,12 +4,14 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.reproduction.plan import BASE_AS_IT_IS, Table
+from eval.snippet_accuracy import accuracy_note
+from scripts.reproduction.plan import Table
 from scripts.reproduction.results import CHECKPOINTS, Column, order_line, spread
 from utils.datasets import DATASETS, DatasetSpec
 from utils.files import write_text
 
-PAPERS_OWN = ("thumos14", "activitynet12")  # bases whose features, where not simulated, are the paper's I3D
+# Bases whose features, where not simulated, are the paper's.
+PAPERS_OWN = ("thumos14", "activitynet12", "ave", "activitynet12_audio_visual")
 HOW_CHOSEN = (
     "`last` was not chosen; `best` was chosen on the test subset, as the paper's checkpoints were: an upper bound. "
     "± is the standard deviation over seeds (n - 1)."
@@ -28,34 +30,45 @@ def heading(column: Column) -> str:
 
 
 def grid(table: Table, columns: Sequence[Column], protocol: str, empty: str | None = None) -> list[list[str]]:
-    """Head and rows of a table: name | paper | of each column seeds, last, best.
+    """Head and rows of a table: name | paper | of each column seeds, then last and best by each of its measures.
 
     Args:
         empty: the heading of a column without runs, put first, or None.
     """
     told = any(row.paper is not None for row in table.rows)
-    groups = ([empty] if empty else []) + [heading(column) for column in columns]
-    names = ("seeds", *CHECKPOINTS)
-    head = ["", *(["paper"] if told else []), *(f"{group}: {name}" for group in groups for name in names)]
+    head = ["", *(["paper"] if told else [])]
+    head += [f"{empty}: {name}" for name in ("seeds", *CHECKPOINTS)] if empty else []
+    head += [f"{heading(column)}: {name}" for column in columns for name in _names(column, protocol)]
     rows = []
-    datasets = {column.spec.name for column in columns} or {table.base.stem}
+    datasets = {column.spec.name for column in columns} or {table.dataset}
     for row in (row for row in table.rows if not row.ours or row.only is None or row.only in datasets):
         cells = [row.name] + ([f"{row.paper:.1f}" if row.paper is not None else "–"] if told else [])
         cells += ["–"] * 3 if empty else []
         for column in columns:
-            found = [column.averages(row, checkpoint, protocol) for checkpoint in CHECKPOINTS]
+            measures = column.measures(protocol)
+            found = [column.averages(row, checkpoint, measure) for measure in measures for checkpoint in CHECKPOINTS]
             cells += [" ".join(map(str, sorted(found[0]))) or "–", *map(spread, found)]
         rows.append(cells)
     return [head, *rows]
 
 
+def _names(column: Column, protocol: str) -> list[str]:
+    measures = column.measures(protocol)
+    if len(measures) == 1:
+        return ["seeds", *CHECKPOINTS]
+    return ["seeds", *(f"{checkpoint} {measure}" for measure in measures for checkpoint in CHECKPOINTS)]
+
+
 def measure(table: Table, columns: Sequence[Column], protocol: str) -> str:
     """What the numbers of a table are."""
-    published = DATASETS[table.base.stem]
+    published = DATASETS[table.dataset]
+    if published.accuracy_subsets:
+        return accuracy_note(columns[0].snippet_accuracy) if columns else "snippet accuracy in percent"
     ours = f"{_mean_map(columns[0].spec if columns else published)} in percent, `{protocol}` protocol"
     if all(row.paper is None for row in table.rows):
         return ours
-    return f"{ours}; the paper's are {_mean_map(published)} of I3D features, CO2-Net's under `snippet`"
+    told = ", CO2-Net's under `snippet`" if table.model == "co2net" else ""
+    return f"{ours}; the paper's are {_mean_map(published)} of I3D features{told}"
 
 
 def _mean_map(spec: DatasetSpec) -> str:
@@ -101,7 +114,7 @@ def results_page(tables: Sequence[Table], columns: Sequence[Column], protocol: s
         missing += _missing(table, shown)
         if shown:
             own = any(is_papers_own(column) for column in shown)
-            empty = None if own or table.base.stem not in PAPERS_OWN else "the paper's I3D features"
+            empty = None if own else _papers_features(table)
             parts.append(as_markdown(table, shown, protocol, empty))
             if empty:
                 parts.append(f"The empty column is filled by `{_fill(table)}`.\n")
@@ -111,9 +124,18 @@ def results_page(tables: Sequence[Table], columns: Sequence[Column], protocol: s
 def _belongs(table: Table, column: Column) -> bool:
     """Whether a column has a run of this table's own, or, where it only has the base, is of its data set."""
     keys = {row.key for row in table.rows_for(column.spec.name)}
-    if own := keys - {BASE_AS_IT_IS}:
-        return any(result.key in own for result in column.results)
-    return column.spec.name == table.base.stem and any(result.key in keys for result in column.results)
+    if own := keys - {table.model}:
+        return any(result.key in own for result in column.results) and not _of_another_measure(table, column)
+    return column.spec.name == table.dataset and any(result.key in keys for result in column.results)
+
+
+def _of_another_measure(table: Table, column: Column) -> bool:
+    """Accuracies and mAPs do not stand in one table."""
+    return column.spec.accuracy_subsets != DATASETS[table.dataset].accuracy_subsets
+
+
+def _papers_features(table: Table) -> str:
+    return "AVE's real features" if table.dataset == "ave" else "the paper's I3D features"
 
 
 def _fill(table: Table) -> str:
@@ -135,11 +157,11 @@ def _missing(table: Table, columns: Sequence[Column]) -> list[str]:
     """What of a table did not run: a line each."""
     lines = []
     if not any(is_papers_own(column) for column in columns):
-        lines.append(f"- {table.title}, the paper's I3D features: `{_fill(table)}`")
+        lines.append(f"- {table.title}, {_papers_features(table)}: `{_fill(table)}`")
     for column in columns:
         gaps = []
         for row in table.rows_for(column.spec.name):
-            absent = sorted(set(column.seeds) - set(column.averages(row, "last", "snippet")))
+            absent = sorted(set(column.seeds) - set(column.averages(row, "last", column.measures("snippet")[0])))
             gaps += [f"{row.name} (seed {' '.join(map(str, absent))})"] if absent else []
         lines += [f"- {table.title}, {heading(column)}: {', '.join(gaps)}"] if gaps else []
     return lines

@@ -32,9 +32,12 @@ class Result:
     def seed(self) -> int:
         return self.options["seed"]
 
-    def average(self, checkpoint: str, protocol: str) -> float:
-        """Mean mAP over the main range of tIoU, a fraction."""
-        return mean_map(self.metrics[checkpoint][protocol], DATASETS[self.options["dataset"]].main_range)
+    def average(self, checkpoint: str, measure: str) -> float:
+        """Under a protocol: mean mAP over the main range of tIoU. On a subset: snippet accuracy. Fractions."""
+        spec = DATASETS[self.options["dataset"]]
+        if measure in spec.accuracy_subsets:
+            return self.metrics[checkpoint]["snippet_accuracy"][measure]["accuracy"]
+        return mean_map(self.metrics[checkpoint][measure], spec.main_range)
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,19 @@ class Column:
         known = {str(result.environment.get("revision"))[:10] for result in self.results}
         return sorted(known)
 
-    def averages(self, row: Row, checkpoint: str, protocol: str) -> dict[int, float]:
-        """{seed: mean mAP in percent} of a row."""
+    def measures(self, protocol: str) -> tuple[str, ...]:
+        """What its tables show, the first of them deciding on order: protocol, or subsets that have an accuracy."""
+        return self.spec.accuracy_subsets or (protocol,)
+
+    @property
+    def snippet_accuracy(self) -> dict[str, dict]:
+        """Of its first run, for what holds of all: how many videos, and what knowing the classes is worth."""
+        return self._first.metrics["last"]["snippet_accuracy"]
+
+    def averages(self, row: Row, checkpoint: str, measure: str) -> dict[int, float]:
+        """{seed: mean mAP or accuracy in percent} of a row."""
         mine = [result for result in self.results if row.ours and result.key == row.key]
-        return {result.seed: 100 * result.average(checkpoint, protocol) for result in mine}
+        return {result.seed: 100 * result.average(checkpoint, measure) for result in mine}
 
 
 def read_result(folder: Path) -> Result:
@@ -128,7 +140,8 @@ def pairs_in_order(paper: Mapping[str, float], ours: Mapping[str, float]) -> tup
 def order_line(table: Table, column: Column, checkpoint: str, protocol: str) -> str | None:
     """Whether the paper's order of rows holds; None where it has none, or a row has not run."""
     rows = [row for row in table.rows_for(column.spec.name) if row.paper is not None]
-    averages = {row.name: column.averages(row, checkpoint, protocol) for row in rows}
+    measure = column.measures(protocol)[0]
+    averages = {row.name: column.averages(row, checkpoint, measure) for row in rows}
     seeds = set.intersection(*(set(values) for values in averages.values())) if len(rows) > 1 else set()
     if not seeds:
         return None
@@ -176,8 +189,8 @@ def _csv_rows(table: Table, column: Column, thresholds: Sequence[float]) -> Iter
         for result in (result for result in column.results if result.key == row.key):
             for checkpoint in CHECKPOINTS:
                 metrics = result.metrics[checkpoint]
-                for protocol in PROTOCOLS:
-                    scores = metrics[protocol]
+                for protocol in (*PROTOCOLS, *column.spec.accuracy_subsets):
+                    scores = metrics.get(protocol, {"tiou_thresholds": [], "map": []})  # an accuracy has no tIoU
                     at = dict(zip(scores["tiou_thresholds"], scores["map"], strict=True))
                     facts = [table.key, row.name, "ours", column.features, column.iterations, result.seed, checkpoint]
                     mean = f"{100 * result.average(checkpoint, protocol):.4f}"
