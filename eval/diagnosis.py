@@ -42,7 +42,13 @@ _ACTIVITYNET_BINS = {
     "coverage": (0.2, 0.4, 0.6, 0.8, np.inf),
     "instances": (1, 4, 8, np.inf),
 }
-BINS = {"thumos14": _THUMOS14_BINS, "activitynet12": _ACTIVITYNET_BINS, "demo": _THUMOS14_BINS}
+_AVE_BINS = {**_ACTIVITYNET_BINS, "length in s": (2, 4, 6, 8, np.inf)}  # clips of 10 s; ours, DETAD has no AVE
+BINS = {
+    "thumos14": _THUMOS14_BINS,
+    "activitynet12": _ACTIVITYNET_BINS,
+    "ave": _AVE_BINS,
+    "demo": _THUMOS14_BINS,
+}
 
 
 def error_kinds(result: DetectionResult) -> np.ndarray:

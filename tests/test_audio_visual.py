@@ -1,13 +1,24 @@
-"""The audio-visual paper: its network and losses against transcriptions of its equations in float64 numpy."""
+"""The audio-visual paper: its network and losses against transcriptions of its equations in float64 numpy; AVE."""
 
+import json
 import math
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
+import main
+from eval.outputs import open_outputs
+from eval.proposals import localize_two_stage, probability_scores
+from eval.snippet_accuracy import accuracy_note, snippet_accuracy, snippet_classes
 from model import CO2Net
+from scripts.report import main as report
+from scripts.simulate_features import main as simulate
+from test import main as evaluate
+from tests.ave_release import CLASSES, make_release, write_array
 from utils import fusion
+from utils.annotations import load_annotations, parse_annotations
 from utils.audio_visual import AudioVisualNet, open_max
 from utils.audio_visual_losses import (
     WEIGHTS,
@@ -16,8 +27,13 @@ from utils.audio_visual_losses import (
     gaussian_window,
     pseudo_localization_loss,
 )
+from utils.errors import InputError
+from utils.features import open_features
 from utils.fusion import CrossAttention, CrossAttentionStage
 from utils.losses import co_activity_loss, mil_loss
+from utils.segments import aligned_snippets
+from utils.simulate import prototypes
+from utils.simulate_ave import simulate_ave, simulate_clip
 
 torch.set_num_threads(1)
 
@@ -350,3 +366,269 @@ def test_eq_10_and_the_shared_terms():
         AudioVisualLoss(weights={"oppo": 1})
     with pytest.raises(ValueError, match="pseudo_neighbours is 3"):
         AudioVisualLoss(pseudo_neighbours=3)
+
+
+# Two-stage thresholding.
+
+
+def test_two_stage_thresholding_by_hand():
+    p = np.array([[0.1, 0.2, 0.7], [0.6, 0.2, 0.2], [0.5, 0.2, 0.3], [0.1, 0.2, 0.7], [0.4, 0.2, 0.4], [0.3, 0.1, 0.6]])
+    np.testing.assert_allclose(probability_scores(np.log(p), p[:, 0]), [0.6, 0.2, 0.7])
+    # class 1 is below the mean 0.4; class 0 runs from 0.1 to 0.6, half-way is 0.35
+    found = localize_two_stage(np.log(p), p[:, 0])
+    assert found[["label", "start", "end"]].tolist() == [(0, 1, 3), (0, 4, 5)]
+    np.testing.assert_allclose(found["score"], [0.6 + 0.7 * 0.6, 0.4 + 0.7 * 0.6])
+    found = localize_two_stage(np.log(p), p[:, 0], ambiguous=np.array([[4, 6]]))
+    assert found["start"].tolist() == [1]
+    even = localize_two_stage(np.log(p[:1]), p[:1, 0])
+    assert even[["label", "start", "end"]].tolist() == [(1, 0, 1)]
+    with pytest.raises(InputError, match="not finite at snippet 2"):
+        localize_two_stage(np.where(np.arange(6)[:, None] == 2, np.nan, p), p[:, 0])
+
+
+# Streams of different rates.
+
+
+def test_snippets_are_aligned_by_time():
+    # 2 Hz beside 1 Hz: middles at 0.25, 0.75, 1.25, 1.75; and the other way round, middles on a border
+    assert aligned_snippets(4, 2.0, 2, 1.0).tolist() == [0, 0, 1, 1]
+    assert aligned_snippets(2, 1.0, 4, 2.0).tolist() == [1, 3]
+    assert aligned_snippets(3, 1.0, 2, 1.0).tolist() == [0, 1, 1]  # the other one ended
+    visual, audio = 25 / 16, 1 / 0.96
+    indices = aligned_snippets(180, visual, 120, audio)
+    middle = (np.arange(180) + 0.5) / visual
+    assert ((indices / audio <= middle + 1e-9) & (middle < (indices + 1) / audio + 1e-9)).all()
+
+
+def two_rates(folder, audio_snippets):
+    """Ten seconds of `visual` at 2 Hz and of `audio` at 1 Hz, which hold the second that they are of."""
+    path = folder / f"{audio_snippets}.h5"
+    with h5py.File(path, "w") as file:
+        file["visual/v"] = np.arange(20, dtype=np.float32)[:, None] // 2 * [1, 1]
+        file["audio/v"] = np.arange(audio_snippets, dtype=np.float32)[:, None]
+        file["visual"].attrs.update(fps=30, stride=15)
+        file["audio"].attrs.update(fps=100, stride=100)
+    return open_features(path, ("visual", "audio"))
+
+
+def test_streams_of_different_rates_lie_on_the_first_ones_grid(tmp_path):
+    store = two_rates(tmp_path, 10)
+    assert (store.snippet_rate, store.num_snippets("v"), store.modality_dims) == (2.0, 20, (2, 1))
+    np.testing.assert_array_equal(store["v"], np.repeat(np.arange(10), 2)[:, None] * [1, 1, 1])
+    store = open_features(tmp_path / "10.h5", ("audio", "visual"))
+    assert (store.snippet_rate, store.num_snippets("v")) == (1.0, 10)
+    np.testing.assert_array_equal(store["v"], np.arange(10)[:, None] * [1, 1, 1])
+    assert two_rates(tmp_path, 9)["v"][-1].tolist() == [9, 9, 8]  # an extractor drops an unfinished second
+    with pytest.raises(InputError, match=r"do not last equally long \(visual 10.0 s, audio 5.0 s\)"):
+        two_rates(tmp_path, 5)["v"]
+
+
+# AVE.
+
+
+def test_the_release_is_read_as_it_is(tmp_path):
+    lines = make_release(tmp_path)
+    annotations = load_annotations(tmp_path)
+    assert annotations.classes == CLASSES
+    assert [len(annotations.subset(name)) for name in ("train", "val", "test", "val+test", "background")] == [
+        12,
+        3,
+        6,
+        9,
+        2,
+    ]
+    videos = list(annotations.videos.values())
+    assert [video.video_id for video in videos[:3]] == ["video-1", "video-1#2", "video-2"]
+    for video, (name, _, start, end) in zip(videos, lines, strict=False):
+        assert (video.labels, video.segments.tolist(), video.duration) == ((name,), [[start, end]], 10)
+    assert (videos[-1].video_id, videos[-1].labels) == ("background_0001", ())
+
+
+def test_maps_are_pooled_as_they_are_read(tmp_path):
+    count = len(make_release(tmp_path))
+    generator = np.random.default_rng(0)
+    audio, maps = generator.random((count, 10, 3)), generator.random((count, 10, 7, 7, 4), dtype=np.float32)
+    write_array(tmp_path / "audio_feature.h5", audio)
+    write_array(tmp_path / "visual_feature.h5", maps)
+    store = open_features(tmp_path, ("visual", "audio"))
+    assert (store.snippet_rate, store.modality_dims, store.source.form) == (1.0, (4, 3), "AVE release")
+    assert "background_0000" not in store and not store.source.simulated
+    np.testing.assert_allclose(store["video-1#2"][:, :4], maps[1].mean(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(store["video-1#2"][:, 4:], audio[1], rtol=1e-6)
+    write_array(tmp_path / "visual_feature.h5", maps.mean(axis=(2, 3)))  # as of a network's last pooling layer
+    np.testing.assert_allclose(open_features(tmp_path, ("visual",))["video-1"], maps[0].mean(axis=(1, 2)), rtol=1e-5)
+    write_array(tmp_path / "visual_feature.h5", maps[:5])
+    with pytest.raises(InputError, match=r"shape \(5, 10, 7, 7, 4\), expected \(21, 10"):
+        open_features(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("Annotations.txt", "Bark&v&good&0\n", "line 1: expected 'class&YouTube id&quality&start&end'"),
+        ("Annotations.txt", "Bark&v&good&0&11\n", "line 1: 0 to 11 are no seconds"),
+        ("Annotations.txt", "Category&VideoID&Quality&StartTime&EndTime\n", "names no clip"),
+        ("train_order.h5", [0, 1], "row 2 is in none of train, val, test"),
+        ("test_order.h5", [0], "row 0, which is in 'train' already"),
+        ("val_order.h5", [99], "names row 99, Annotations.txt has 21 lines"),
+        ("val_order.h5", None, "no readable HDF5 file with a dataset 'order'"),
+    ],
+)
+def test_a_damaged_release_is_one_line(tmp_path, name, content, says):
+    make_release(tmp_path)
+    (tmp_path / name).unlink()
+    if isinstance(content, str):
+        (tmp_path / name).write_text(content)
+    elif content:
+        write_array(tmp_path / name, np.array(content), "order")
+    with pytest.raises(InputError, match=says):
+        load_annotations(tmp_path)
+
+
+def test_labels_rebuilt_from_the_text_are_the_released_ones(reference):
+    """All 4,143 rows, from Annotations.txt alone."""
+    folder = reference / "data" / "ave"
+    annotations = load_annotations(folder)
+    sizes = {name: len(annotations.subset(name)) for name in ("train", "val", "test", "background")}
+    assert sizes == {"train": 3339, "val": 402, "test": 402, "background": 178}
+    videos = [video for video in annotations.videos.values() if video.subset != "background"]
+    rebuilt = np.stack([snippet_classes(video, annotations.classes, 10, rate=1.0) for video in videos])
+    with h5py.File(folder / "labels_closs.h5") as file, h5py.File(folder / "mil_labels.h5") as weak:
+        np.testing.assert_array_equal(rebuilt < 28, file["avadataset"][()] == 1)
+        classes = weak["avadataset"][()].argmax(axis=1)
+    assert rebuilt.shape == (4143, 10)
+    np.testing.assert_array_equal(rebuilt, np.where(rebuilt < 28, classes[:, None], 28))
+    background = open_features(folder, ("audio",))  # the only real features here
+    assert background["background_0177"].shape == (10, 128)
+    perfect = {video.video_id: np.eye(29)[row] for video, row in zip(videos, rebuilt, strict=True)}
+    scores = snippet_accuracy(perfect, annotations, ("val+test", "test"), 1.0)
+    assert [score["videos"] for score in scores.values()] == [804, 402]
+    assert all(score["accuracy"] == 1 for score in scores.values())
+    assert round(100 * scores["test"]["class_everywhere"], 1) == 82.2
+
+
+def test_snippet_accuracy_by_hand():
+    entry = {"subset": "test", "annotations": [{"label": "b", "segment": [1, 3]}, {"label": "a", "segment": [2, 4]}]}
+    other = {"subset": "val", "annotations": [{"label": "a", "segment": [0, 1]}]}
+    annotations = parse_annotations({"classes": ["a", "b"], "database": {"v": entry, "w": other}}, "made")
+    truth = snippet_classes(annotations.videos["v"], annotations.classes, 5, rate=1.0)
+    assert truth.tolist() == [2, 1, 1, 0, 2]  # where both are, the first one
+    assert snippet_classes(annotations.videos["v"], annotations.classes, 5, rate=2.0).tolist() == [2, 2, 1, 1, 1]
+    predicted = {"v": np.eye(3)[[2, 1, 0, 0, 0]], "w": np.eye(3)[[2]]}
+    scores = snippet_accuracy(predicted, annotations, ("val+test", "test"), 1.0)
+    assert scores["test"] == {"accuracy": 0.6, "class_everywhere": 0.6, "videos": 1, "snippets": 5}
+    assert scores["val+test"]["accuracy"] == 0.5
+    assert "val+test: 2 videos; test: 1 videos" in accuracy_note(scores)
+    assert "scores 66.7 (val+test) and 60.0 (test)" in accuracy_note(scores)
+
+
+def test_simulated_streams_complement_each_other(monkeypatch):
+    """In kind: each class sounds like one other and looks like another. In time: what is not heard is seen."""
+    entry = {"subset": "train", "duration": 10}
+    database = {
+        f"{name}{number}": {**entry, "annotations": [{"label": name, "segment": [2, 9]}]}
+        for name in "abcd"
+        for number in range(10)
+    }
+    annotations = parse_annotations({"classes": list("abcd"), "database": database}, "made")
+    monkeypatch.setattr(
+        "utils.simulate_ave.smooth_activity", lambda generator, length, count: np.zeros((length, count))
+    )
+    signs = []  # by stream and group: how much of the group's prototype is in each second
+    for video in annotations.videos.values():
+        audio, maps = simulate_clip(video, annotations.classes, 0, (128, 128))
+        for values, kind in ((audio, "sound"), (maps.mean(axis=(1, 2)), "look")):
+            groups = prototypes(0, kind, range(2), 128)
+            signs.append(values.astype(float) @ (groups / (groups**2).sum(axis=1, keepdims=True)).T > 0.5)
+    signs = np.array(signs).reshape(4, 10, 2, 10, 2)  # class, clip, stream, second, group
+    heard, seen = signs[:, :, 0], signs[:, :, 1]
+    groups = [[stream[c].mean(axis=(0, 1)).argmax() for c in range(4)] for stream in (heard, seen)]
+    assert groups == [[0, 0, 1, 1], [0, 1, 1, 0]]
+    heard, seen = heard.any(axis=-1), seen.any(axis=-1)  # class, clip, second
+    event = np.s_[:, :, 2:9]
+    assert (heard | seen)[event].mean() > 0.98 and (heard | seen).mean() < 0.75
+    assert 0.1 < (heard & seen)[event].mean() < 0.35
+
+
+@pytest.fixture(scope="module")
+def ave(tmp_path_factory):
+    """A small release with simulated features, made by the command."""
+    release, folder = (tmp_path_factory.mktemp(name) for name in ("release", "ave"))
+    make_release(release)
+    simulate_ave(release, folder, dims=(12, 10))
+    return folder
+
+
+def test_the_command_simulates_and_replaces_nothing_real(tmp_path, ave, run_main):
+    make_release(tmp_path / "release")
+    status, printed, _ = run_main(simulate, "--ave", tmp_path / "release", "--out", tmp_path / "out")
+    assert status == 0 and "23 clips" in printed
+    store = open_features(tmp_path / "out", ("audio", "visual"))
+    assert store.modality_dims == (128, 512) and store.source.simulated
+    assert store["background_0001"].shape == (10, 640)
+    write_array(tmp_path / "out" / "audio_feature.h5", np.zeros((21, 10, 128)))
+    for out, says in ((tmp_path / "out", "not simulated"), (tmp_path / "release", "is the release itself")):
+        status, _, error = run_main(simulate, "--ave", tmp_path / "release", "--out", out)
+        assert status == 2 and says in error and error.count("\n") == 1
+    status, _, error = run_main(simulate, "--ave", tmp_path, "--out", tmp_path / "new")
+    assert status == 2 and "no AVE release" in error
+
+
+def test_ave_through_every_command(ave, tmp_path, run_main, monkeypatch):
+    """main.py with every option of the method away from its default, test.py, and the report."""
+    built = {}
+    for name in ("build_network", "build_criterion"):
+        build = getattr(main, name)
+        monkeypatch.setattr(main, name, lambda *given, n=name, b=build: built.update({n: given}) or b(*given))
+    words = "--dataset ave --model audio_visual --modalities visual audio --num-snippets 10 --max-iter 3 "
+    words += "--eval-every 2 --stages 1 --classifier softmax --continuity-sigma 2 --continuity-stop-gradient "
+    words += "--pseudo-neighbours 2 --pseudo-threshold 0.3 --topk-ratio 4 --loss-weights cont=0.1 --holdout 0.3 "
+    words += f"--path-dataset {ave}"
+    status, printed, error = run_main(main.main, *words.split(), "--run-dir", tmp_path / "run", "--device", "cpu")
+    assert status == 0, error
+    assert "SIMULATED visual + audio" in printed and "acc. val+test" in printed
+    assert "val+test: 9 videos; test: 6 videos" in printed and "by snippet accuracy (val+test)" in printed
+    architecture = built["build_network"][1]
+    assert (architecture["stages"], architecture["classifier"]) == (1, "softmax")
+    assert architecture["modality_dims"] == [10, 12]
+    assert built["build_criterion"][1] == {
+        "topk_ratio": 4,
+        "weights": {"cont": 0.1},
+        "continuity_sigma": 2.0,
+        "continuity_stop_gradient": True,
+        "pseudo_neighbours": 2,
+        "pseudo_threshold": 0.3,
+    }
+    with open_outputs(tmp_path / "run/outputs.h5") as outputs:
+        assert outputs["video-20"]["modality_attention"].shape == (0, 10)
+    status, _, error = run_main(
+        evaluate,
+        *("--checkpoint", tmp_path / "run/checkpoints/last.pt", "--path-dataset", ave),
+        *("--output-dir", tmp_path / "out", "--device", "cpu"),
+    )
+    assert status == 0, error
+    ours, again = (json.loads((tmp_path / name / "metrics.json").read_text())["last"] for name in ("run", "out"))
+    assert ours == again and set(ours["snippet_accuracy"]) == {"val+test", "test"}
+    status, _, error = run_main(report, tmp_path / "run", "--path-dataset", ave, "--out", tmp_path / "report.html")
+    assert status == 0, error
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--modalities audio", "--model co2net takes 2"),
+        ("--model audio_visual --modalities a b c", "--model audio_visual takes 1 or 2"),
+        (
+            "--model audio_visual --loss-weights oppo=1",
+            "no loss term is called oppo; the terms are mil, cas, cont, pseu",
+        ),
+        ("--loss-weights pseu=1", "no loss term is called pseu"),
+        ("--pseudo-threshold 1.5", "is not a number in"),
+        ("--model audio_visual --pseudo-neighbours 3", "expected as many before a snippet as after it"),
+    ],
+)
+def test_impossible_options_are_one_line(ave, tmp_path, run_main, words, says):
+    more = ("--path-dataset", ave, "--run-dir", tmp_path / "run", "--dataset", "ave", "--num-snippets", "10")
+    more += () if "--modalities" in words else ("--modalities", "visual", "audio")
+    status, _, error = run_main(main.main, *words.split(), *more)
+    assert status == 2 and says in error, error

@@ -58,16 +58,15 @@ class AveSource:
 
     def __init__(self, folder: Path):
         self.path = folder
-        self.modalities = tuple(name for name in ("audio", "visual") if (folder / f"{name}_feature.h5").is_file())
         clips, background = [video_id for video_id, *_ in _rows(folder)], _background_ids(folder)
-        self._places, self._arrays = {}, {}
-        for modality in self.modalities:
-            places = self._places[modality] = {}
+        self._places, self._arrays = {"audio": {}, "visual": {}}, {}  # of a clip: file and row
+        for modality, places in self._places.items():
             for name, ids in ((f"{modality}_feature", clips), (f"{modality}_feature_noisy", background)):
                 if (folder / f"{name}.h5").is_file():
                     array = self._arrays[name] = open_array(folder / f"{name}.h5", KEY)
                     _require_clips(array, ids)
                     places.update({video_id: (name, row) for row, video_id in enumerate(ids)})
+        self.modalities = tuple(modality for modality, places in self._places.items() if places)
         self.simulated = any("simulated" in array.file.attrs for array in self._arrays.values())
 
     def video_ids(self, modality: str) -> list[str]:
