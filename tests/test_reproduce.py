@@ -20,7 +20,7 @@ from scripts.reproduction.figure5 import draw_figure5
 from scripts.reproduction.plan import Setting, planned_runs, read_tables
 from utils.annotations import parse_annotations
 from utils.errors import InputError
-from utils.logger import RunLog
+from utils.run_folder import RunFolder
 from utils.simulate import invent_timeline, simulate_features
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,9 +166,10 @@ def test_one_run_a_gpu_and_threads_divided(monkeypatch):
 
 
 def test_two_processes_do_not_train_the_same_run(tmp_path):
-    with RunLog(tmp_path, 0, 10, 5, 1), pytest.raises(InputError, match="trained by another process"):
-        RunLog(tmp_path, 0, 10, 5, 1)
-    with RunLog(tmp_path, 0, 10, 5, 1):
+    run = tmp_path / "run"
+    with RunFolder(run, {}, False, {}), pytest.raises(InputError, match="trained by another process"):
+        RunFolder(run, {}, False, {}).__enter__()
+    with RunFolder(run, {}, False, {}):
         pass
 
 
@@ -194,6 +195,56 @@ def made_column(values, simulated=True):
             made.append(results.Result(key, folder, options, environment, {"last": metrics, "best": metrics}))
     (column,) = results.columns_of(made)
     return column
+
+
+def made_accuracies(values):
+    """{row: accuracy on val+test in percent} -> a column of runs on AVE, on `test` a point less."""
+    made = []
+    for key, value in values.items():
+        sizes = {"class_everywhere": 0.8, "videos": 4, "snippets": 40}
+        accuracy = {s: {**sizes, "accuracy": value / 100 - d} for s, d in (("val+test", 0), ("test", 0.01))}
+        scores = {"tiou_thresholds": [0.5], "map": [0.1]}
+        metrics = {"iteration": 9, "snippet": scores, "seconds": scores, "snippet_accuracy": accuracy}
+        alone = key.removeprefix("av_table1_")
+        modalities = [alone] if alone in ("audio", "visual") else ["visual", "audio"]
+        options = {"dataset": "ave", "modalities": modalities, "seed": 0}
+        environment = {"features": {"simulated": True}, "device": "cpu", "revision": "0123456789abc"}
+        folder = Path(f"runs/ave/made/{key}_s0")
+        made.append(results.Result(key, folder, options, environment, {"last": metrics, "best": metrics}))
+    (column,) = results.columns_of(made)
+    return column
+
+
+def test_accuracies_are_shown_on_both_counts_of_test_videos(tmp_path):
+    table = read_tables()["av-table1"]
+    values = {"av_table1_audio": 10, "av_table1_visual": 20, "av_table1_stages_0": 30}
+    values |= {"av_table1_stages_1": 40, "audio_visual": 60, "av_table1_stages_3": 50}
+    column = made_accuracies(values)
+    text = render.as_text(table, column, "snippet").splitlines()
+    assert "SIMULATED features visual + audio of made" in text[0]
+    assert "scores 80.0 (val+test)" in text[1]
+    assert text[2].split() == ["paper", "seeds", "last", "val+test", "best", "val+test", "last", "test", "best", "test"]
+    assert text[7].split() == ["2-stage", "77.1", "0", "60.0", "60.0", "59.0", "59.0"]
+    assert "holds for the mean (15 of 15 pairs" in text[9]
+    results.write_csv(tmp_path / "a.csv", [table], [column])
+    lines = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert {
+        line["protocol"]: line["mean"] for line in lines if line["row"] == "audio" and line["source"] == "ours"
+    } == {
+        "snippet": "10.0000",
+        "seconds": "10.0000",
+        "val+test": "10.0000",
+        "test": "9.0000",
+    }
+    page = render.results_page(list(read_tables().values()), [column], "snippet", ["results"])
+    assert "AVE's real features: seeds" in page and "### Audio-visual paper, Table 1" in page
+    assert "### Table 6" not in page  # accuracies and mAPs do not stand in one table
+
+
+def test_a_table_of_one_model_is_not_run_with_another(data, tmp_path, run_main):
+    words = ("av-table1", "--base", data / "tiny.yaml", "--path-dataset", data, "--run-dir", tmp_path)
+    status, _, error = run_main(reproduce.main, *words)
+    assert status == 2 and "av-table1 is about --model audio_visual" in error
 
 
 def test_mean_spread_and_order():

@@ -68,7 +68,8 @@ class Column:
     def features(self) -> str:
         """What was trained on, and SIMULATED where it was."""
         kind = "SIMULATED features" if self.simulated else "features"
-        return f"{kind} {' + '.join(self._first.options['modalities'])} of {self.folder.name}"
+        modalities = max((result.options["modalities"] for result in self.results), key=len)  # some rows use one alone
+        return f"{kind} {' + '.join(modalities)} of {self.folder.name}"
 
     @property
     def seeds(self) -> list[int]:
