@@ -471,7 +471,7 @@ def test_maps_are_pooled_as_they_are_read(tmp_path):
         ("train_order.h5", [0, 1], "row 2 is in none of train, val, test"),
         ("test_order.h5", [0], "row 0, which is in 'train' already"),
         ("val_order.h5", [99], "names row 99, Annotations.txt has 21 lines"),
-        ("val_order.h5", None, "no readable HDF5 file with a dataset 'order'"),
+        ("val_order.h5", None, "no readable HDF5 file with the array 'order'"),
     ],
 )
 def test_a_damaged_release_is_one_line(tmp_path, name, content, says):

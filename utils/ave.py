@@ -19,6 +19,7 @@ import numpy as np
 
 from utils.errors import InputError, shown
 from utils.files import read_text
+from utils.hdf5_checks import follow, require_held, require_own_values, require_unpacked
 
 ANNOTATIONS = "Annotations.txt"
 HEADER = "Category&VideoID&Quality&StartTime&EndTime"  # some copies of the file begin with it
@@ -83,19 +84,22 @@ class AveSource:
         name, row = self._places[modality][video_id]
         try:
             values = self._arrays[name][row]  # (10, D) or (10, 7, 7, D)
-        except OSError as error:
+        except Exception as error:  # as above
             raise InputError(f"{self.path / name}.h5: row {row} cannot be read ({error})") from None
         return values.mean(axis=(1, 2), dtype=np.float32) if values.ndim == 4 else values
 
 
 def open_array(path: Path, key: str) -> h5py.Dataset:
-    """A dataset of an HDF5 file, not read yet; InputError if there is none."""
+    """A dataset of an HDF5 file, not read yet; InputError if there is none, or the file has not the bytes for it."""
     try:
-        array = h5py.File(path, "r")[key]
-    except (OSError, KeyError) as error:
-        raise InputError(f"{path}: no readable HDF5 file with a dataset '{key}' ({error})") from None
-    if not isinstance(array, h5py.Dataset) or array.ndim == 0:
-        raise InputError(f"{path}: '{key}' is no array; expected that of the AVE release")
+        array = follow(h5py.File(path, "r"), key)
+        if not isinstance(array, h5py.Dataset) or not array.shape:
+            raise ValueError("it is no array")
+        require_own_values(array)
+        require_held(array, path.stat().st_size)
+        require_unpacked(array)
+    except Exception as error:  # for a damaged file h5py raises almost anything
+        raise InputError(f"{path}: no readable HDF5 file with the array '{key}' ({error})") from None
     return array
 
 
