@@ -262,7 +262,8 @@ def test_xavier():
 def test_cross_attention_in_co2net_and_the_ccm_in_the_audio_visual_network():
     """The two extra rows of Table 6."""
     net = CO2Net(3, (12, 20), consensus="cross_attention", stages=1)
-    assert isinstance(net.consensus, CrossAttention) and len(net.consensus.stages) == 1
+    assert [layer[0].out_channels for layer in net.consensus.embeddings] == [12, 20]  # each of its own width
+    assert isinstance(net.consensus.attention, CrossAttention) and len(net.consensus.attention.stages) == 1
     assert net(torch.rand(2, 9, 32))["features"].shape == (2, 9, 32)
     other = AudioVisualNet(3, (12, 20), consensus="ccm", width=8)
     assert type(other.consensus[0]).__name__ == "ConsensusModule"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import build_consensus
-from utils.fusion import LEAKY_SLOPE
+from utils.fusion import CrossAttention, Embedding
 
 CLASSIFIERS = ("openmax", "softmax")
 
@@ -58,11 +58,8 @@ class AudioVisualNet(nn.Module):
             raise ValueError(f"classifier is {classifier!r}, expected one of {', '.join(CLASSIFIERS)}")
         self.num_classes, self.modality_dims = num_classes, tuple(modality_dims)
         self.open_set = classifier == "openmax"
-        # f_u and f_v. (1 x 1 convolutions: the house's fusions take (B, D, T).)
-        self.embeddings = nn.ModuleList(
-            [nn.Sequential(nn.Conv1d(dim, width, 1), nn.LeakyReLU(LEAKY_SLOPE)) for dim in self.modality_dims]
-        )
-        self.consensus = build_consensus(consensus, width, width, stages) if len(self.modality_dims) == 2 else None
+        self.embeddings = nn.ModuleList([Embedding(dim, width) for dim in self.modality_dims])  # f_u, f_v
+        self.consensus = _build_fusion(consensus, width, stages) if len(self.modality_dims) == 2 else None
         self.dropout = nn.Dropout(dropout)
         # Open-max: the two parallel layers, of the C actions and of the foreground (last), side by side in one.
         self.classifier = nn.Linear(width * len(self.modality_dims), num_classes + 1)
@@ -95,6 +92,13 @@ class AudioVisualNet(nn.Module):
         if self.consensus is None:
             return embedded
         return self.consensus(*embedded) if valid is None else self.consensus(*embedded, valid)
+
+
+def _build_fusion(consensus: str, width: int, stages: int) -> nn.Module:
+    """What fuses the embedded modalities; the embedding that comes with the cross attention elsewhere is there."""
+    if consensus == "cross_attention":
+        return CrossAttention(width, width, stages)
+    return build_consensus(consensus, width, width)
 
 
 def open_max(scores: Tensor) -> Tensor:
