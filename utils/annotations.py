@@ -46,12 +46,17 @@ class Annotations:
 
     def subset(self, name: str) -> list[Video]:
         """The videos of one subset, or of several (`val+test`), in file order; InputError if there is none."""
-        names = {name, *name.split("+")}
+        names = subset_names(name)
         videos = [video for video in self.videos.values() if video.subset in names]
         if not videos:
             present = sorted({video.subset for video in self.videos.values()})
             raise InputError(f"no video of subset '{name}' in the annotations; subsets present: {present}")
         return videos
+
+
+def subset_names(name: str) -> set[str]:
+    """The subsets that a name stands for: itself, and of `val+test` both."""
+    return {name, *name.split("+")}
 
 
 def load_annotations(path: str | Path) -> Annotations:

@@ -19,7 +19,7 @@ import numpy as np
 
 from utils.errors import InputError, shown
 from utils.files import read_text
-from utils.hdf5_checks import follow, require_held, require_own_values, require_unpacked
+from utils.hdf5 import follow, require_held, require_own_values, require_unpacked
 
 ANNOTATIONS = "Annotations.txt"
 HEADER = "Category&VideoID&Quality&StartTime&EndTime"  # some copies of the file begin with it

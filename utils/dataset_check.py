@@ -186,9 +186,12 @@ def _named_classes(database: dict[str, dict]) -> list[str]:
 
 
 def _guess_spec(annotations: Annotations, where: str) -> tuple[DatasetSpec | None, list[Finding]]:
-    """The only dataset both of whose subsets are there."""
+    """The only dataset all of whose subsets are there."""
     present = subsets_of(annotations)
-    fitting = [spec for spec in DATASETS.values() if {spec.train_subset, spec.test_subset}.issubset(present)]
+    wanted = {spec: {*spec.train_subset.split("+"), *spec.test_subset.split("+")} for spec in DATASETS.values()}
+    fitting = [spec for spec, subsets in wanted.items() if subsets.issubset(present)]
+    most = max((len(wanted[spec]) for spec in fitting), default=0)  # AVE has the subsets of the demo, and more
+    fitting = [spec for spec in fitting if len(wanted[spec]) == most]
     if len(fitting) == 1:
         return fitting[0], []
     known = ", ".join(f"{spec.name}: {spec.train_subset} and {spec.test_subset}" for spec in DATASETS.values())

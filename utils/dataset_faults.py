@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.annotations import Annotations, Video
+from utils.annotations import Annotations, Video, subset_names
+from utils.ave import BACKGROUND
 from utils.checksums import SUMS, listed_sums, require_listed_sum
 from utils.datasets import SNIPPET_RATE, DatasetSpec
 from utils.errors import InputError
-from utils.feature_files import Source
+from utils.feature_files import FolderSource, Source
 from utils.features import FeatureStore, is_finite
 
 ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
@@ -172,11 +173,7 @@ def _shape_faults(layout: _Layout) -> Iterator[Finding]:
                 yield Finding(WARNING, "no snippets", where, message, video=video_id)
     for video_id in layout.video_ids:
         lengths = {name: shapes[video_id][0] for name, shapes in layout.shapes.items() if shapes.get(video_id)}
-        if len(set(lengths.values())) > 1:
-            message = (
-                f"the modalities of video '{video_id}' differ in snippets: {lengths}; "
-                "extract them again from the same frames"
-            )
+        if message := layout.store.length_fault(video_id, lengths):
             yield Finding(ERROR, "different lengths", str(layout.source.path), message, video=video_id)
 
 
@@ -184,7 +181,7 @@ def _subset_faults(annotations: Annotations, spec: DatasetSpec | None, where: st
     present = subsets_of(annotations)
     wanted = {"train": spec.train_subset, "test": spec.test_subset} if spec else {}
     for purpose, subset in wanted.items():
-        if subset not in present:
+        if not subset_names(subset).intersection(present):
             message = f"no video of subset '{subset}', with which {spec.name} {purpose}s; subsets present: {present}"
             yield Finding(ERROR, "wrong subsets", where, message)
 
@@ -265,7 +262,7 @@ def _training_faults(layout: _Layout, annotations: Annotations, spec: DatasetSpe
     """Training videos without labels, and classes without a pair of videos that share them."""
     videos = _usable(layout, annotations, spec, spec.train_subset)
     for video in videos:
-        if not video.labels:
+        if not video.labels and video.subset != BACKGROUND:
             message = f"training video '{video.video_id}' has no label, expected one at least"
             yield Finding(WARNING, "unlabelled training video", where, message, video=video.video_id)
     counts = Counter(label for video in videos for label in video.labels)
@@ -314,7 +311,7 @@ def _unreadable(source: Source, stored: str, video_id: str, error: InputError) -
 
 def _place(source: Source, stored: str, video_id: str) -> str:
     """The file in which one modality of a video lies."""
-    return str(source.path / stored / f"{video_id}.npy" if source.path.is_dir() else source.path)
+    return str(source.path / stored / f"{video_id}.npy" if isinstance(source, FolderSource) else source.path)
 
 
 def _usable(layout: _Layout, annotations: Annotations, spec: DatasetSpec, subset: str) -> list[Video]:
@@ -322,7 +319,7 @@ def _usable(layout: _Layout, annotations: Annotations, spec: DatasetSpec, subset
     return [
         video
         for video in annotations.videos.values()
-        if video.subset == subset
+        if video.subset in subset_names(subset)
         and not layout.lacking(video.video_id)
         and layout.num_snippets(video.video_id) >= max(1, spec.min_snippets)
     ]
@@ -330,7 +327,7 @@ def _usable(layout: _Layout, annotations: Annotations, spec: DatasetSpec, subset
 
 def is_used(spec: DatasetSpec | None, video: Video) -> bool:
     """Whether training or test reads the video's subset."""
-    return spec is None or video.subset in (spec.train_subset, spec.test_subset)
+    return spec is None or video.subset in subset_names(spec.train_subset) | subset_names(spec.test_subset)
 
 
 def subsets_of(annotations: Annotations) -> list[str]:

@@ -94,29 +94,38 @@ class FeatureStore:
         """Snippets of each modality, on its own grid."""
         self._require(video_id)
         lengths = {}
-        for modality, stored, width in zip(self.modalities, self.stored_modalities, self.modality_dims, strict=True):
+        for stored, width in zip(self.stored_modalities, self.modality_dims, strict=True):
             shape = self.source.shape(stored, video_id)
             if len(shape) != 2 or shape[1] != width:
                 raise self._bad_shape(stored, video_id, shape, f"(snippets, {width})")
-            lengths[modality] = shape[0]
-        if len(set(self._rates)) > 1:
-            self._require_one_duration(video_id, lengths)
-        elif len(set(lengths.values())) > 1:
-            raise InputError(
-                f"{self.source.path}: the modalities of video '{video_id}' differ in snippets: {lengths}; "
+            lengths[stored] = shape[0]
+        if fault := self.length_fault(video_id, lengths):
+            raise InputError(f"{self.source.path}: {fault}")
+        return [lengths[stored] for stored in self.stored_modalities]
+
+    def length_fault(self, video_id: str, lengths: dict[str, int]) -> str | None:
+        """Why these numbers of snippets, by stored modality, are not one video's; None if they may be.
+
+        Of equal rates they must be equally many. Of different ones they must last equally long, but extractors drop
+        what does not fill a snippet: two of the coarser grid, or a tenth, are no difference.
+        """
+        by_stored = dict(zip(self.stored_modalities, self._rates, strict=True))
+        rates = [by_stored[stored] for stored in lengths]
+        if len(set(rates)) < 2:
+            if len(set(lengths.values())) < 2:
+                return None
+            return (
+                f"the modalities of video '{video_id}' differ in snippets: {lengths}; "
                 "extract them again from the same frames"
             )
-        return list(lengths.values())
-
-    def _require_one_duration(self, video_id: str, lengths: dict[str, int]) -> None:
-        """Extractors drop what does not fill a snippet: two of the coarser grid, or a tenth, are no difference."""
-        durations = [length / rate for length, rate in zip(lengths.values(), self._rates, strict=True)]
-        if max(durations) - min(durations) > max(2 / min(self._rates), 0.1 * durations[0]) or not min(durations):
-            told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in zip(lengths, durations, strict=True))
-            raise InputError(
-                f"{self.source.path}: the modalities of video '{video_id}' do not last equally long ({told}); "
-                "extract them again from the same video, or correct fps and stride"
-            )
+        durations = [length / rate for length, rate in zip(lengths.values(), rates, strict=True)]
+        if min(durations) and max(durations) - min(durations) <= max(2 / min(rates), 0.1 * max(durations)):
+            return None
+        told = ", ".join(f"{stored} {seconds:.1f} s" for stored, seconds in zip(lengths, durations, strict=True))
+        return (
+            f"the modalities of video '{video_id}' do not last equally long ({told}); "
+            "extract them again from the same video, or correct fps and stride"
+        )
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         """(T, D) float32. InputError: no such video, bad shape or dtype, values that are NaN or infinite."""
