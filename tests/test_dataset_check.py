@@ -253,8 +253,12 @@ def test_modalities_of_different_rates(tmp_path):
     annotate(write_hdf5(tmp_path, streams(), fps=25, stride=16))
     with h5py.File(tmp_path / "features.h5", "r+") as file:
         file["rgb"].attrs.update(fps=30, stride=16)
-    assert found(check_dataset(tmp_path))["error: unusable rate"] == ["features.h5"]
-    assert "error: unusable rate" not in found(check_dataset(tmp_path, ["rgb"]))
+    assert "error: different lengths" not in found(check_dataset(tmp_path))  # within two snippets
+    with h5py.File(tmp_path / "features.h5", "r+") as file:
+        file["rgb"].attrs.update(fps=100, stride=1)
+    check = check_dataset(tmp_path)
+    assert found(check)["error: different lengths"] and "do not last equally long" in messages(check)
+    assert "error: different lengths" not in found(check_dataset(tmp_path, ["rgb"]))
 
 
 def test_a_video_that_a_release_names_twice(tmp_path):

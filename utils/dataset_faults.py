@@ -138,6 +138,13 @@ class _Layout:
         shapes = (shapes.get(video_id, ()) for shapes in self.shapes.values())
         return next((shape[0] for shape in shapes if len(shape) == 2), 0)
 
+    def length_fault(self, video_id: str, lengths: dict[str, int]) -> str | None:
+        """`FeatureStore.length_fault`, as far as the rates can be understood."""
+        try:
+            return self.store.length_fault(video_id, lengths)
+        except InputError:  # which `_rate_faults` says
+            return None
+
     @cached_property
     def rate(self) -> float | None:
         """Snippets a second, None where the features do not say it in one way that can be understood."""
@@ -173,7 +180,7 @@ def _shape_faults(layout: _Layout) -> Iterator[Finding]:
                 yield Finding(WARNING, "no snippets", where, message, video=video_id)
     for video_id in layout.video_ids:
         lengths = {name: shapes[video_id][0] for name, shapes in layout.shapes.items() if shapes.get(video_id)}
-        if message := layout.store.length_fault(video_id, lengths):
+        if message := layout.length_fault(video_id, lengths):
             yield Finding(ERROR, "different lengths", str(layout.source.path), message, video=video_id)
 
 
