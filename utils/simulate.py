@@ -198,7 +198,7 @@ def _num_snippets(video: Video) -> int:
 def _check_target(out: Path, content: dict) -> None:
     """Refuse to write over what is not ours, or to hide it."""
     for path in features_in(out):
-        if not _simulated(path):
+        if not is_simulated(path):
             raise InputError(f"{out}: holds features that are not simulated ({path.name}); name another folder")
     timeline = out / "annotations.json"
     if timeline.exists() and not _marked(timeline) and _other(timeline, content):
@@ -209,7 +209,8 @@ def _other(timeline: Path, content: dict) -> bool:
     return annotations_to_json(load_annotations(timeline)) != content
 
 
-def _simulated(features: Path) -> bool:
+def is_simulated(features: Path) -> bool:
+    """Whether a file of features was made here, and may therefore be replaced."""
     try:
         with h5py.File(features, "r") as file:
             return file.attrs.get("simulated") in (MARK, MARK.encode())  # text in files made before they had checksums

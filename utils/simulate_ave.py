@@ -15,16 +15,26 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 from tqdm import tqdm
 
 from eval.snippet_accuracy import snippet_classes
 from utils.annotations import Annotations, Video, load_annotations
 from utils.ave import ANNOTATIONS, BACKGROUND, KEY, SECONDS, SUBSETS, is_ave
+from utils.convert import require_space
 from utils.errors import InputError
 from utils.files import replacing
-from utils.simulate import MARK, NOISE, NUISANCES, keyed_generator, observe, prototypes, smooth_activity
+from utils.hdf5 import create_hdf5, set_attributes
+from utils.simulate import (
+    MARK,
+    NOISE,
+    NUISANCES,
+    is_simulated,
+    keyed_generator,
+    observe,
+    prototypes,
+    smooth_activity,
+)
 
 SMALL_FILES = (
     ANNOTATIONS,
@@ -101,11 +111,11 @@ def _write(
     with (
         replacing(paths[0]) as first,
         replacing(paths[1]) as second,
-        h5py.File(first, "w") as audio,
-        h5py.File(second, "w") as visual,
+        create_hdf5(first) as audio,
+        create_hdf5(second) as visual,
     ):
         for file, shape in zip((audio, visual), shapes, strict=True):
-            file.attrs.update({"simulated": MARK, "seed": seed})
+            set_attributes(file, {"simulated": MARK, "seed": seed})
             file.create_dataset(KEY, (len(videos), *shape), dtype=np.float16)
         for row, video in enumerate(tqdm(videos, desc="simulating", unit="clip")):
             audio[KEY][row], visual[KEY][row] = simulate_clip(video, classes, seed, dims)
@@ -115,16 +125,6 @@ def _check_target(release: Path, out: Path, num_bytes: int) -> None:
     if out.resolve() == release.resolve():
         raise InputError(f"{out}: is the release itself; name another folder")
     for path in out.glob("*_feature*.h5"):
-        if not _simulated(path):
+        if not is_simulated(path):
             raise InputError(f"{out}: holds features that are not simulated ({path.name}); name another folder")
-    existing = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
-    if num_bytes > shutil.disk_usage(existing).free:
-        raise InputError(f"{out}: {num_bytes / 1e9:.1f} GB of features do not fit on this disk")
-
-
-def _simulated(path: Path) -> bool:
-    try:
-        with h5py.File(path, "r") as file:
-            return file.attrs.get("simulated") == MARK
-    except OSError:
-        return False
+    require_space(out, num_bytes)
