@@ -295,6 +295,8 @@ def main() -> None:
     if args.figure:
         try:
             diagnosis_figure(diagnosis, args.figure)
+        except InputError:
+            raise
         except ValueError as error:  # a kind of picture that matplotlib does not write
             raise InputError(f"{args.figure}: cannot be drawn ({error})") from None
 

@@ -315,8 +315,8 @@ def test_command_knows_the_grid_and_what_was_detected(run, tmp_path):
     ("found", "options", "message"),
     [
         (FOUND, ["--json", "/nowhere/out.json"], "/nowhere/out.json"),
-        (FOUND, ["--figure", "/nowhere/out.png"], "error: /nowhere/out.png: No such file or directory"),
-        (FOUND, ["--json", "/"], "error: /: Is a directory"),
+        (FOUND, ["--figure", "/nowhere/out.png"], "error: /nowhere/out.png: cannot be written (No such file"),
+        (FOUND, ["--json", "/"], "error: /: cannot be written (it is a folder)"),
         (FOUND, ["--protocol", "all"], "(see python -m eval.diagnosis --help)"),
         (FOUND, ["--figure", "picture.doc"], "'doc' is not supported"),
         (FOUND, ["--subset", "train"], "no video of subset 'train'"),

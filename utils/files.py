@@ -32,6 +32,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     the two as well.
     """
     path = Path(path)
+    if path.is_dir() or not path.name:
+        raise InputError(f"{path}: cannot be written (it is a folder)")
     partial = path.with_name(f"{path.name}{PARTIAL}{os.getpid()}")
     try:
         yield partial
