@@ -252,6 +252,8 @@ def _csv_rows(path: Path) -> Iterator[tuple]:
             for entry in reader:
                 video, start, end, label, score = (entry[name] for name in CSV_COLUMNS)
                 place = f"{path}: video '{video!s:.80}', line {reader.line_num}"
+                if None in entry or None in entry.values():  # csv's sign of more, and of fewer, fields
+                    raise InputError(f"{place}: expected {len(reader.fieldnames)} fields, as in the header")
                 yield _checked_row(video, label, start, end, score, place)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None

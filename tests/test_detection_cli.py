@@ -237,8 +237,9 @@ def test_a_byte_order_mark_is_no_error(run, name, text):
             CSV + "a,1,5,x,0.5\na,5,1,x,0.5\n",
             "video 'a', line 3: the segment [5, 1] ends before",
         ),
-        ("found.csv", CSV + "a,1\n", "video 'a', line 2: not numbers"),
-        ("found.csv", "score," + CSV.replace(",score", "") + "0.5,a,1,5\n", "label: expected a name"),
+        ("found.csv", CSV + "a,1\n", "video 'a', line 2: expected 5 fields"),
+        ("found.csv", "score," + CSV.replace(",score", "") + "0.5,a,1,5\n", "line 2: expected 5 fields"),
+        ("found.csv", CSV + "a,1,2,x,0.5,more\n", "line 2: expected 5 fields"),
         (
             "found.csv",
             CSV + 'a,1,5,"x,0.5\na,1,5,x,0.5\n',

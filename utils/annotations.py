@@ -169,7 +169,7 @@ def _row_label(row: object, place: str) -> str:
 
 def checked_name(value: object, place: str) -> str:
     """A name as a file gives it, text or a whole number; InputError for anything else, so that null is no class."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
+    if isinstance(value, bool) or not isinstance(value, str | int) or "\0" in str(value):
         raise InputError(f"{place}: expected a name, found {shown(value)}")
     return str(value)
 

@@ -167,6 +167,8 @@ def _check_state(net: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
                 f"{path}: {name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}; "
                 "are the features of another width?"
             )
+        if not state[name].is_floating_point():
+            raise InputError(f"{path}: {name} has dtype {state[name].dtype}, expected real numbers")
         if not torch.isfinite(state[name]).all():
             raise InputError(f"{path}: {name} holds NaN or infinite values; the checkpoint is damaged")
 
@@ -282,19 +284,28 @@ class Training:
         path, checkpoint = self._newest_state()
         require_classes(checkpoint, self.identity["classes"], path)
         load_state(self.net, checkpoint, path)
-        self.iteration, self.metrics = checkpoint["iteration"], checkpoint["metrics"]
-        training = checkpoint["training"]
+        try:
+            self._continue_from(checkpoint, checkpoint["training"])
+            restore_random_states(checkpoint["training"]["random"])
+        except Exception as error:  # PyTorch's and Python's setters raise almost anything for a state that is none
+            raise InputError(
+                f"{path}: its state of a training cannot be used ({type(error).__name__}: {error})"
+            ) from None
+        if self.iteration < max_iter:
+            on_schedule = [name for name, choice in self.chosen.items() if choice["iteration"] % eval_every == 0]
+            self.chosen = {name: self.chosen[name] for name in on_schedule}
+
+    def _continue_from(self, checkpoint: dict, training: dict) -> None:
+        self.iteration, self.metrics = int(checkpoint["iteration"]), checkpoint["metrics"]
         self.optimiser.load_state_dict(training["optimiser"])
         self.loader.load_state_dict(training["batches"])
         device = next(self.net.parameters()).device
         self._sums = {name: value.to(device) for name, value in training["losses"]["sums"].items()}
         self._count = training["losses"]["count"]
-        self.untrained, self.skipped = training["untrained"], training["skipped"]
-        self.chosen = training["chosen"]
-        if self.iteration < max_iter:
-            on_schedule = [name for name, choice in self.chosen.items() if choice["iteration"] % eval_every == 0]
-            self.chosen = {name: self.chosen[name] for name in on_schedule}
-        restore_random_states(training["random"])
+        self.untrained, self.skipped = training["untrained"], int(training.get("skipped", 0))
+        self.chosen = {
+            name: {"iteration": int(c["iteration"]), "score": c["score"]} for name, c in training["chosen"].items()
+        }
 
     def _newest_state(self) -> tuple[Path, dict]:
         """The newest state that is whole; a damaged newer one is put aside, so that it never replaces a whole one."""

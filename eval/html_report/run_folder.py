@@ -8,6 +8,7 @@ from pathlib import Path
 
 from eval.detection_files import Table, read_detections
 from eval.outputs import open_outputs
+from eval.protocols import PROTOCOLS
 from utils.datasets import DATASETS, DatasetSpec
 from utils.errors import InputError, shown
 from utils.files import read_json, read_json_lines, read_yaml
@@ -67,7 +68,7 @@ def _read_run(folder: Path, name: str, path_dataset: str | Path | None) -> Run:
             raise InputError(f"{folder}: no {file}; a finished run has one (main.py --resume writes what is missing)")
     options = _read_options(folder / "options.yaml")
     metrics = _read_metrics(folder / "metrics.json")
-    environment = read_json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
+    environment = _read_environment(folder / "environment.json")
     dataset = _dataset_folder(options, folder, path_dataset)
     return Run(
         name=name,
@@ -99,19 +100,52 @@ def _read_options(path: Path) -> dict:
 
 def _read_metrics(path: Path) -> dict[str, dict]:
     metrics = _finite(read_json(path))
-    needed = {"protocol", "classes", "tiou_thresholds", "ap", "map"}
     try:
-        complete = bool(metrics) and all(
-            isinstance(values["iteration"], int)
-            and protocols_of(values)
-            and all(needed <= set(values[name]) for name in protocols_of(values))
-            for values in metrics.values()
-        )
+        complete = DETECTED in metrics and all(map(_is_scored, metrics.values()))
+        alike = complete and len({tuple(protocols_of(values)) for values in metrics.values()}) == 1
     except (AttributeError, KeyError, TypeError):
-        complete = False
-    if not complete:
+        alike = False
+    if not alike:
         raise InputError(f"{path}: not the metrics of a run: {{checkpoint: {{protocol: {{...}}}}}} expected")
     return metrics
+
+
+def _is_scored(values: dict) -> bool:
+    """Whether a checkpoint of metrics.json has what main.py writes of it."""
+    protocols = protocols_of(values)
+    whole = isinstance(values["iteration"], int) and _is_number(values.get("classification_map"))
+    return bool(protocols) and whole and all(_are_scores(name, values[name]) for name in protocols)
+
+
+def _are_scores(protocol: str, scores: dict) -> bool:
+    """Whether the AP of every class and the mAP are there at every threshold."""
+    classes, thresholds, table, means = (scores[name] for name in ("classes", "tiou_thresholds", "ap", "map"))
+    if not all(isinstance(column, list) for column in (classes, thresholds, table, means)):
+        return False
+    rows = [row for row in table if isinstance(row, list) and len(row) == len(classes)]
+    return (
+        scores["protocol"] == protocol in PROTOCOLS
+        and all(isinstance(name, str) for name in classes)
+        and all(isinstance(threshold, float) for threshold in thresholds)
+        and len(rows) == len(table) == len(means) == len(thresholds)
+        and all(map(_is_number, [*means, scores.get("average_map"), *(value for row in rows for value in row)]))
+    )
+
+
+def _is_number(value: object) -> bool:
+    """A number as our JSON has it; None for one that is undefined."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _read_environment(path: Path) -> dict:
+    environment = read_json(path) if path.is_file() else {}
+    parts = {"features": dict, "command": list}
+    if not (
+        isinstance(environment, dict)
+        and all(isinstance(environment.get(name, kind()), kind) for name, kind in parts.items())
+    ):
+        raise InputError(f"{path}: not the environment of a run")
+    return environment
 
 
 def _read_log(path: Path) -> list[dict]:
