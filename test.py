@@ -53,8 +53,9 @@ def carried_options(checkpoint: dict, path: str) -> Namespace:
         raise InputError(
             f"{path}: carries no options of its own (a released checkpoint?); add --config configs/thumos14.yaml"
         )
-    needed = {"dataset", "modalities", "missing_features", "num_snippets"}
-    if not isinstance(options, dict) or not needed <= set(options) or options["dataset"] not in DATASETS:
+    kinds = {"dataset": str, "modalities": list, "missing_features": str, "num_snippets": int}
+    whole = all(isinstance(options.get(name), kind) for name, kind in kinds.items())
+    if not whole or options["dataset"] not in DATASETS or not all(isinstance(m, str) for m in options["modalities"]):
         raise InputError(f"{path}: its options are not those of a run; give others with --config")
     options = {**default_options(), **options}  # those that came after the run are as they were
     if options["model"] not in METHODS or options["localization"] not in LOCALIZATIONS:

@@ -246,6 +246,8 @@ def _csv_rows(path: Path) -> Iterator[tuple]:
             reader = csv.DictReader(file, strict=True)  # or a quote left open swallows the rest of the file
             if reader.fieldnames is None:
                 raise InputError(f"{path}: the file is empty")
+            if len(set(reader.fieldnames)) < len(reader.fieldnames):
+                raise InputError(f"{path}: the header names a column twice: {shown(reader.fieldnames)}")
             missing = [name for name in CSV_COLUMNS if name not in reader.fieldnames]
             if missing:
                 raise InputError(f"{path}: no column {missing}; the header must have {','.join(CSV_COLUMNS)}")

@@ -138,6 +138,7 @@ def _classes_by_appearance(database: dict[str, dict], where: str) -> list[str]:
 
 def _parse_video(video_id: str, entry: dict, order: dict[str, int], where: str) -> Video:
     place = f"{where}: video '{video_id}'"
+    checked_name(video_id, f"{where}: 'database'")
     rows = entry.get("annotations", [])
     segment_labels = tuple(_row_label(row, place) for row in rows)
     labels = set(_weak_labels(entry["labels"], place)) if "labels" in entry else set(segment_labels)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.errors import InputError
+from utils.errors import InputError, shown
 from utils.files import replacing
 
 # The release's module names -> ours. X.channel_conv keeps only its middle tap; see model.ConsensusModule.
@@ -39,6 +39,9 @@ RELEASED_MODULES = {
     "classifier.4": "classifier.4",
 }
 RELEASED_UNUSED = ("feat_encoder.",)  # declared in the release, never in its forward pass
+# What a checkpoint of ours has beside its weights; a released one has none of it.
+PARTS = {"architecture": dict, "classes": list, "options": dict, "iteration": int, "training": dict}
+PARTS["metrics"] = dict | None
 STATES = ("last.pt", "previous.pt")  # what a training is resumed from: the first of them that is whole
 
 
@@ -84,6 +87,11 @@ def read_checkpoint(path: str | Path) -> dict:
         raise InputError(f"{path}: damaged, or not a checkpoint of tensors and plain values alone") from None
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path}: holds a {type(checkpoint).__name__}, expected a dict of weights")
+    for name, kind in PARTS.items():
+        if name in checkpoint and not isinstance(checkpoint[name], kind):
+            raise InputError(f"{path}: its {name} is {shown(checkpoint[name])}, which is none of a run's")
+    if not all(isinstance(name, str) for name in checkpoint.get("classes", [])):
+        raise InputError(f"{path}: its classes are {shown(checkpoint['classes'])}, expected names")
     return checkpoint
 
 
@@ -93,6 +101,10 @@ def _check_archive(path: Path) -> None:
         records = archive.infolist()
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise InputError(f"{path}: has compressed records, which no checkpoint has")
+        if any(record.external_attr for record in records):  # PyTorch reads a record marked as a folder as zeros
+            raise InputError(f"{path}: damaged; a record of it is marked as no file")
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise InputError(f"{path}: its records promise more bytes than the file holds")
         if damaged := archive.testzip():
             raise InputError(f"{path}: damaged; its record {damaged} differs from its checksum")
 
@@ -155,7 +167,10 @@ def _check_state(net: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
         raise InputError(
             f"{path}: not the weights of this network ({len(missing)} missing, {len(unknown)} unknown: {example})"
         )
-    classes = len(state[net.CLASS_LAYER]) - 1
+    for name, value in state.items():
+        if value.layout != torch.strided or value.is_meta or not value.is_floating_point():
+            raise InputError(f"{path}: {name} is {value.layout}, {value.dtype}, expected an array of real numbers")
+    classes = state[net.CLASS_LAYER].shape[0] - 1 if state[net.CLASS_LAYER].ndim else 0
     if classes != net.num_classes:
         raise InputError(
             f"{path}: the checkpoint has {classes} classes, the dataset has {net.num_classes}; "
@@ -167,8 +182,6 @@ def _check_state(net: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
                 f"{path}: {name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}; "
                 "are the features of another width?"
             )
-        if not state[name].is_floating_point():
-            raise InputError(f"{path}: {name} has dtype {state[name].dtype}, expected real numbers")
         if not torch.isfinite(state[name]).all():
             raise InputError(f"{path}: {name} holds NaN or infinite values; the checkpoint is damaged")
 
@@ -298,10 +311,15 @@ class Training:
     def _continue_from(self, checkpoint: dict, training: dict) -> None:
         self.iteration, self.metrics = int(checkpoint["iteration"]), checkpoint["metrics"]
         self.optimiser.load_state_dict(training["optimiser"])
+        for parameter, values in self.optimiser.state.items():
+            if not values["exp_avg"].shape == values["exp_avg_sq"].shape == parameter.shape:
+                raise ValueError("the optimiser's state is of another network")
         self.loader.load_state_dict(training["batches"])
         device = next(self.net.parameters()).device
         self._sums = {name: value.to(device) for name, value in training["losses"]["sums"].items()}
         self._count = training["losses"]["count"]
+        if not isinstance(training["untrained"], dict | None):
+            raise TypeError("untrained scores that are none")
         self.untrained, self.skipped = training["untrained"], int(training.get("skipped", 0))
         self.chosen = {
             name: {"iteration": int(c["iteration"]), "score": c["score"]} for name, c in training["chosen"].items()

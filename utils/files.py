@@ -7,6 +7,7 @@ to the SHA256SUMS beside it if that lists it (utils/checksums.py).
 
 import json
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -75,10 +76,18 @@ def read_bytes(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """The content of a file; InputError if it cannot be read, is too large, or differs from its listed checksum."""
     path = Path(path)
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise InputError(f"{path}: has {size:,} bytes, expected {max_bytes:,} at most; is it another file?")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a device may never end
+            raise InputError(f"{path}: cannot be read (not a file)")
+        if found.st_size > max_bytes:
+            raise InputError(
+                f"{path}: has {found.st_size:,} bytes, expected {max_bytes:,} at most; is it another file?"
+            )
         content = path.read_bytes()
+    except InputError:
+        raise
+    except ValueError:
+        raise InputError(f"{path}: cannot be read (no file can have such a name)") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     require_listed_sum(path, content)

@@ -24,7 +24,8 @@ MAX_STEPS, MAX_LEVELS = 100, 16  # links and groups on the way to a dataset of H
 GZIP, LZF, FLETCHER32 = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_LZF, h5py.h5z.FILTER_FLETCHER32
 FILTERS = (h5py.h5z.FILTER_SHUFFLE, LZF, GZIP, FLETCHER32)  # in the order in which they are applied
 FLETCHER32_BYTES = 4  # the checksum behind a chunk
-MAX_RATIO = 1040  # what gzip packs at most is 1032, lzf less
+GZIP_RATIO = 1040  # what it packs at most is 1032, lzf less
+MAX_RATIO, FREE_BYTES = 100, 2**20  # of a whole dataset, beside what any may have: one of zeros alone packs well
 
 
 @contextmanager
@@ -129,6 +130,8 @@ def require_held(dataset: h5py.Dataset, file_bytes: int) -> None:
         raise ValueError(f"it promises {max(promised, held):,} bytes, the file holds {min(held, file_bytes):,} of them")
     if dataset.chunks:
         _require_chunks(dataset)
+    if promised > MAX_RATIO * held + FREE_BYTES:
+        raise ValueError(f"it promises {promised:,} bytes, packed into {held:,}; no features pack so well")
 
 
 def _require_chunks(dataset: h5py.Dataset) -> None:
@@ -142,7 +145,7 @@ def _require_chunks(dataset: h5py.Dataset) -> None:
     for chunk in chunks:
         filters = _filters(dataset, chunk.filter_mask)
         held = chunk.size - (FLETCHER32_BYTES if FLETCHER32 in filters else 0)
-        if not (promised <= MAX_RATIO * held if LZF in filters or GZIP in filters else promised == held):
+        if not (promised <= GZIP_RATIO * held if LZF in filters or GZIP in filters else promised == held):
             raise ValueError(f"a chunk of it promises {promised:,} bytes, the file holds {chunk.size:,}")
     layout = dataset.id.get_create_plist()
     for index, code in enumerate(_filters(dataset)):

@@ -1,13 +1,17 @@
 """The record of a run: progress bar, one JSON line an evaluation, TensorBoard."""
 
 import json
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from utils.errors import InputError
 from utils.files import read_json_lines, write_text
 
 SCALARS_EVERY = 10  # iterations between TensorBoard points of the losses
@@ -31,7 +35,7 @@ class RunLog:
         done = [record for record in before if record["iteration"] <= first]
         self.records = [record for record in done if first == total or record["iteration"] % eval_every == 0]
         self._write()
-        self._writer = SummaryWriter(run, purge_step=first + 1 if first else None)
+        self._events = _Events(run, purge_step=first + 1 if first else None)
         self._bar = tqdm(total=total, initial=first, desc="training", unit="it", dynamic_ncols=True)
         self._steps, self._seconds = 0, 0.0
         self._clock = time.perf_counter()
@@ -41,7 +45,7 @@ class RunLog:
 
     def __exit__(self, *exception) -> None:
         self._bar.close()
-        self._writer.close()
+        self._events.close()
 
     def step(self, iteration: int, terms: dict[str, Tensor], lr: float) -> None:
         """After each training step; looks at the values, and so waits for them, only every SCALARS_EVERY."""
@@ -49,8 +53,8 @@ class RunLog:
         self._steps += 1
         if iteration % SCALARS_EVERY == 0:
             for name, value in terms.items():
-                self._writer.add_scalar(f"loss/{name}", value.item(), iteration)
-            self._writer.add_scalar("lr", lr, iteration)
+                self._events.add_scalar(f"loss/{name}", value.item(), iteration)
+            self._events.add_scalar("lr", lr, iteration)
             self._bar.set_postfix(loss=f"{terms['total'].item():.3f}", **self._scores())
 
     def pause(self) -> None:
@@ -79,10 +83,10 @@ class RunLog:
         self._write()
         for name, value in record["scores"].items():
             if value is not None:
-                self._writer.add_scalar(name, value, iteration)
+                self._events.add_scalar(name, value, iteration)
         if speed:
-            self._writer.add_scalar("snippets_per_second", speed, iteration)
-        self._writer.flush()
+            self._events.add_scalar("snippets_per_second", speed, iteration)
+        self._events.flush()
         self._steps, self._seconds, self._clock = 0, 0.0, time.perf_counter()
 
     def _write(self) -> None:
@@ -92,6 +96,46 @@ class RunLog:
     def _scores(self) -> dict[str, str]:
         last = self.records[-1]["scores"] if self.records else {}
         return {"mAP": f"{100 * last['snippet/mean_mAP']:.1f}"} if last else {}
+
+
+class _Events:
+    """TensorBoard's writer; what the system refuses it, as on a full disk, is an InputError in one line.
+
+    It writes in a thread of its own, which would print a traceback as it ends; the next call raises the same here.
+    """
+
+    def __init__(self, run: Path, purge_step: int | None):
+        self._run, self._hook = run, threading.excepthook
+        threading.excepthook = self._in_thread
+        self._writer = SummaryWriter(run, purge_step=purge_step)
+
+    def add_scalar(self, name: str, value: float, iteration: int) -> None:
+        with self._said():
+            self._writer.add_scalar(name, value, iteration)
+
+    def flush(self) -> None:
+        with self._said():
+            self._writer.flush()
+
+    def close(self) -> None:
+        try:
+            with self._said():
+                self._writer.close()
+        finally:
+            threading.excepthook = self._hook
+
+    def _in_thread(self, arguments: threading.ExceptHookArgs) -> None:
+        if not issubclass(arguments.exc_type, OSError):
+            self._hook(arguments)
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self._run}: TensorBoard's events cannot be written ({error.strerror or error})"
+            ) from None
 
 
 def _summary(metrics: dict) -> dict[str, float]:

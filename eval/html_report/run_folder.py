@@ -93,7 +93,11 @@ def protocols_of(metrics: dict) -> list[str]:
 
 def _read_options(path: Path) -> dict:
     options = read_yaml(path)
-    if not isinstance(options, dict) or options.get("dataset") not in DATASETS:
+    kinds = {"dataset": str, "modalities": list, "path_dataset": str | None}
+    whole = isinstance(options, dict) and all(
+        isinstance(options[name], kind) for name, kind in kinds.items() if name in options
+    )
+    if not whole or options.get("dataset") not in DATASETS:
         raise InputError(f"{path}: not the options of a run (a 'dataset' of {sorted(DATASETS)} among them)")
     return options
 
@@ -134,7 +138,7 @@ def _are_scores(protocol: str, scores: dict) -> bool:
 
 def _is_number(value: object) -> bool:
     """A number as our JSON has it; None for one that is undefined."""
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53)
 
 
 def _read_environment(path: Path) -> dict:
@@ -143,6 +147,7 @@ def _read_environment(path: Path) -> dict:
     if not (
         isinstance(environment, dict)
         and all(isinstance(environment.get(name, kind()), kind) for name, kind in parts.items())
+        and isinstance(environment.get("features", {}).get("simulated"), bool | None)
     ):
         raise InputError(f"{path}: not the environment of a run")
     return environment
@@ -163,17 +168,21 @@ def _is_evaluation(record: object) -> bool:
         return False
     numbers = [record.get(name) for name in ("losses", "scores")]
     return isinstance(record.get("iteration"), int) and all(
-        isinstance(part, dict) and all(value is None or isinstance(value, (int, float)) for value in part.values())
-        for part in numbers
+        isinstance(part, dict) and all(map(_is_number, part.values())) for part in numbers
     )
 
 
-def _finite(content: object) -> object:
-    """What json read, with None, as our own files have it, for each number that is not finite."""
+def _finite(content: object, depth: int = 8) -> object:
+    """What json read, with None, as our own files have it, for each number that is not finite.
+
+    What is nested deeper than ours are becomes None, too, and is refused as what it then is.
+    """
+    if not depth:
+        return None
     if isinstance(content, dict):
-        return {name: _finite(value) for name, value in content.items()}
+        return {name: _finite(value, depth - 1) for name, value in content.items()}
     if isinstance(content, list):
-        return [_finite(value) for value in content]
+        return [_finite(value, depth - 1) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
