@@ -124,6 +124,6 @@ def test_shapes_that_do_not_fit_are_refused():
 
 def test_long_videos_stay_cheap():
     cas, attention = example(5000)
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(localize(cas, attention)) > 500
-    assert time.perf_counter() - started < 0.5  # 6 ms on an idle core
+    assert time.process_time() - started < 0.5  # 6 ms of a core's time
