@@ -161,7 +161,7 @@ def _numeric():
 def control(path: Path, content: bytes) -> bool:
     """Whether Python's own reader runs the pickle, which makes this path."""
     with suppress(Exception):
-        pickle.loads(content)  # in a process of its own, of bytes made above
+        pickle.loads(content)  # nosec B301 - bytes made above, in a process of its own
     vars(_numeric()._frombuffer).pop("__setstate__", None)  # of "BUILD on a function"
     return path.exists()
 
