@@ -1,5 +1,6 @@
 """One training step, and one evaluated pass over a test set; main.py and test.py use the same."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -286,9 +287,14 @@ class StopSignal:
         if self.requested:
             self.end("stopped at once; the same with --resume continues from the last evaluation")
         self.requested = number
-        print("\nstopping after this step; once more stops at once", file=sys.stderr)
+        _say("\nstopping after this step; once more stops at once")
 
     def end(self, message: str) -> NoReturn:
         """Leave the program as the signal would have: 130 after Ctrl-C, 143 after SIGTERM."""
-        print(message, file=sys.stderr)
+        _say(message)
         raise SystemExit(128 + self.requested)
+
+
+def _say(message: str) -> None:
+    """To the terminal past Python's buffer, which a signal may have interrupted in the middle of a write of its own."""
+    os.write(sys.__stderr__.fileno(), f"{message}\n".encode())
