@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from scripts.convert_features import main
+from tests.ave_release import BACKGROUND_CLIPS, make_release, write_array
 from tests.test_features import LENGTHS, streams, write_folders, write_hdf5, write_joint
 from utils.checksums import SUMS, listed_sums, sums_text
 from utils.convert import convert_features, write_dataset
@@ -320,3 +321,12 @@ def test_the_script_as_a_user_runs_it(source, tmp_path):
     assert done.returncode == 0, done.stderr
     assert holds_its_sums(tmp_path / "out")
     assert f"annotations: {tmp_path / 'out/annotations.json'} (4 videos)" in done.stdout
+
+
+def test_every_form_says_its_own_rate(tmp_path):
+    """AVE's release, whose snippets are seconds, is converted like the others."""
+    clips = len(make_release(tmp_path / "ave"))
+    for name, count in (("audio_feature", clips), ("audio_feature_noisy", BACKGROUND_CLIPS)):
+        write_array(tmp_path / f"ave/{name}.h5", np.ones((count, 10, 4), np.float32))
+    convert_features(tmp_path / "ave", tmp_path / "out")
+    assert open_features(tmp_path / "out", None).snippet_rate == 1.0

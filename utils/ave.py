@@ -17,6 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from utils.datasets import Rate
 from utils.errors import InputError, shown
 from utils.files import read_text
 from utils.hdf5 import follow, require_held, require_own_values, require_unpacked
@@ -73,8 +74,8 @@ class AveSource:
     def video_ids(self, modality: str) -> list[str]:
         return list(self._places[modality])
 
-    def rate(self, modality: str) -> float:
-        return 1.0
+    def rate(self, modality: str) -> Rate:
+        return Rate(1, 1)  # a second of the clip is a snippet
 
     def shape(self, modality: str, video_id: str) -> tuple[int, ...]:
         shape = self._arrays[self._places[modality][video_id][0]].shape

@@ -11,21 +11,20 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping, 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 from tqdm import tqdm
 
 from utils.annotations import RELEASE_SUFFIX, Annotations, annotations_to_json, load_annotations
 from utils.checksums import SUMS, listed_sums, sums_text
+from utils.datasets import Rate
 from utils.errors import InputError, shown
-from utils.feature_files import JOINT_SUFFIX, HDF5Source, JointSource, Source
+from utils.feature_files import JOINT_SUFFIX, HDF5Source, Source
 from utils.features import FeatureStore, open_features
-from utils.files import read_json, replacing, write_json, write_text
+from utils.files import replacing, write_json, write_text
 from utils.hdf5 import MAX_LEVELS, create_hdf5, set_attributes
 
 FEATURES, ANNOTATIONS = "features.h5", "annotations.json"
 CHUNK_BYTES = 2**22  # at most, before rounding up to rows: nearly every video is one chunk
-RELEASE_FPS, RELEASE_STRIDE = 25, 16  # of the joint files, which do not say it themselves
 SIMULATED_TOO = "converted from simulated features"
 
 
@@ -146,7 +145,7 @@ class _Selection:
 
     def attributes(self, fps: float | None, stride: float | None) -> dict[str, dict[str, object]]:
         """The rate of each modality, and whether all of it is simulated."""
-        attributes = {modality: _rate(self.source, modality, fps, stride) for modality in self.stores}
+        attributes = {modality: _rate(self.source, modality, fps, stride)._asdict() for modality in self.stores}
         return attributes | ({"/": {"simulated": SIMULATED_TOO}} if self.source.simulated else {})
 
     def arrays(self, doing: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -168,7 +167,7 @@ class _Selection:
             raise _other_features(path)
         for modality, video_ids in self.video_ids.items():
             said = attributes[modality]
-            same_rate = present.rate(modality) == said["fps"] / said["stride"]
+            same_rate = present.rate(modality) == Rate(said["fps"], said["stride"])
             if not same_rate or set(present.video_ids(modality)) != set(video_ids):
                 raise _other_features(path)
         for name, values in self.arrays("comparing with what is there"):
@@ -266,37 +265,23 @@ def _other_features(path: Path) -> InputError:
     return InputError(f"{path}: other features lie there; name another folder, or move them away")
 
 
-def _rate(source: Source, modality: str, fps: float | None, stride: float | None) -> dict[str, float]:
-    """fps and stride (frames a snippet), as the features say them, else as asked for."""
-    said = _said_rate(source, modality)
-    asked = None if fps is None or stride is None else {"fps": fps, "stride": stride}
-    if asked and not all(0 < value < math.inf for value in asked.values()):
+def _rate(source: Source, modality: str, fps: float | None, stride: float | None) -> Rate:
+    """As the features say it, else as asked for."""
+    said = source.rate(modality)
+    asked = None if fps is None or stride is None else Rate(fps, stride)
+    if asked and not all(0 < value < math.inf for value in asked):
         raise InputError(f"--fps and --stride must be positive numbers, as 25 and 16; found {fps:g} and {stride:g}")
     if said is None and asked is None:
         raise InputError(
             f"{source.path}: does not say at which rate '{modality}' was extracted; give --fps and --stride "
             "(frames a snippet)"
         )
-    if said and asked and said["fps"] / said["stride"] != asked["fps"] / asked["stride"]:
+    if said and asked and said.hz != asked.hz:
         raise InputError(
-            f"{source.path}: '{modality}' says {said['fps']:g} fps and {said['stride']:g} frames a snippet, asked for "
+            f"{source.path}: '{modality}' says {said.fps:g} fps and {said.stride:g} frames a snippet, asked for "
             f"are {fps:g} and {stride:g}; leave --fps and --stride out"
         )
     return said or asked
-
-
-def _said_rate(source: Source, modality: str) -> dict[str, float] | None:
-    if source.rate(modality) is None:  # which refuses what is no rate
-        return None
-    if isinstance(source, JointSource):
-        return {"fps": RELEASE_FPS, "stride": RELEASE_STRIDE}
-    if isinstance(source, HDF5Source):
-        with h5py.File(source.path, "r") as file:
-            places = (file[modality].attrs, file.attrs)  # as `source.rate` has them
-            said = {name: next(place[name] for place in places if name in place) for name in ("fps", "stride")}
-    else:
-        said = read_json(source.path / "features.json")
-    return {name: np.float64(said[name]).item() for name in ("fps", "stride")}
 
 
 def _kept_dtype(values: np.ndarray) -> np.dtype:

@@ -1,8 +1,23 @@
 """What differs between the datasets is data, here and only here."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-SNIPPET_RATE = 25 / 16  # snippets a second: 16 frames at 25 fps, the releases' I3D features
+
+class Rate(NamedTuple):
+    """How features were extracted: frames a second, and frames a snippet."""
+
+    fps: float
+    stride: float
+
+    @property
+    def hz(self) -> float:
+        """Snippets a second."""
+        return self.fps / self.stride
+
+
+RELEASE_RATE = Rate(25, 16)  # of the releases' I3D features
+SNIPPET_RATE = RELEASE_RATE.hz
 
 
 @dataclass(frozen=True)

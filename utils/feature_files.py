@@ -14,7 +14,7 @@ import numpy as np
 
 from utils.annotations import RELEASE_SUFFIX
 from utils.ave import AveSource, is_ave
-from utils.datasets import SNIPPET_RATE
+from utils.datasets import RELEASE_RATE, Rate
 from utils.errors import InputError, shown
 from utils.files import read_json
 from utils.hdf5 import dataset_paths, follow, names_in, require_held, require_own_values, require_unpacked
@@ -33,7 +33,7 @@ class Source(Protocol):
     simulated: bool  # made by utils/simulate.py, which marks what it makes
 
     def video_ids(self, modality: str) -> list[str]: ...
-    def rate(self, modality: str) -> float | None: ...  # snippets a second, None where nothing says so
+    def rate(self, modality: str) -> Rate | None: ...  # None where nothing says it
     def shape(self, modality: str, video_id: str) -> tuple[int, ...]: ...
     def read(self, modality: str, video_id: str) -> np.ndarray: ...
 
@@ -67,11 +67,11 @@ class HDF5Source:
         with self._reading(f"the group '{modality}' cannot be read"):
             return list(dataset_paths(self._groups[modality], {self._groups[modality]}))
 
-    def rate(self, modality: str) -> float | None:
+    def rate(self, modality: str) -> Rate | None:
         with self._reading(f"fps and stride of '{modality}' cannot be read"):
             places = (self._file.attrs, self._groups[modality].attrs)  # the group's own before the file's
             said = {name: _number(place, name) for place in places for name in ("fps", "stride") if name in place}
-        return _snippet_rate(said, f"{self.path}: the attributes of '{modality}'") if said else None
+        return _checked_rate(said, f"{self.path}: the attributes of '{modality}'") if said else None
 
     def shape(self, modality: str, video_id: str) -> tuple[int, ...]:
         with self._reading(f"'{modality}/{video_id}' cannot be read"):
@@ -125,9 +125,9 @@ class FolderSource:
     def video_ids(self, modality: str) -> list[str]:
         return sorted(self._files[modality])
 
-    def rate(self, modality: str) -> float | None:
+    def rate(self, modality: str) -> Rate | None:
         file = self.path / "features.json"
-        return _snippet_rate(read_json(file), str(file)) if file.exists() else None
+        return _checked_rate(read_json(file), str(file)) if file.exists() else None
 
     def shape(self, modality: str, video_id: str) -> tuple[int, ...]:
         return array_shape(self._files[modality][video_id])
@@ -155,8 +155,8 @@ class JointSource:
     def video_ids(self, modality: str) -> list[str]:
         return list(self._rows)
 
-    def rate(self, modality: str) -> float | None:
-        return SNIPPET_RATE
+    def rate(self, modality: str) -> Rate:
+        return RELEASE_RATE
 
     def shape(self, modality: str, video_id: str) -> tuple[int, ...]:
         return np.shape(self.read(modality, video_id))
@@ -202,14 +202,14 @@ def _number(attributes: h5py.AttributeManager, name: str) -> object:
     return np.asarray(attributes[name]).item()
 
 
-def _snippet_rate(said: Mapping[str, object], where: str) -> float:
-    """fps / stride of what a file says, Hz; InputError where either is missing or not a positive number."""
+def _checked_rate(said: Mapping[str, object], where: str) -> Rate:
+    """fps and stride as a file says them; InputError where either is missing or not a positive number."""
     try:
-        fps, stride = (float(said[name]) for name in ("fps", "stride"))
-        rate = fps / stride if fps > 0 else 0.0
+        rate = Rate(float(said["fps"]), float(said["stride"]))
+        usable = rate.fps > 0 and 0 < rate.hz < np.inf
     except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
-        rate = 0.0
-    if not 0 < rate < np.inf:
+        usable = False
+    if not usable:
         expected = "fps / stride (frames a snippet) needs two positive numbers, as fps 25 and stride 16"
         raise InputError(f"{where}: {expected}; found {shown(said)}")
     return rate

@@ -83,8 +83,8 @@ class FeatureStore:
     def _rates(self) -> tuple[float | None, ...]:
         """Of each modality; one that does not say its rate has that of the others."""
         rates = [self.source.rate(stored) for stored in self.stored_modalities]
-        given = next((rate for rate in rates if rate is not None), None)
-        return tuple(given if rate is None else rate for rate in rates)
+        given = next((rate.hz for rate in rates if rate is not None), None)
+        return tuple(given if rate is None else rate.hz for rate in rates)
 
     def num_snippets(self, video_id: str) -> int:
         """T of one video, from its stored shape. InputError: not (T, D), another width, modalities that do not fit."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from eval.detection_files import Table
 from utils.annotations import Annotations, parse_annotations
-from utils.datasets import SNIPPET_RATE
+from utils.datasets import RELEASE_RATE, SNIPPET_RATE, Rate
 from utils.feature_files import Source
 
 
@@ -99,8 +99,8 @@ class MadeSource(Source):
     def video_ids(self, modality: str) -> list[str]:
         return list(self.lengths)
 
-    def rate(self, modality: str) -> float:
-        return SNIPPET_RATE
+    def rate(self, modality: str) -> Rate:
+        return RELEASE_RATE
 
     def shape(self, modality: str, video_id: str) -> tuple[int, int]:
         return self.lengths[video_id], self.dim
