@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.fusion import ALTERNATIVES, CONSENSUS, LEAKY_SLOPE, GlobalContext, LocalContext, PerModality
+from utils.fusion import ALTERNATIVES, CONSENSUS, GlobalContext, LocalContext, PerModality, activation
+from utils.layers import Dropout, Layers, without_padding
 
 
 class ConsensusModule(nn.Module):
@@ -26,10 +27,10 @@ class ConsensusModule(nn.Module):
         self.global_context = GlobalContext(main_dim, main_dim, dropout)
         self.cross_modal = LocalContext(auxiliary_dim, main_dim, dropout)
 
-    def forward(self, main: Tensor, auxiliary: Tensor) -> Tensor:
+    def forward(self, main: Tensor, auxiliary: Tensor, valid: Tensor | None = None) -> Tensor:
         """main (B, D1, T), auxiliary (B, D2, T) -> re-calibrated main modality (B, D1, T)."""
-        global_descriptor = self.global_context(main)  # M^G (B, D1, 1), Eq. 1
-        local_descriptor = self.cross_modal(auxiliary)  # M^L (B, D1, T), Eq. 2
+        global_descriptor = self.global_context(main, valid)  # M^G (B, D1, 1), Eq. 1
+        local_descriptor = self.cross_modal(auxiliary, valid)  # M^L (B, D1, T), Eq. 2
         return torch.sigmoid(global_descriptor * local_descriptor) * main  # Eq. 3
 
 
@@ -38,19 +39,19 @@ class AttentionUnit(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int = 512, dropout: float = 0.5, logit_dropout: float = 0.5):
         super().__init__()
-        self.layers = nn.Sequential(
+        self.layers = Layers(
             nn.Conv1d(dim, hidden_dim, 3, padding=1),
-            nn.LeakyReLU(LEAKY_SLOPE),
-            nn.Dropout(dropout),
+            activation(),
+            Dropout(dropout),
             nn.Conv1d(hidden_dim, hidden_dim, 3, padding=1),
-            nn.LeakyReLU(LEAKY_SLOPE),
+            activation(),
             nn.Conv1d(hidden_dim, 1, 1),
-            nn.Dropout(logit_dropout),
+            Dropout(logit_dropout),
         )
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
         """features (B, D, T) -> attention (B, T) in [0, 1]."""
-        return torch.sigmoid(self.layers(features).squeeze(1))
+        return torch.sigmoid(self.layers(features, valid).squeeze(1))
 
 
 class CO2Net(nn.Module):
@@ -91,12 +92,12 @@ class CO2Net(nn.Module):
         self.attention_units = nn.ModuleList(
             [AttentionUnit(dim, logit_dropout=attention_logit_dropout) for dim in self.modality_dims]
         )
-        self.fusion = nn.Sequential(nn.Conv1d(fused_dim, fused_dim, 1), nn.LeakyReLU(LEAKY_SLOPE), nn.Dropout(0.7))
-        self.classifier = nn.Sequential(
-            nn.Dropout(0.7),
+        self.fusion = Layers(nn.Conv1d(fused_dim, fused_dim, 1), activation(), Dropout(0.7))
+        self.classifier = Layers(
+            Dropout(0.7),
             nn.Conv1d(fused_dim, fused_dim, 3, padding=1),
-            nn.LeakyReLU(LEAKY_SLOPE),
-            nn.Dropout(0.7),
+            activation(),
+            Dropout(0.7),
             nn.Conv1d(fused_dim, num_classes + 1, 1),
         )
         self.apply(_initialise)
@@ -104,7 +105,7 @@ class CO2Net(nn.Module):
             if isinstance(module, GlobalContext):
                 _initialise(module[0], taps=module.INITIAL_TAPS)
 
-    def forward(self, features: Tensor) -> dict[str, Tensor]:
+    def forward(self, features: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
         """Snippet features (B, T, D1 + D2), first modality first, T >= 1, to a dict of
 
         * ``cas`` (B, T, C + 1): T-CAM logits S, background last
@@ -112,21 +113,25 @@ class CO2Net(nn.Module):
         * ``modality_attention`` (B, 2, T): A of each modality, Eq. 4
         * ``features`` (B, T, D1 + D2): fused features X_bar, which the co-activity similarity loss sees
 
+        valid (B, T): True for snippets, False for padding, which then changes nothing at the snippets; what comes out
+        for padding means nothing. None: all are snippets.
+
         Raises:
             ValueError: if the features are not of that shape.
         """
         if features.ndim != 3 or features.shape[1] < 1 or features.shape[2] != sum(self.modality_dims):
             expected = f"(videos, snippets >= 1, {sum(self.modality_dims)})"
             raise ValueError(f"features have shape {tuple(features.shape)}, expected {expected}")
-        first, second = features.transpose(1, 2).split(self.modality_dims, dim=1)  # (B, D1, T), (B, D2, T)
-        enhanced = self.consensus(first, second)  # (B, D1, T), (B, D2, T)
+        # (B, D1, T), (B, D2, T), laid out as the convolutions take them, or each would do it again.
+        first, second = (x.transpose(1, 2).contiguous() for x in features.split(self.modality_dims, dim=-1))
+        enhanced = self.consensus(first, second, valid)  # (B, D1, T), (B, D2, T)
         modality_attention = torch.stack(
-            [unit(x) for unit, x in zip(self.attention_units, enhanced, strict=True)], dim=1
+            [unit(x, valid) for unit, x in zip(self.attention_units, enhanced, strict=True)], dim=1
         )  # (B, 2, T)
         fused = self.fusion(torch.cat(enhanced, dim=1))  # (B, D1 + D2, T)
-        cas = self.classifier(fused)  # (B, C + 1, T)
+        cas = self.classifier(fused, valid)  # (B, C + 1, T)
         if self.temporal_pool is not None:
-            cas, modality_attention = self._pool(cas), self._pool(modality_attention)
+            cas, modality_attention = (self._pool(without_padding(x, valid)) for x in (cas, modality_attention))
         return {
             "cas": cas.transpose(1, 2),
             "attention": modality_attention.mean(dim=1),

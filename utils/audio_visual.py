@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from model import build_consensus
 from utils.fusion import CrossAttention, Embedding
+from utils.layers import Dropout
 
 CLASSIFIERS = ("openmax", "softmax")
 
@@ -60,7 +61,7 @@ class AudioVisualNet(nn.Module):
         self.open_set = classifier == "openmax"
         self.embeddings = nn.ModuleList([Embedding(dim, width) for dim in self.modality_dims])  # f_u, f_v
         self.consensus = _build_fusion(consensus, width, stages) if len(self.modality_dims) == 2 else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         # Open-max: the two parallel layers, of the C actions and of the foreground (last), side by side in one.
         self.classifier = nn.Linear(width * len(self.modality_dims), num_classes + 1)
         self.apply(_initialise)
@@ -73,7 +74,7 @@ class AudioVisualNet(nn.Module):
         * ``features`` (B, T, D): X_att (Eq. 4) before the dropout, which the co-activity similarity loss sees
 
         valid (B, T): True for snippets, False for padding, which then changes nothing at the snippets; None: all are
-        snippets. Only the cross attention takes it, and of this network only it looks further than one snippet.
+        snippets.
 
         Raises:
             ValueError: if the features are not of that shape.
@@ -91,7 +92,7 @@ class AudioVisualNet(nn.Module):
     def _enhance(self, embedded: list[Tensor], valid: Tensor | None) -> Sequence[Tensor]:
         if self.consensus is None:
             return embedded
-        return self.consensus(*embedded) if valid is None else self.consensus(*embedded, valid)
+        return self.consensus(*embedded, valid)
 
 
 def _build_fusion(consensus: str, width: int, stages: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""One training step, and one evaluated pass over a test set; main.py and test.py use the same."""
+"""What main.py and test.py share: the subsets, the evaluation of a network, and how a run is stopped."""
 
 import os
 import signal
@@ -12,8 +12,7 @@ from typing import NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
 from eval.classification import classification_map
 from eval.detection import evaluate_detections
@@ -26,8 +25,8 @@ from utils.annotations import Annotations
 from utils.datasets import DatasetSpec
 from utils.errors import InputError
 from utils.features import FeatureStore
-from utils.segments import seconds_to_snippets
-from wsad_dataset import Batch, WeakVideoDataset
+from utils.inference import VideoResult, run_test_set
+from wsad_dataset import WeakVideoDataset
 
 PROTOCOLS = ("snippet", "seconds")  # in every table, side by side; the first one selects best.pt
 
@@ -75,35 +74,6 @@ def split_holdout(annotations: Annotations, subset: str, fraction: float, seed: 
     return train, [video_id for index, video_id in enumerate(video_ids) if index in held_out]
 
 
-def train_step(
-    net: nn.Module,
-    criterion: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    precision: str = "float32",
-) -> tuple[dict[str, Tensor], bool]:
-    """One step on one batch; returns the loss terms, detached, on the device, and whether the weights took the step.
-
-    With ``bf16`` the network runs under autocast, and the losses in float32 on its outputs. A step with a term or a
-    gradient that is not finite changes neither the weights nor the optimiser's state.
-    """
-    device = next(net.parameters()).device
-    features, labels, pairs = (x.to(device) for x in batch)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        outputs = net(features)
-    outputs = {name: value.float() for name, value in outputs.items()}
-    terms = criterion(outputs, labels, pairs)
-    optimiser.zero_grad(set_to_none=True)
-    terms["total"].backward()
-    gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
-    # The norm is not finite either where a square is not, and Adam squares them too.
-    sizes = torch.stack([*terms.values(), nn.utils.get_total_norm(gradients)])
-    finite = bool(sizes.isfinite().all())
-    if finite:
-        optimiser.step()
-    return {name: value.detach() for name, value in terms.items()}, finite
-
-
 @contextmanager
 def advice_on_memory(advice: str) -> Iterator[None]:
     """InputError with this advice, in place of PyTorch's own words, where its memory does not suffice."""
@@ -141,17 +111,6 @@ class HoldOut:
         net.train()
         mean_ap = classification_map(np.stack(scores), self.dataset.labels)[1]
         return {"classification_mAP": _defined(mean_ap), "loss": float(np.mean(losses))}
-
-
-@dataclass(frozen=True)
-class VideoResult:
-    """What the network says of one video."""
-
-    video_id: str
-    cas: np.ndarray  # (T, C + 1) logits, or log probabilities
-    modality_attention: np.ndarray  # (2, T); (0, T) where the network has none
-    attention: np.ndarray  # (T,)
-    detections: np.ndarray  # label, start, end (snippets), score; see eval.proposals
 
 
 @dataclass(frozen=True)
@@ -217,34 +176,6 @@ class Evaluator:
             scores = snippet_accuracy(activations, self.annotations, subsets, self.snippet_rate)
             metrics["snippet_accuracy"], selection = scores, scores[subsets[0]]["accuracy"]
         return Evaluation(results, detections, metrics, selection)
-
-
-@torch.no_grad()
-def run_test_set(
-    net: nn.Module,
-    dataset: WeakVideoDataset,
-    annotations: Annotations,
-    snippet_rate: float,
-    localization: str = "outer_inner",
-) -> list[VideoResult]:
-    """The network over all snippets of every video, without dropout and in float32, and the localisation.
-
-    Of the annotations only the ambiguous segments are used; ``snippet_rate`` is in snippets a second.
-    """
-    device, localize = next(net.parameters()).device, LOCALIZATIONS[localization].localize
-    was_training = net.training
-    net.eval()
-    results = []
-    for index, video_id in enumerate(tqdm(dataset.video_ids, "evaluating", leave=False, unit="video")):
-        outputs = net(torch.tensor(dataset[index], device=device)[None])
-        outputs = {name: value[0].cpu().numpy() for name, value in outputs.items()}
-        cas, attention = outputs["cas"], outputs["attention"]
-        modality_attention = outputs.get("modality_attention", np.empty((0, len(attention))))
-        ambiguous = seconds_to_snippets(annotations.videos[video_id].ambiguous, snippet_rate)
-        detections = localize(cas, attention, ambiguous=ambiguous)
-        results.append(VideoResult(video_id, cas, modality_attention, attention, detections))
-    net.train(was_training)
-    return results
 
 
 def write_results(

@@ -5,7 +5,8 @@ Each alternative maps (first (B, D1, T), second (B, D2, T)) to two tensors of th
 classifier and losses stay as they are. The paper names its alternatives and describes none; how each was read, and
 after which source, is said in its docstring.
 
-Shapes: B videos, T snippets, D channels (D1, D2 of the two modalities).
+Shapes: B videos, T snippets, D channels (D1, D2 of the two modalities). ``valid`` (B, T), everywhere, is True for
+snippets and False for the padding behind a shorter video of a batch; None: all are snippets (utils/layers.py).
 """
 
 from collections.abc import Callable
@@ -15,12 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.layers import Dropout, Layers, mean_over_time, without_padding
+
 LEAKY_SLOPE = 0.2
 QUERIES_AT_ONCE = 512  # of the T x T cross-correlation, rows held at a time
 REDUCTION = 16  # of the bottlenecks of SE (its paper's r) and SSMA (its paper's eta at the encoder's end)
 
 
-class GlobalContext(nn.Sequential):
+def activation() -> nn.Module:
+    """What follows a convolution; in its place, since no gradient needs what was there."""
+    return nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
+
+
+class GlobalContext(Layers):
     """F^G, Eq. 1: the mean over time of a modality (B, D_in, T) -> descriptor (B, D_out, 1)."""
 
     # One pooled vector needs one tap. The release gives it three, of which the outer two only ever see zero padding;
@@ -28,17 +36,17 @@ class GlobalContext(nn.Sequential):
     INITIAL_TAPS = 3
 
     def __init__(self, in_dim: int, out_dim: int, dropout: float = 0.5):
-        super().__init__(nn.Conv1d(in_dim, out_dim, 1), nn.LeakyReLU(LEAKY_SLOPE), nn.Dropout(dropout))
+        super().__init__(nn.Conv1d(in_dim, out_dim, 1), activation(), Dropout(dropout))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.mean(dim=2, keepdim=True))
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        return super().forward(mean_over_time(x, valid))
 
 
-class LocalContext(nn.Sequential):
+class LocalContext(Layers):
     """F^L, Eq. 2: a modality (B, D_in, T) -> descriptor (B, D_out, T)."""
 
     def __init__(self, in_dim: int, out_dim: int, dropout: float = 0.5):
-        super().__init__(nn.Conv1d(in_dim, out_dim, 3, padding=1), nn.LeakyReLU(LEAKY_SLOPE), nn.Dropout(dropout))
+        super().__init__(nn.Conv1d(in_dim, out_dim, 3, padding=1), activation(), Dropout(dropout))
 
 
 class PerModality(nn.ModuleList):
@@ -47,8 +55,8 @@ class PerModality(nn.ModuleList):
     def __init__(self, unit: Callable[[int, int], nn.Module], first_dim: int, second_dim: int):
         super().__init__([unit(first_dim, second_dim), unit(second_dim, first_dim)])
 
-    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        return self[0](first, second), self[1](second, first)
+    def forward(self, first: Tensor, second: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self[0](first, second, valid), self[1](second, first, valid)
 
 
 class DescriptorPair(nn.Module):
@@ -66,9 +74,9 @@ class DescriptorPair(nn.Module):
         self.main_context = main(main_dim, main_dim)
         self.auxiliary_context = auxiliary(auxiliary_dim, main_dim)
 
-    def forward(self, main: Tensor, auxiliary: Tensor) -> Tensor:
+    def forward(self, main: Tensor, auxiliary: Tensor, valid: Tensor | None = None) -> Tensor:
         """main (B, D1, T), auxiliary (B, D2, T) -> re-calibrated main modality (B, D1, T)."""
-        return torch.sigmoid(self.main_context(main) * self.auxiliary_context(auxiliary)) * main
+        return torch.sigmoid(self.main_context(main, valid) * self.auxiliary_context(auxiliary, valid)) * main
 
 
 class SqueezeExcitation(nn.Module):
@@ -85,9 +93,9 @@ class SqueezeExcitation(nn.Module):
             nn.Conv1d(main_dim, hidden_dim, 1), nn.ReLU(), nn.Conv1d(hidden_dim, main_dim, 1), nn.Sigmoid()
         )
 
-    def forward(self, main: Tensor, auxiliary: Tensor) -> Tensor:
+    def forward(self, main: Tensor, auxiliary: Tensor, valid: Tensor | None = None) -> Tensor:
         """main (B, D1, T), auxiliary (ignored) -> re-calibrated main modality (B, D1, T)."""
-        return self.excitation(main.mean(dim=2, keepdim=True)) * main
+        return self.excitation(mean_over_time(main, valid)) * main
 
 
 class SSMA(nn.Module):
@@ -104,7 +112,7 @@ class SSMA(nn.Module):
         super().__init__()
         self.dims = (first_dim, second_dim)
         both, hidden_dim = sum(self.dims), max(1, sum(self.dims) // reduction)
-        self.gate = nn.Sequential(
+        self.gate = Layers(
             nn.Conv1d(both, hidden_dim, 3, padding=1),
             nn.ReLU(),
             nn.Conv1d(hidden_dim, both, 3, padding=1),
@@ -112,9 +120,9 @@ class SSMA(nn.Module):
         )
         self.fuse = nn.Conv1d(both, both, 3, padding=1)
 
-    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, first: Tensor, second: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         both = torch.cat([first, second], dim=1)  # (B, D1 + D2, T)
-        return self.fuse(self.gate(both) * both).split(self.dims, dim=1)
+        return self.fuse(without_padding(self.gate(both, valid) * both, valid)).split(self.dims, dim=1)
 
 
 class Add(nn.Module):
@@ -129,7 +137,7 @@ class Add(nn.Module):
         if first_dim != second_dim:
             raise ValueError(f"consensus 'add' needs modalities of one width, these have {first_dim} and {second_dim}")
 
-    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, first: Tensor, second: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return first + second, first + second
 
 
@@ -139,7 +147,7 @@ class Concat(nn.Module):
     def __init__(self, first_dim: int, second_dim: int):
         super().__init__()
 
-    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, first: Tensor, second: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return first, second
 
 
@@ -150,7 +158,7 @@ class Embedding(nn.Sequential):
     """
 
     def __init__(self, in_dim: int, out_dim: int):
-        super().__init__(nn.Conv1d(in_dim, out_dim, 1), nn.LeakyReLU(LEAKY_SLOPE))
+        super().__init__(nn.Conv1d(in_dim, out_dim, 1), activation())
 
 
 class CrossAttentionStage(nn.Module):
@@ -168,10 +176,7 @@ class CrossAttentionStage(nn.Module):
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(first_dim, second_dim)))  # W
 
     def forward(self, first: Tensor, second: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """first (B, T, D1), second (B, T, D2) -> the two averaged over time, of the same shapes.
-
-        valid (B, T) is True for snippets and False for padding, which nothing then looks at; None: all are snippets.
-        """
+        """first (B, T, D1), second (B, T, D2) -> the two averaged over time, of the same shapes."""
         unit_first, unit_second = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
         return (
             attend(unit_second @ self.weight.T, unit_first, first, valid),
@@ -183,7 +188,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, valid: Tensor | None =
     """softmax(queries keys^T) values, all (B, T, D), in memory that grows with T and not with its square.
 
     The correlation is made QUERIES_AT_ONCE rows at a time, and its softmax is over whole rows, so the result is the
-    same. (A training step, whose T is small, keeps all of them for the gradient.) valid: see CrossAttentionStage.
+    same. (A training step, whose T is small, keeps all of them for the gradient.)
     """
     parts = []
     for part in queries.split(QUERIES_AT_ONCE, dim=1):
@@ -207,7 +212,7 @@ class CrossAttention(nn.Module):
         self.stages = nn.ModuleList([CrossAttentionStage(first_dim, second_dim) for _ in range(stages)])
 
     def forward(self, first: Tensor, second: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """first (B, D1, T), second (B, D2, T) -> both attended, of the same shapes. valid: see CrossAttentionStage."""
+        """first (B, D1, T), second (B, D2, T) -> both attended, of the same shapes."""
         attended = sums = first.transpose(1, 2), second.transpose(1, 2)  # X_att^(0), and the sums of Eq. 3
         for stage in self.stages:
             averages = stage(*attended, valid)
@@ -229,8 +234,8 @@ class EmbeddedCrossAttention(nn.Module):
         self.embeddings = nn.ModuleList([Embedding(dim, dim) for dim in (first_dim, second_dim)])
         self.attention = CrossAttention(first_dim, second_dim, stages)
 
-    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        return self.attention(self.embeddings[0](first), self.embeddings[1](second))
+    def forward(self, first: Tensor, second: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.attention(self.embeddings[0](first), self.embeddings[1](second), valid)
 
 
 def _pair(main: type[nn.Module], auxiliary: type[nn.Module]) -> Callable[[int, int], nn.Module]:

@@ -50,7 +50,7 @@ def mil_loss(
         topk_ratio: 7 on THUMOS14, 5 on ActivityNet1.2.
         normalised: the T-CAM holds log probabilities, which need no softmax over the classes.
     """
-    column = torch.as_tensor(background, dtype=labels.dtype, device=labels.device).expand(len(labels))
+    column = torch.ones_like(labels[:, 0]) * background  # made on the device, which need not wait for the host
     labels = torch.cat([labels, column.unsqueeze(1)], dim=1)
     labels = labels / (labels.sum(dim=1, keepdim=True) + 1e-4)  # 1e-4: release
     k = max(1, cas.shape[1] // topk_ratio)

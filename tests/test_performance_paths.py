@@ -1,0 +1,224 @@
+"""Every fast path gives what the plain one gives: layers, padded batches, inference in buckets, the training step."""
+
+import copy
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_engine import attentive_net, dataset_of
+from torch import nn
+
+from model import CO2Net
+from utils.audio_visual import AudioVisualNet
+from utils.fusion import CONSENSUS
+from utils.inference import buckets, network_outputs, run_test_set
+from utils.layers import Dropout, Layers
+from utils.losses import CO2Loss
+from utils.training_step import TrainingStep, build_optimiser
+from wsad_dataset import Batch
+
+NETWORKS = {f"co2net_{name}": lambda name=name: CO2Net(3, (6, 6), consensus=name) for name in CONSENSUS}
+NETWORKS["co2net_pooled"] = lambda: CO2Net(3, (6, 6), temporal_pool=5)
+NETWORKS["audio_visual"] = lambda: AudioVisualNet(3, (6, 6), width=8)
+NETWORKS["audio_visual_ccm"] = lambda: AudioVisualNet(3, (6, 6), consensus="ccm", width=8)
+
+
+def made_batch(videos: int = 4, snippets: int = 9, channels: int = 7, classes: int = 2) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    labels = nn.functional.one_hot(torch.arange(videos) % classes, classes).float()
+    return Batch(torch.rand(videos, snippets, channels, generator=generator), labels, torch.tensor([[0, 2], [1, 3]]))
+
+
+@given(
+    probability=st.floats(0, 1),
+    shape=st.lists(st.integers(0, 9), min_size=1, max_size=3),
+)
+def test_dropout_keeps_or_zeroes_each_element_and_scales_what_it_keeps(probability, shape):
+    x = torch.rand(shape) + 1
+    y = Dropout(probability)(x)
+    kept = y != 0
+    levels = round((1 - probability) * 2**16) / 2**16
+    assert y.shape == x.shape
+    if levels:
+        torch.testing.assert_close(y[kept], x[kept] / levels)
+    else:
+        assert not kept.any()
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.7])
+def test_dropout_drops_as_often_as_it_says_and_each_element_by_itself(probability):
+    torch.manual_seed(0)
+    kept = (Dropout(probability)(torch.ones(400, 1000)) != 0).double()
+    deviation = (probability * (1 - probability)) ** 0.5
+    assert abs(kept.mean().item() - (1 - probability)) < 5 * deviation / 400_000**0.5
+    for shift in (1, 2, 3, 4):  # four elements come from one draw
+        together = (kept[:, shift:] * kept[:, :-shift]).mean().item()
+        assert together == pytest.approx((1 - probability) ** 2, abs=0.005)
+
+
+def test_dropout_is_repeatable_by_seed_and_off_in_evaluation():
+    layer, x = Dropout(0.5), torch.rand(3, 100)
+    torch.manual_seed(4)
+    first = layer(x)
+    second = layer(x)
+    torch.manual_seed(4)
+    assert torch.equal(layer(x), first)
+    assert not torch.equal(first, second)
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_the_gradient_of_dropout_goes_where_its_output_came_from():
+    x = torch.rand(5, 40, requires_grad=True)
+    y = Dropout(0.3)(x)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, (y / x).detach())
+
+
+def test_padding_before_a_layer_that_looks_around_becomes_zeros():
+    layers = Layers(nn.Conv1d(1, 1, 1), nn.Conv1d(1, 1, 3, padding=1, bias=False))
+    for parameter in layers.parameters():
+        nn.init.ones_(parameter)
+    x, valid = torch.zeros(1, 1, 4), torch.tensor([[True, True, False, False]])
+    assert layers(x).tolist() == [[[2.0, 3.0, 3.0, 2.0]]]  # the bias of the first layer, summed over three
+    assert layers(x, valid).tolist() == [[[2.0, 2.0, 1.0, 0.0]]]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_padding_changes_nothing_at_the_snippets(name):
+    """A batch of videos of 1 to 30 snippets, whatever stands behind the shorter ones, against each by itself."""
+    torch.manual_seed(0)
+    net, lengths = NETWORKS[name]().eval(), [1, 2, 7, 12, 29, 30]
+    videos = [torch.rand(length, 12) for length in lengths]
+    features = torch.rand(len(videos), max(lengths), 12)
+    valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    for row, video in enumerate(videos):
+        features[row, : len(video)] = video
+    features[~valid] = 0  # as whoever pads does
+    together = net(features, valid)
+    for row, video in enumerate(videos):
+        alone = net(video[None])
+        for output in ("cas", "attention", "features"):
+            torch.testing.assert_close(together[output][row, : len(video)], alone[output][0], rtol=1e-4, atol=1e-5)
+
+
+@given(lengths=st.lists(st.integers(1, 300), max_size=60), at_most=st.integers(1, 900), shortest=st.floats(0.1, 1))
+def test_every_video_is_in_one_bucket_of_bounded_size(lengths, at_most, shortest):
+    lengths = np.array(lengths, dtype=np.int64)
+    found = list(buckets(lengths, at_most, shortest))
+    assert sorted(np.concatenate([*found, np.empty(0, np.int64)]).tolist()) == list(range(len(lengths)))
+    for bucket in found:
+        longest = lengths[bucket].max()
+        assert len(bucket) == 1 or len(bucket) * longest <= at_most
+        assert lengths[bucket].min() >= shortest * longest
+        assert (np.diff(lengths[bucket]) >= 0).all()
+
+
+def test_buckets_give_what_one_video_after_another_gives():
+    lengths = {f"v{length}_{copy}": length for length in (1, 2, 3, 17, 40, 41, 44, 45, 200) for copy in range(2)}
+    annotations, dataset = dataset_of(lengths)
+    net = attentive_net()
+    assert any(len(bucket) > 2 for bucket in buckets(dataset.lengths))
+    results = run_test_set(net, dataset, annotations, 30 / 16)
+    assert [result.video_id for result in results] == dataset.video_ids
+    net.eval()
+    for index, result in enumerate(results):
+        with torch.no_grad():
+            outputs = net(torch.tensor(dataset[index])[None])
+        for name in ("cas", "attention", "modality_attention"):
+            expected = outputs[name][0].numpy()
+            np.testing.assert_allclose(getattr(result, name), expected, rtol=1e-4, atol=1e-5)
+        assert len(result.detections) > 0
+    chosen = run_test_set(net, dataset, annotations, 30 / 16, indices=[7, 2])
+    assert [result.video_id for result in chosen] == [dataset.video_ids[7], dataset.video_ids[2]]
+
+
+def test_a_network_comes_back_in_training_mode_even_when_nobody_takes_all_of_it():
+    _, dataset = dataset_of({"v": 9, "w": 90})
+    net = attentive_net().train()
+    videos = network_outputs(net, dataset, np.arange(2))
+    next(videos)
+    assert not net.training
+    videos.close()
+    assert net.training
+
+
+class Plain(nn.Module):
+    """CO2-Net's step as PyTorch's documentation would have it: no autocast, Adam without anything."""
+
+    def __init__(self, net: CO2Net):
+        super().__init__()
+        self.net, self.criterion = net, CO2Loss()
+        self.optimiser = torch.optim.Adam(net.parameters(), lr=1e-3, weight_decay=1e-3, foreach=False, fused=False)
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        terms = self.criterion(self.net(batch.features), batch.labels, batch.pairs)
+        self.optimiser.zero_grad()
+        terms["total"].backward()
+        self.optimiser.step()
+        return {name: value.item() for name, value in terms.items()}
+
+
+def trained(net: CO2Net, **options) -> list[dict[str, float]]:
+    step = TrainingStep(net, CO2Loss(), build_optimiser(net, 1e-3, 1e-3), **options)
+    outcomes = [step(made_batch()) for _ in range(3)]
+    assert all(outcome.finite for outcome in outcomes)
+    return [{name: value.item() for name, value in outcome.terms.items()} for outcome in outcomes]
+
+
+def both_nets() -> tuple[CO2Net, CO2Net]:
+    torch.manual_seed(0)
+    net = CO2Net(2, (4, 3)).eval()  # without dropout
+    return net, copy.deepcopy(net)
+
+
+def assert_same_training(first: nn.Module, second: nn.Module, terms: list[dict], others: list[dict], tolerance: float):
+    for ours, theirs in zip(terms, others, strict=True):
+        assert ours == pytest.approx(theirs, rel=tolerance, abs=tolerance)
+    for parameter, other in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(parameter, other, rtol=tolerance, atol=tolerance)
+
+
+def test_three_steps_are_those_of_the_plain_step():
+    net, other = both_nets()
+    plain = Plain(other)
+    assert_same_training(net, other, trained(net), [plain.step(made_batch()) for _ in range(3)], 1e-5)
+
+
+def test_bf16_is_near_float32():
+    net, other = both_nets()
+    for ours, theirs in zip(trained(net, precision="bf16"), trained(other), strict=True):
+        assert ours["total"] == pytest.approx(theirs["total"], rel=0.03)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_step_is_the_plain_step():
+    net, other = both_nets()
+    plain = Plain(other)
+    assert_same_training(net, other, trained(net, compiled=True), [plain.step(made_batch()) for _ in range(3)], 1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_takes_the_steps_of_the_cpu(compiled):
+    net, other = both_nets()
+    terms = trained(net.cuda(), compiled=compiled)
+    assert_same_training(net.cpu(), other, terms, trained(other), 1e-2)  # TF32
+
+
+def test_a_step_that_is_not_finite_changes_neither_weights_nor_state():
+    net, _ = both_nets()
+    optimiser = build_optimiser(net, 1e-3, 1e-3)
+    step = TrainingStep(net, CO2Loss(), optimiser)
+    assert step(made_batch()).finite
+    before = copy.deepcopy((net.state_dict(), optimiser.state_dict()["state"]))
+    spoilt = made_batch()
+    spoilt.features[0, 0, 0] = float("nan")
+    outcome = step(spoilt)
+    assert not outcome.finite and outcome.terms["total"].isnan()
+    after = (net.state_dict(), optimiser.state_dict()["state"])
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert step(made_batch()).finite
+    assert not torch.equal(net.state_dict()["fusion.0.weight"], before[0]["fusion.0.weight"])
