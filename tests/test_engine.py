@@ -9,7 +9,7 @@ from model import CO2Net
 from utils.annotations import parse_annotations
 from utils.checkpoint import Training
 from utils.datasets import DATASETS, DatasetSpec
-from utils.engine import Evaluator, HoldOut, run_test_set, split_holdout, train_step
+from utils.engine import Evaluator, HoldOut, Objective, run_test_set, split_holdout, train_step
 from utils.losses import CO2Loss
 from utils.simulate import invent_timeline, simulate_features
 from wsad_dataset import Batch, WeakVideoDataset
@@ -100,7 +100,7 @@ def test_bf16_is_the_networks_and_not_the_losses():
     batch = Batch(torch.rand(2, 9, 7), torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0, 1]]))
     optimiser = torch.optim.Adam(net.parameters())
     for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
-        terms, _ = train_step(net, CO2Loss(), optimiser, batch, precision)
+        terms, _ = train_step(Objective(net, CO2Loss(), precision), optimiser, batch)
         assert seen.pop() == dtype
         assert all(term.dtype == torch.float32 for term in terms.values())
 
@@ -155,7 +155,7 @@ def test_options_reach_what_is_built(tmp_path, monkeypatch):
 
         return build
 
-    for name in ("build_network", "build_criterion", "BatchLoader", "train_step"):
+    for name in ("build_network", "build_criterion", "BatchLoader", "Objective"):
         monkeypatch.setattr(main, name, spy(name, getattr(main, name)))
     monkeypatch.setattr(torch.optim, "Adam", spy("Adam", torch.optim.Adam))
     options = "--dataset demo --lr 0.002 --weight-decay 0.03 --batch-size 5 --num-pairs 2 --num-snippets 11 --seed 4 "
@@ -172,7 +172,7 @@ def test_options_reach_what_is_built(tmp_path, monkeypatch):
     assert built["build_criterion"][0] == ("co2net", objective)
     assert built["Adam"][1] == {"lr": 0.002, "weight_decay": 0.03}
     assert built["BatchLoader"][0][1:] == (5, 2, 11, 4)
-    assert built["train_step"][0][-1] == "bf16"
+    assert built["Objective"][0][-1] == "bf16"
 
 
 def test_temporal_pool_follows_the_dataset_and_the_snippets(tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ from tests.test_train import (
     run_program,
     same,
 )
-from utils.engine import train_step
+from utils.engine import Objective, train_step
 from utils.run_folder import SUMMED
 
 MORE = ("--max-iter", "40", "--eval-every", "4")
@@ -241,7 +241,7 @@ def test_a_finite_loss_with_an_infinite_gradient_changes_nothing():
             return {"y": self.inner(features)}
 
     batch = (torch.ones(2, 1), torch.ones(2, 1), torch.zeros(0, 2))
-    terms, finite = train_step(Net(), Criterion(), optimiser, batch)
+    terms, finite = train_step(Objective(Net(), Criterion()), optimiser, batch)
     assert terms["total"] == 0 and not finite
     assert same(before, [parameter.detach() for parameter in net.parameters()])
     assert not optimiser.state

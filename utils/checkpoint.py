@@ -5,7 +5,8 @@ does not look at it), so a flipped bit is noticed. A released .pkl of the old fo
 
 A checkpoint is one dict: ``model`` (state dict), ``architecture`` (the network's arguments), ``classes`` (in the order
 of its outputs), ``options`` (the run's), ``iteration``, ``metrics`` of its evaluation, and, in ``last.pt``,
-``training``: optimiser, batches, running losses and every random state that the next step depends on.
+``training``: optimiser, batches, running losses and every random state that the next step depends on, of each of the
+processes that train together.
 """
 
 import random
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils.distributed import ALONE, Ranks
 from utils.errors import InputError, shown
 from utils.files import replacing
 
@@ -206,9 +208,20 @@ class Training:
     Args:
         identity: ``architecture``, ``classes`` and ``options``, written into every checkpoint.
         run: the run folder; checkpoints go to its ``checkpoints``.
+        ranks: the processes that train together. Rank 0 reads and writes the files for all of them; whatever touches
+            a file is called on all together, and returns when the file is there.
     """
 
-    def __init__(self, net: nn.Module, optimiser: torch.optim.Optimizer, loader: Stateful, identity: dict, run: Path):
+    def __init__(
+        self,
+        net: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        loader: Stateful,
+        identity: dict,
+        run: Path,
+        ranks: Ranks = ALONE,
+    ):
+        self.ranks = ranks
         self.net, self.optimiser, self.loader, self.identity = net, optimiser, loader, identity
         self.folder = run / "checkpoints"
         self.iteration, self.metrics, self.untrained = 0, None, None
@@ -243,13 +256,16 @@ class Training:
         self.skipped += 1
         values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
         fault = f"the loss or its gradient is not finite at iteration {self.iteration} ({values})"
+        batches = self.ranks.gather((list(video_ids), *(part.cpu() for part in batch[:2])))
+        video_ids = [video_id for ids, *_ in batches for video_id in ids]
         videos = ", ".join(video_ids)
         if self.skipped <= allowed:
             print(f"\nskipped: {fault}, videos {videos}", file=sys.stderr)
             return
         path = self.folder / "fault.pt"
-        step = {"terms": terms, "video_ids": list(video_ids), "features": batch[0], "labels": batch[1]}
-        save_checkpoint(path, {**self._weights(), "training": self._state(), "fault": step})
+        features, labels = (torch.cat(parts) for parts in list(zip(*batches, strict=True))[1:])
+        step = {"terms": terms, "video_ids": video_ids, "features": features, "labels": labels}
+        self._save(path, {**self._weights(), "training": self._state(), "fault": step})
         raise InputError(
             f"{fault} with the videos {videos}; lower --lr, check the features with python -m utils.features DIR "
             f"--check, or let such steps pass with --skip-nonfinite N; the state before this step is in {path}"
@@ -267,39 +283,48 @@ class Training:
         for name, score in scores.items():
             if name not in self.chosen or (on_schedule and score > self.chosen[name]["score"]):
                 self.chosen[name] = {"iteration": self.iteration, "score": score}
-                save_checkpoint(self.folder / f"{name}.pt", self._weights())
+                self._save(self.folder / f"{name}.pt", self._weights())
         self.save_last()
 
     def save_last(self) -> None:
         """Save last.pt: the weights, and all that the next step depends on; the one before becomes previous.pt."""
         last, previous = (self.folder / name for name in STATES)
-        save_checkpoint(last, {**self._weights(), "training": self._state()}, keep=previous)
+        self._save(last, {**self._weights(), "training": self._state()}, keep=previous)
+
+    def _save(self, path: Path, checkpoint: dict, keep: Path | None = None) -> None:
+        if self.ranks.is_main:
+            save_checkpoint(path, checkpoint, keep)
+        self.ranks.wait()
 
     def _state(self) -> dict:
+        random, *others = self.ranks.gather(random_states())
         return {
             "optimiser": self.optimiser.state_dict(),
             "batches": self.loader.state_dict(),
-            "random": random_states(),
+            "random": random,
+            "random_of_other_ranks": others,
             "losses": {"sums": self._sums, "count": self._count},
             "chosen": self.chosen,
             "untrained": self.untrained,
             "skipped": self.skipped,
         }
 
-    def resume(self, eval_every: int, max_iter: int) -> None:
+    def resume(self, eval_every: int, max_iter: int, seed: int) -> None:
         """Continue from last.pt, or where it is damaged or missing from previous.pt; without either, begin.
+
+        seed: of the run; on another number of ranks than before, dropout goes on with new streams.
 
         Raises:
             InputError: if there is a state but none that can be used.
         """
-        if not holds_training(self.folder):
+        path, checkpoint = self.ranks.once(self._newest_state)
+        if checkpoint is None:
             return
-        path, checkpoint = self._newest_state()
         require_classes(checkpoint, self.identity["classes"], path)
         load_state(self.net, checkpoint, path)
         try:
             self._continue_from(checkpoint, checkpoint["training"])
-            restore_random_states(checkpoint["training"]["random"])
+            self._continue_random(checkpoint["training"], seed)
         except Exception as error:  # PyTorch's and Python's setters raise almost anything for a state that is none
             raise InputError(
                 f"{path}: its state of a training cannot be used ({type(error).__name__}: {error})"
@@ -325,8 +350,18 @@ class Training:
             name: {"iteration": int(c["iteration"]), "score": c["score"]} for name, c in training["chosen"].items()
         }
 
-    def _newest_state(self) -> tuple[Path, dict]:
+    def _continue_random(self, training: dict, seed: int) -> None:
+        states = [training["random"], *training.get("random_of_other_ranks", [])]
+        if len(states) == self.ranks.size:
+            restore_random_states(states[self.ranks.rank])
+            return
+        seed_everything(seed, self.ranks.rank, self.iteration)
+        print(f"resumed on {self.ranks.size} processes instead of {len(states)}: the batches go on, dropout is new")
+
+    def _newest_state(self) -> tuple[Path, dict | None]:
         """The newest state that is whole; a damaged newer one is put aside, so that it never replaces a whole one."""
+        if not holds_training(self.folder):
+            return self.folder, None
         last, previous = (self.folder / name for name in STATES)
         try:
             return last, _read_state(last)
@@ -355,8 +390,13 @@ def _read_state(path: Path) -> dict:
     return checkpoint
 
 
-def seed_everything(seed: int) -> None:
-    """Seed all global random generators that training may draw from."""
+def seed_everything(seed: int, rank: int = 0, iteration: int = 0) -> None:
+    """Seed all global random generators that training may draw from: each rank's with a stream of its own.
+
+    iteration: of a training that goes on without the states that it had; its streams are others too.
+    """
+    if rank or iteration:
+        seed = int(np.random.SeedSequence([seed, rank, iteration]).generate_state(1, np.uint64)[0] >> np.uint64(1))
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - whoever adds an idea may use it
     torch.manual_seed(seed)

@@ -24,6 +24,7 @@ from eval.report import mean_map, plot_videos
 from eval.snippet_accuracy import snippet_accuracy
 from utils.annotations import Annotations
 from utils.datasets import DatasetSpec
+from utils.distributed import ALONE, Ranks
 from utils.errors import InputError
 from utils.features import FeatureStore
 from utils.segments import seconds_to_snippets
@@ -75,33 +76,41 @@ def split_holdout(annotations: Annotations, subset: str, fraction: float, seed: 
     return train, [video_id for index, video_id in enumerate(video_ids) if index in held_out]
 
 
+class Objective(nn.Module):
+    """Network and objective as one: a batch -> its loss terms.
+
+    With ``bf16`` the network runs under autocast, and the losses in float32 on its outputs.
+    """
+
+    def __init__(self, net: nn.Module, criterion: nn.Module, precision: str = "float32"):
+        super().__init__()
+        self.net, self.criterion, self.precision = net, criterion, precision
+
+    def forward(self, features: Tensor, labels: Tensor, pairs: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            outputs = self.net(features)
+        return self.criterion({name: value.float() for name, value in outputs.items()}, labels, pairs)
+
+
 def train_step(
-    net: nn.Module,
-    criterion: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    precision: str = "float32",
+    objective: nn.Module, optimiser: torch.optim.Optimizer, batch: Batch, ranks: Ranks = ALONE
 ) -> tuple[dict[str, Tensor], bool]:
     """One step on one batch; returns the loss terms, detached, on the device, and whether the weights took the step.
 
-    With ``bf16`` the network runs under autocast, and the losses in float32 on its outputs. A step with a term or a
-    gradient that is not finite changes neither the weights nor the optimiser's state.
+    A step with a term or a gradient that is not finite changes neither the weights nor the optimiser's state, on any
+    rank: terms are means over ranks, and so are the gradients of a shared objective.
     """
-    device = next(net.parameters()).device
-    features, labels, pairs = (x.to(device) for x in batch)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        outputs = net(features)
-    outputs = {name: value.float() for name, value in outputs.items()}
-    terms = criterion(outputs, labels, pairs)
+    device = next(objective.parameters()).device
+    terms = objective(*(x.to(device) for x in batch))
     optimiser.zero_grad(set_to_none=True)
     terms["total"].backward()
-    gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
     # The norm is not finite either where a square is not, and Adam squares them too.
-    sizes = torch.stack([*terms.values(), nn.utils.get_total_norm(gradients)])
+    sizes = ranks.mean(torch.stack([*terms.values(), nn.utils.get_total_norm(gradients)]))
     finite = bool(sizes.isfinite().all())
     if finite:
         optimiser.step()
-    return {name: value.detach() for name, value in terms.items()}, finite
+    return dict(zip(terms, sizes, strict=False)), finite
 
 
 @contextmanager
@@ -164,7 +173,7 @@ class Evaluation:
     """
 
     results: list[VideoResult]
-    detections: Table  # seconds
+    detections: Table | None  # seconds; None on a rank that did not score them
     metrics: dict
     selection: float  # what best.pt is chosen by: snippet accuracy, or mean mAP of the main range, first protocol
 
@@ -174,6 +183,9 @@ class Evaluator:
 
     Ground truth counts for the dataset's videos and for those too short to be tested (release), not for videos
     that are left out because they have no features.
+
+    Several ranks share the videos; rank 0 scores them, and the others get the scores alone, without results and
+    detections.
     """
 
     def __init__(
@@ -182,7 +194,9 @@ class Evaluator:
         annotations: Annotations,
         spec: DatasetSpec,
         localization: str = "outer_inner",
+        ranks: Ranks = ALONE,
     ):
+        self._ranks = ranks
         self.dataset, self.annotations, self.spec, self.localization = dataset, annotations, spec, localization
         self.snippet_rate = dataset.snippet_rate or spec.snippet_rate  # Hz
         self._ground_truth = read_ground_truth(annotations, spec.test_subset)
@@ -194,7 +208,16 @@ class Evaluator:
             )
 
     def __call__(self, net: nn.Module) -> Evaluation:
-        results = run_test_set(net, self.dataset, self.annotations, self.snippet_rate, self.localization)
+        longest_first = np.argsort(-self.dataset.lengths, kind="stable")
+        own = np.sort(longest_first[self._ranks.rank :: self._ranks.size])  # about the same work for each
+        results = run_test_set(net, self.dataset, self.annotations, self.snippet_rate, self.localization, own)
+        shares = self._ranks.gather(dict(zip(own.tolist(), results, strict=True)))
+        found = {index: result for share in shares for index, result in share.items()}
+        evaluation = self._score([found[index] for index in sorted(found)]) if self._ranks.is_main else None
+        scores = self._ranks.once(lambda: (evaluation.metrics, evaluation.selection))
+        return evaluation or Evaluation([], None, *scores)
+
+    def _score(self, results: list[VideoResult]) -> Evaluation:
         localized = {result.video_id: result.detections for result in results}
         # Videos too short to be tested are listed, without detections: their ground truth counts.
         localized |= {video_id: np.empty(0, DETECTION) for video_id in self.dataset.too_short}
@@ -226,8 +249,10 @@ def run_test_set(
     annotations: Annotations,
     snippet_rate: float,
     localization: str = "outer_inner",
+    indices: Sequence[int] | None = None,
 ) -> list[VideoResult]:
-    """The network over all snippets of every video, without dropout and in float32, and the localisation.
+    """The network over all snippets of every video (of these alone), without dropout and in float32, and the
+    localisation.
 
     Of the annotations only the ambiguous segments are used; ``snippet_rate`` is in snippets a second.
     """
@@ -235,7 +260,8 @@ def run_test_set(
     was_training = net.training
     net.eval()
     results = []
-    for index, video_id in enumerate(tqdm(dataset.video_ids, "evaluating", leave=False, unit="video")):
+    for index in tqdm(range(len(dataset)) if indices is None else indices, "evaluating", leave=False, unit="video"):
+        video_id = dataset.video_ids[index]
         outputs = net(torch.tensor(dataset[index], device=device)[None])
         outputs = {name: value[0].cpu().numpy() for name, value in outputs.items()}
         cas, attention = outputs["cas"], outputs["attention"]
@@ -270,10 +296,14 @@ class StopSignal:
 
     A second one stops at once, and loses what came after the last evaluation. ``requested`` is the signal's number,
     None before there was one.
+
+    Args:
+        ranks: the processes that stop together; rank 0 says so.
     """
 
-    def __init__(self):
+    def __init__(self, ranks: Ranks = ALONE):
         self.requested: int | None = None
+        self._ranks = ranks
 
     def __enter__(self) -> "StopSignal":
         self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -287,14 +317,21 @@ class StopSignal:
         if self.requested:
             self.end("stopped at once; the same with --resume continues from the last evaluation")
         self.requested = number
-        _say("\nstopping after this step; once more stops at once")
+        self._say("\nstopping after this step; once more stops at once")
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked, so that all of them stop after the same step; all together."""
+        requested = self._ranks.largest(self.requested or 0)
+        if requested:
+            self.requested = requested
+        return requested > 0
 
     def end(self, message: str) -> NoReturn:
         """Leave the program as the signal would have: 130 after Ctrl-C, 143 after SIGTERM."""
-        _say(message)
+        self._say(message)
         raise SystemExit(128 + self.requested)
 
-
-def _say(message: str) -> None:
-    """To the terminal past Python's buffer, which a signal may have interrupted in the middle of a write of its own."""
-    os.write(sys.__stderr__.fileno(), f"{message}\n".encode())
+    def _say(self, message: str) -> None:
+        """To the terminal past Python's buffer, which a signal may have interrupted in the middle of its own write."""
+        if self._ranks.is_main:
+            os.write(sys.__stderr__.fileno(), f"{message}\n".encode())

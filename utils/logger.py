@@ -98,6 +98,18 @@ class RunLog:
         return {"mAP": f"{100 * last['snippet/mean_mAP']:.1f}"} if last else {}
 
 
+class NoLog:
+    """What the other ranks of a run have in the place of RunLog, which rank 0 alone keeps."""
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *exception) -> None: ...
+    def step(self, *what) -> None: ...
+    def pause(self) -> None: ...
+    def evaluation(self, *what) -> None: ...
+
+
 class _Events:
     """TensorBoard's writer; what the system refuses it, as on a full disk, is an InputError in one line.
 
