@@ -2,8 +2,8 @@
 
 from argparse import Namespace
 from collections.abc import Iterable
-
-import torch
+from contextlib import nullcontext
+from pathlib import Path
 
 from eval.report import results_table
 from options import default_options, loss_options, network_options, parse_args, resume_options, run_options
@@ -12,6 +12,7 @@ from utils.checkpoint import Training, read_checkpoint, seed_everything
 from utils.dataset_check import require_usable, startup_findings, summary_lines
 from utils.dataset_faults import WARNING
 from utils.datasets import DATASETS, DatasetSpec
+from utils.distributed import Ranks, joined_ranks
 from utils.engine import (
     PROTOCOLS,
     Evaluation,
@@ -22,30 +23,39 @@ from utils.engine import (
     choose_device,
     open_subset,
     split_holdout,
-    train_step,
     write_results,
 )
 from utils.errors import exit_on_input_error
 from utils.features import open_features
 from utils.files import write_json
-from utils.logger import RunLog
+from utils.logger import NoLog, RunLog
 from utils.methods import build_criterion, build_network
 from utils.run_folder import RunFolder
+from utils.simulate import provide_demo
+from utils.training_step import Objective, TrainingStep, build_optimiser
 from wsad_dataset import BatchLoader
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with (
-        RunFolder(args.run_dir, resume_options(args), args.resume, default_options()) as folder,
+        joined_ranks() as ranks,
+        run_folder(args, ranks) as folder,
         advice_on_memory("lower --batch-size or --num-snippets, or use --precision bf16 or --device cpu"),
     ):
-        train(args, folder)
+        train(args, folder, ranks)
 
 
-def train(args: Namespace, folder: RunFolder) -> None:
-    """The whole of a run, in its folder."""
-    device, spec, run = choose_device(args.device), DATASETS[args.dataset], folder.path
+def run_folder(args: Namespace, ranks: Ranks) -> RunFolder | nullcontext:
+    """The run's folder, which rank 0 alone holds; what torchrun starts again goes on with the run."""
+    folder = RunFolder(args.run_dir, resume_options(args), args.resume or ranks.restarted, default_options())
+    return folder if ranks.is_main else nullcontext()
+
+
+def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
+    """The whole of a run, in its folder: what the processes do together, and what rank 0 makes of it."""
+    device, spec, run = ranks.place(choose_device(args.device)), DATASETS[args.dataset], Path(args.run_dir)
+    ranks.once(provide_demo, args.path_dataset)
     annotations = load_annotations(args.path_dataset)
     store = open_features(args.path_dataset, args.modalities)
     findings = startup_findings(store, annotations, spec, args.missing_features)
@@ -63,7 +73,7 @@ def train(args: Namespace, folder: RunFolder) -> None:
     if train.snippet_rate is None:
         print(f"the features do not say their rate: {spec.snippet_rate:g} snippets a second are assumed")
 
-    seed_everything(args.seed)
+    seed_everything(args.seed, ranks.rank)
     architecture = {
         "num_classes": len(annotations.classes),
         "modality_dims": list(train.modality_dims),
@@ -71,50 +81,64 @@ def train(args: Namespace, folder: RunFolder) -> None:
     }
     net = build_network(args.model, architecture).to(device)
     criterion = build_criterion(args.model, loss_options(args))
-    optimiser = torch.optim.Adam(net.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    optimiser = build_optimiser(net.parameters(), args.lr, args.weight_decay)
     loader = BatchLoader(
-        train, args.batch_size, args.num_pairs, args.num_snippets, args.seed, pin_memory=device.type == "cuda"
+        train,
+        args.batch_size,
+        args.num_pairs,
+        args.num_snippets,
+        args.seed,
+        pin_memory=device.type == "cuda",
+        rank=ranks.rank,
+        num_ranks=ranks.size,
     )
     options = run_options(args)
     identity = {"architecture": architecture, "classes": list(annotations.classes), "options": options}
-    training = Training(net, optimiser, loader, identity, run)
-    training.resume(args.eval_every, args.max_iter)
-    evaluate = Evaluator(test, annotations, spec, args.localization)
+    training = Training(net, optimiser, loader, identity, run, ranks)
+    training.resume(args.eval_every, args.max_iter, args.seed)
+    objective = Objective(net, criterion, args.precision, args.compile)
+    step = TrainingStep(ranks.share(objective, loader.example(device)), optimiser, ranks)
+    evaluate = Evaluator(test, annotations, spec, args.localization, ranks)
     holdout = None
     if holdout_ids:
         held_out = open_subset(store, annotations, spec, spec.train_subset, args.missing_features, holdout_ids)
         holdout = HoldOut(held_out, criterion, args.localization)
 
-    folder.begin(options, features, device)
+    if folder:
+        folder.begin(options, features, device, ranks.size, ranks.nodes)
     evaluation = None
     snippets = args.batch_size * args.num_snippets
     with (
-        RunLog(run, training.iteration, args.max_iter, args.eval_every, snippets) as log,
-        StopSignal() as stop,
+        RunLog(run, training.iteration, args.max_iter, args.eval_every, snippets) if folder else NoLog() as log,
+        StopSignal(ranks) as stop,
     ):
         if args.evaluate_untrained and training.iteration == 0:
             training.untrained = evaluate(net).metrics
             log.evaluation(0, {}, training.untrained)
         while training.iteration < args.max_iter:
             batch = next(loader)
-            terms, finite = train_step(net, criterion, optimiser, batch, args.precision)
-            if finite:
-                training.advance(terms)
-            else:
-                training.skip(terms, batch, loader.video_ids, args.skip_nonfinite)
-            log.step(training.iteration, terms, args.lr)
+            outcome = step(batch)
+            training.advance(outcome, batch, loader.video_ids)
+            log.step(training.iteration, outcome.terms, args.lr)
             on_schedule = training.iteration % args.eval_every == 0
-            if on_schedule or training.iteration == args.max_iter:
+            evaluates = on_schedule or training.iteration == args.max_iter
+            stops = stop.agreed() and training.iteration < args.max_iter
+            # A GPU is asked about a step when the next one is under way, so that it never waits for the host.
+            late = device.type == "cuda" and not (evaluates or stops)
+            training.require_finite(args.skip_nonfinite, late)
+            if evaluates:
                 log.pause()
                 losses = training.losses()
-                evaluation, weak = evaluate(net), holdout(net) if holdout else {}
+                evaluation, weak = evaluate(net), ranks.once(holdout, net) if holdout else {}
                 log.evaluation(training.iteration, losses, evaluation.metrics, weak, training.skipped)
                 training.evaluated(evaluation.metrics, selection_scores(evaluation, weak), on_schedule)
-            if stop.requested and training.iteration < args.max_iter:
+            if stops:
                 training.save_last()
                 stop.end(f"stopped after iteration {training.iteration}; the same with --resume continues")
 
     evaluation = evaluation or evaluate(net)
+    if not folder:
+        return
     rows = end_rows(training, evaluation)
     title = f"{run.name}, last checkpoint (iteration {training.iteration}), {simulated}{' + '.join(args.modalities)}"
     write_json(run / "metrics.json", {name: {"iteration": at, **metrics} for name, at, metrics in rows})

@@ -17,7 +17,7 @@ from utils.losses import SIMILARITIES
 from utils.methods import METHODS
 
 NOT_IN_CONFIG = ("help", "config", "base", "resume")
-FREE_ON_RESUME = ("run_dir", "path_dataset", "max_iter", "device", "skip_nonfinite")
+FREE_ON_RESUME = ("run_dir", "path_dataset", "max_iter", "device", "skip_nonfinite", "compile")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -164,6 +164,11 @@ def _train_parser() -> OneLineParser:
         choices=("float32", "bf16"),
         default="float32",
         help="of the training step; bf16 is autocast. Evaluation is always float32",
+    )
+    run.add_argument(
+        "--compile",
+        action="store_true",
+        help="the training step through torch.compile, on a GPU as CUDA graphs; for a GPU, and for long runs",
     )
 
     data = parser.add_argument_group("data")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from utils.annotations import Annotations, Video
 from utils.errors import InputError
 from utils.features import FeatureStore
-from utils.sampler import PairSampler, stratified_snippets
+from utils.sampler import PairSampler, rank_rows, stratified_snippets
 
 
 class WeakVideoDataset:
@@ -118,8 +118,14 @@ class BatchLoader:
         num_snippets: int = 500,
         seed: int = 0,
         pin_memory: bool = False,
+        rank: int = 0,
+        num_ranks: int = 1,
     ):
-        """num_snippets: T, drawn from each video. pin_memory: page-locked buffers, for copies to a GPU."""
+        """num_snippets: T, drawn from each video. pin_memory: page-locked buffers, for copies to a GPU.
+
+        rank, num_ranks: which part to take of batches that several processes share; see rank_rows. All of them draw
+        the whole batch, so that together they see the batches that one process alone sees.
+        """
         if num_snippets < 1:
             raise InputError(f"a batch needs at least 1 snippet a video, not {num_snippets}")
         self.dataset = dataset
@@ -127,20 +133,28 @@ class BatchLoader:
         self.video_ids: list[str] = []  # of the batch drawn last
         self.sampler = PairSampler(dataset.labels, batch_size, num_pairs, seed)
         self._generator = np.random.default_rng([seed, 1])  # a stream apart from the sampler's
-        shape = (batch_size, num_snippets, sum(dataset.modality_dims))
+        self._rows = rank_rows(batch_size, num_pairs, rank, num_ranks)
+        self._pairs = self.sampler.pairs[: len(self.sampler.pairs[rank::num_ranks])]
+        shape = (len(self._rows), num_snippets, sum(dataset.modality_dims))
         self._buffers = [torch.empty(shape, pin_memory=pin_memory) for _ in range(2)]
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        indices, pairs = self.sampler.draw()
+        indices, _ = self.sampler.draw()
         snippets = stratified_snippets(self.dataset.lengths[indices], self.num_snippets, self._generator)
+        indices, snippets = indices[self._rows], snippets[self._rows]
         self.video_ids = [self.dataset.video_ids[index] for index in indices]
         self._buffers.reverse()
         features = self._buffers[0]
         self.dataset.gather(indices, snippets, features)
-        return Batch(features, torch.from_numpy(self.dataset.labels[indices]), torch.from_numpy(pairs))
+        return Batch(features, torch.from_numpy(self.dataset.labels[indices]), torch.tensor(self._pairs))
+
+    def example(self, device: torch.device) -> Batch:
+        """A batch of the size and kinds of all others, of zeros."""
+        labels = torch.zeros(len(self._rows), len(self.dataset.classes))
+        return Batch(*(x.to(device) for x in (torch.zeros_like(self._buffers[0]), labels, torch.tensor(self._pairs))))
 
     def state_dict(self) -> dict:
         """Both generators' states, in plain Python values."""

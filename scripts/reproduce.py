@@ -6,7 +6,6 @@ python scripts/reproduce.py TABLE [--seeds 0 1 2] [--path-dataset DIR] [--base F
 import argparse
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,8 +15,10 @@ from scripts.reproduction import execute, render, results  # noqa: E402
 from scripts.reproduction.cost import as_time, measure_cost  # noqa: E402
 from scripts.reproduction.figure5 import draw_figure5  # noqa: E402
 from scripts.reproduction.plan import ROOT, Run, Setting, Table, planned_runs, read_tables  # noqa: E402
+from utils.convert import features_in  # noqa: E402
 from utils.engine import PROTOCOLS  # noqa: E402
 from utils.errors import InputError, OneLineParser, exit_on_input_error  # noqa: E402
+from utils.simulate import simulate_demo  # noqa: E402
 
 FIGURE5 = "figure5"  # drawn from the runs of Table 6, from top to bottom:
 FIGURE5_ROWS = ("CCM", "SE", "SSMA", "Concat", "Add")
@@ -118,9 +119,8 @@ def _setting(arguments: argparse.Namespace, table: Table, more: list[str]) -> Se
             raise InputError("--path-dataset is missing: the folder with annotations.json and the features")
         place, command = MADE[base.stem]
         data = Path(os.path.relpath(ROOT / place))
-        if base.stem == "demo" and not (data / "features.h5").exists():
-            made = [sys.executable, str(ROOT / "scripts/simulate_features.py"), "--demo", "--out", str(data)]
-            subprocess.run(made, check=True)
+        if base.stem == "demo" and not any(features_in(data)):
+            simulate_demo(data)
         elif not data.is_dir():
             raise InputError(f"--path-dataset is missing, and so is {data}; make it: {command}")
     if arguments.max_iter:

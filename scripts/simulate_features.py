@@ -11,10 +11,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.annotations import load_annotations, parse_annotations  # noqa: E402
+from utils.annotations import load_annotations  # noqa: E402
 from utils.checksums import SUMS  # noqa: E402
 from utils.errors import OneLineParser, exit_on_input_error  # noqa: E402
-from utils.simulate import invent_timeline, simulate_features  # noqa: E402
+from utils.simulate import simulate_demo, simulate_features  # noqa: E402
 from utils.simulate_ave import simulate_ave  # noqa: E402
 
 
@@ -39,11 +39,11 @@ def main() -> None:
         print(f"simulated audio and visual features of {len(annotations.videos)} clips: {arguments.out}")
         return
     if arguments.demo:
-        annotations = parse_annotations(invent_timeline(100, 8, arguments.seed), "the invented timeline")
+        annotations = simulate_demo(arguments.out, tuple(arguments.dims or (256, 256)), arguments.seed)
     else:
         annotations = load_annotations(arguments.annotations)
-    dims = arguments.dims or ((256, 256) if arguments.demo else (1024, 1024))
-    features = simulate_features(annotations, arguments.out, tuple(dims), arguments.seed)
+        simulate_features(annotations, arguments.out, tuple(arguments.dims or (1024, 1024)), arguments.seed)
+    features = arguments.out / "features.h5"
     size = features.stat().st_size / 1e6
     print(f"simulated features of {len(annotations.videos)} videos: {features} ({size:.1f} MB)")
     print(f"their annotations: {arguments.out / 'annotations.json'}, checksums of both: {arguments.out / SUMS}")

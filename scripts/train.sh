@@ -14,8 +14,7 @@ if [ ! -f "configs/$name.yaml" ]; then
   exit 2
 fi
 if [ "$name" = demo ]; then
-  [ -f data/demo/features.h5 ] || python scripts/simulate_features.py --demo --out data/demo
-  set -- --path-dataset data/demo --run-dir runs/demo "$@"
+  set -- --run-dir runs/demo "$@"
 fi
 python main.py --config "configs/$name.yaml" --resume "$@"
 [ "$name" != demo ] || python scripts/report.py runs/demo

@@ -9,9 +9,11 @@ from model import CO2Net
 from utils.annotations import parse_annotations
 from utils.checkpoint import Training
 from utils.datasets import DATASETS, DatasetSpec
-from utils.engine import Evaluator, HoldOut, run_test_set, split_holdout, train_step
+from utils.engine import Evaluator, HoldOut, split_holdout
+from utils.inference import run_test_set
 from utils.losses import CO2Loss
 from utils.simulate import invent_timeline, simulate_features
+from utils.training_step import Objective
 from wsad_dataset import Batch, WeakVideoDataset
 
 
@@ -98,9 +100,8 @@ def test_bf16_is_the_networks_and_not_the_losses():
     net, seen = CO2Net(2, (4, 3)), []
     net.fusion[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     batch = Batch(torch.rand(2, 9, 7), torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0, 1]]))
-    optimiser = torch.optim.Adam(net.parameters())
     for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
-        terms, _ = train_step(net, CO2Loss(), optimiser, batch, precision)
+        terms = Objective(net, CO2Loss(), precision)(*batch)
         assert seen.pop() == dtype
         assert all(term.dtype == torch.float32 for term in terms.values())
 
@@ -155,9 +156,8 @@ def test_options_reach_what_is_built(tmp_path, monkeypatch):
 
         return build
 
-    for name in ("build_network", "build_criterion", "BatchLoader", "train_step"):
+    for name in ("build_network", "build_criterion", "BatchLoader", "Objective", "build_optimiser"):
         monkeypatch.setattr(main, name, spy(name, getattr(main, name)))
-    monkeypatch.setattr(torch.optim, "Adam", spy("Adam", torch.optim.Adam))
     options = "--dataset demo --lr 0.002 --weight-decay 0.03 --batch-size 5 --num-pairs 2 --num-snippets 11 --seed 4 "
     options += "--consensus se --mutual kl "
     options += "--topk-ratio 3 --loss-weights oppo=0.1 --suppression product --attention-logit-dropout 0.25 "
@@ -170,9 +170,9 @@ def test_options_reach_what_is_built(tmp_path, monkeypatch):
     assert architecture["consensus"] == "se"
     objective = {"topk_ratio": 3, "weights": {"oppo": 0.1}, "shifted_suppression": False, "mutual": "kl"}
     assert built["build_criterion"][0] == ("co2net", objective)
-    assert built["Adam"][1] == {"lr": 0.002, "weight_decay": 0.03}
+    assert built["build_optimiser"][0][1:] == (0.002, 0.03)
     assert built["BatchLoader"][0][1:] == (5, 2, 11, 4)
-    assert built["train_step"][0][-1] == "bf16"
+    assert built["Objective"][0][2:] == ("bf16", False)
 
 
 def test_temporal_pool_follows_the_dataset_and_the_snippets(tmp_path, monkeypatch):

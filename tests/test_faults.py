@@ -29,8 +29,8 @@ from tests.test_train import (
     run_program,
     same,
 )
-from utils.engine import train_step
 from utils.run_folder import SUMMED
+from utils.training_step import Objective, TrainingStep, build_optimiser
 
 MORE = ("--max-iter", "40", "--eval-every", "4")
 
@@ -226,7 +226,7 @@ def test_only_skipped_steps_between_two_evaluations(dataset, tmp_path, monkeypat
 def test_a_finite_loss_with_an_infinite_gradient_changes_nothing():
     net = nn.Linear(1, 1)
     before = [parameter.clone() for parameter in net.parameters()]
-    optimiser = torch.optim.Adam(net.parameters())
+    optimiser = build_optimiser(net.parameters(), 1e-3, 0.0)
 
     class Criterion:
         def __call__(self, outputs, labels, pairs):
@@ -241,17 +241,17 @@ def test_a_finite_loss_with_an_infinite_gradient_changes_nothing():
             return {"y": self.inner(features)}
 
     batch = (torch.ones(2, 1), torch.ones(2, 1), torch.zeros(0, 2))
-    terms, finite = train_step(Net(), Criterion(), optimiser, batch)
-    assert terms["total"] == 0 and not finite
+    outcome = TrainingStep(Objective(Net(), Criterion()), optimiser)(batch)
+    assert outcome.terms["total"] == 0 and not outcome.finite
     assert same(before, [parameter.detach() for parameter in net.parameters()])
-    assert not optimiser.state
+    assert not any(value.any() for values in optimiser.state.values() for value in values.values())
 
 
 def test_too_little_memory_is_said_with_what_to_lower(dataset, tmp_path, monkeypatch, run_main):  # noqa: F811
-    def greedy(*arguments):
+    def greedy(self, batch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore of it.")
 
-    monkeypatch.setattr(main, "train_step", greedy)
+    monkeypatch.setattr(main.TrainingStep, "__call__", greedy)
     status, _, err = run_main(main.main, *arguments(dataset, tmp_path / "run"))
     assert status == 2
     assert "error: out of memory (CUDA out of memory. Tried to allocate 20.00 GiB.); lower --batch-size" in err

@@ -17,7 +17,7 @@ from utils.fusion import CONSENSUS
 from utils.inference import buckets, network_outputs, run_test_set
 from utils.layers import Dropout, Layers
 from utils.losses import CO2Loss
-from utils.training_step import TrainingStep, build_optimiser
+from utils.training_step import Objective, TrainingStep, build_optimiser
 from wsad_dataset import Batch
 
 NETWORKS = {f"co2net_{name}": lambda name=name: CO2Net(3, (6, 6), consensus=name) for name in CONSENSUS}
@@ -162,7 +162,7 @@ class Plain(nn.Module):
 
 
 def trained(net: CO2Net, **options) -> list[dict[str, float]]:
-    step = TrainingStep(net, CO2Loss(), build_optimiser(net, 1e-3, 1e-3), **options)
+    step = TrainingStep(Objective(net, CO2Loss(), **options), build_optimiser(net.parameters(), 1e-3, 1e-3))
     outcomes = [step(made_batch()) for _ in range(3)]
     assert all(outcome.finite for outcome in outcomes)
     return [{name: value.item() for name, value in outcome.terms.items()} for outcome in outcomes]
@@ -210,8 +210,8 @@ def test_a_gpu_takes_the_steps_of_the_cpu(compiled):
 
 def test_a_step_that_is_not_finite_changes_neither_weights_nor_state():
     net, _ = both_nets()
-    optimiser = build_optimiser(net, 1e-3, 1e-3)
-    step = TrainingStep(net, CO2Loss(), optimiser)
+    optimiser = build_optimiser(net.parameters(), 1e-3, 1e-3)
+    step = TrainingStep(Objective(net, CO2Loss()), optimiser)
     assert step(made_batch()).finite
     before = copy.deepcopy((net.state_dict(), optimiser.state_dict()["state"]))
     spoilt = made_batch()

@@ -19,6 +19,7 @@ from test import main as evaluate
 from utils.annotations import parse_annotations
 from utils.checkpoint import Training
 from utils.simulate import invent_timeline, simulate_features
+from utils.training_step import StepOutcome
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -217,7 +218,7 @@ def test_a_stopped_checkpoint_carries_no_metrics_of_other_weights():
     net = torch.nn.Linear(1, 1)
     training = Training(net, torch.optim.Adam(net.parameters()), None, {}, Path("run"))
     training.metrics = {"of": "before"}
-    training.advance({"total": torch.tensor(1.0)})
+    training.advance(StepOutcome({"total": torch.tensor(1.0)}, torch.tensor(True)), [], [])
     assert training.metrics is None
 
 

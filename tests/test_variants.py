@@ -58,17 +58,17 @@ def test_every_config_trains(config, datasets, tmp_path, monkeypatch):
     torch.set_num_threads(1)
     steps = []
 
-    def checked_step(net, *arguments):
-        terms, finite = train_step(net, *arguments)
-        assert all(torch.isfinite(value) for value in terms.values())
-        for name, parameter in net.named_parameters():
-            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
-            assert parameter.grad.any(), name
-        steps.append(terms)
-        return terms, finite
+    class CheckedStep(main.TrainingStep):
+        def __call__(self, batch):
+            outcome = super().__call__(batch)
+            assert outcome.finite and all(torch.isfinite(value) for value in outcome.terms.values())
+            for name, parameter in self.objective.named_parameters():
+                assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+                assert parameter.grad.any(), name
+            steps.append(outcome)
+            return outcome
 
-    train_step = main.train_step
-    monkeypatch.setattr(main, "train_step", checked_step)
+    monkeypatch.setattr(main, "TrainingStep", CheckedStep)
     monkeypatch.setattr(main, "write_results", lambda *arguments: None)
     name = parse_args(["--config", str(config), "--path-dataset", "DIR"]).dataset
     argv = ["--config", config, "--path-dataset", datasets[name], "--run-dir", tmp_path / "run", "--device", "cpu"]

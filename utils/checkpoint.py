@@ -5,12 +5,14 @@ does not look at it), so a flipped bit is noticed. A released .pkl of the old fo
 
 A checkpoint is one dict: ``model`` (state dict), ``architecture`` (the network's arguments), ``classes`` (in the order
 of its outputs), ``options`` (the run's), ``iteration``, ``metrics`` of its evaluation, and, in ``last.pt``,
-``training``: optimiser, batches, running losses and every random state that the next step depends on.
+``training``: optimiser, batches, running losses and every random state that the next step depends on, of each of the
+processes that train together.
 """
 
 import random
 import sys
 import zipfile
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,8 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils.distributed import ALONE, Ranks
 from utils.errors import InputError, shown
 from utils.files import replacing
+from utils.training_step import StepOutcome
 
 # The release's module names -> ours. X.channel_conv keeps only its middle tap; see model.ConsensusModule.
 RELEASED_MODULES = {
@@ -206,53 +210,81 @@ class Training:
     Args:
         identity: ``architecture``, ``classes`` and ``options``, written into every checkpoint.
         run: the run folder; checkpoints go to its ``checkpoints``.
+        ranks: the processes that train together. Rank 0 reads and writes the files for all of them; whatever touches
+            a file is called on all together, and returns when the file is there.
     """
 
-    def __init__(self, net: nn.Module, optimiser: torch.optim.Optimizer, loader: Stateful, identity: dict, run: Path):
+    def __init__(
+        self,
+        net: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        loader: Stateful,
+        identity: dict,
+        run: Path,
+        ranks: Ranks = ALONE,
+    ):
+        self.ranks = ranks
         self.net, self.optimiser, self.loader, self.identity = net, optimiser, loader, identity
         self.folder = run / "checkpoints"
         self.iteration, self.metrics, self.untrained = 0, None, None
         self.chosen: dict[str, dict] = {}
         self.skipped = 0
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._count: Tensor | int = 0
+        self._unread: deque[tuple[int, StepOutcome, Sequence[Tensor], list[str]]] = deque()
 
-    def advance(self, terms: dict[str, Tensor]) -> None:
-        """Count a step; its losses are summed on the device, so that no step waits for them."""
+    def advance(self, outcome: StepOutcome, batch: Sequence[Tensor], video_ids: Sequence[str]) -> None:
+        """Count a step; its losses are summed on the device, so that no step waits for them.
+
+        Args:
+            outcome: of the step.
+            batch, video_ids: what it was taken on, kept until `require_finite` has looked at the step.
+        """
         self.iteration += 1
         self.metrics = None  # those of other weights
-        self._count += 1
-        for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.double()
+        self._count = self._count + outcome.finite
+        for name, value in outcome.terms.items():
+            self._sums[name] = self._sums.get(name, 0.0) + torch.where(outcome.finite, value, 0.0).double()
+        self._unread.append((self.iteration, outcome, batch, list(video_ids)))
 
     def losses(self) -> dict[str, float]:
         """Means of the loss terms over the steps since the last evaluation; {} where there was none."""
-        return {name: value.item() / self._count for name, value in self._sums.items()}
+        count = int(self._count)
+        return {name: value.item() / count for name, value in self._sums.items()} if count else {}
 
-    def skip(self, terms: dict[str, Tensor], batch: Sequence[Tensor], video_ids: Sequence[str], allowed: int) -> None:
-        """Count a step that changed nothing, because its loss or its gradient was not finite.
+    def require_finite(self, allowed: int, late: bool = False) -> None:
+        """Look whether the steps so far, with ``late`` all but the last one, had a finite loss and gradient.
 
-        Args:
-            terms, batch, video_ids: of that step.
-            allowed: how many such steps a run may have.
+        One that had not has changed nothing. ``allowed``: how many such steps a run may have.
 
         Raises:
-            InputError: if it had more; fault.pt then holds the state before the step, and its batch.
+            InputError: if it had more; fault.pt then holds the state, and the batch of that step.
         """
-        self.iteration += 1
+        while len(self._unread) > late:
+            iteration, outcome, batch, video_ids = self._unread.popleft()
+            if not outcome.finite:
+                self._skip(iteration, outcome.terms, batch, video_ids, allowed)
+
+    def _skip(
+        self, iteration: int, terms: dict[str, Tensor], batch: Sequence[Tensor], video_ids: list[str], allowed: int
+    ) -> None:
         self.skipped += 1
         values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
-        fault = f"the loss or its gradient is not finite at iteration {self.iteration} ({values})"
+        fault = f"the loss or its gradient is not finite at iteration {iteration} ({values})"
+        batches = self.ranks.gather((video_ids, *(part.cpu() for part in batch[:2])))
+        video_ids = [video_id for ids, *_ in batches for video_id in ids]
         videos = ", ".join(video_ids)
         if self.skipped <= allowed:
             print(f"\nskipped: {fault}, videos {videos}", file=sys.stderr)
             return
         path = self.folder / "fault.pt"
-        step = {"terms": terms, "video_ids": list(video_ids), "features": batch[0], "labels": batch[1]}
-        save_checkpoint(path, {**self._weights(), "training": self._state(), "fault": step})
+        features, labels = (torch.cat(parts) for parts in list(zip(*batches, strict=True))[1:])
+        step = {"terms": terms, "video_ids": video_ids, "features": features, "labels": labels}
+        self._save(path, {**self._weights(), "training": self._state(), "fault": step})
         raise InputError(
             f"{fault} with the videos {videos}; lower --lr, check the features with python -m utils.features DIR "
-            f"--check, or let such steps pass with --skip-nonfinite N; the state before this step is in {path}"
+            f"--check, or let such steps pass with --skip-nonfinite N; the state, which that step has not changed, and "
+            f"its batch are in {path}"
         )
 
     def evaluated(self, metrics: dict, scores: dict[str, list[float]], on_schedule: bool) -> None:
@@ -267,39 +299,48 @@ class Training:
         for name, score in scores.items():
             if name not in self.chosen or (on_schedule and score > self.chosen[name]["score"]):
                 self.chosen[name] = {"iteration": self.iteration, "score": score}
-                save_checkpoint(self.folder / f"{name}.pt", self._weights())
+                self._save(self.folder / f"{name}.pt", self._weights())
         self.save_last()
 
     def save_last(self) -> None:
         """Save last.pt: the weights, and all that the next step depends on; the one before becomes previous.pt."""
         last, previous = (self.folder / name for name in STATES)
-        save_checkpoint(last, {**self._weights(), "training": self._state()}, keep=previous)
+        self._save(last, {**self._weights(), "training": self._state()}, keep=previous)
+
+    def _save(self, path: Path, checkpoint: dict, keep: Path | None = None) -> None:
+        if self.ranks.is_main:
+            save_checkpoint(path, checkpoint, keep)
+        self.ranks.wait()
 
     def _state(self) -> dict:
+        random, *others = self.ranks.gather(random_states())
         return {
             "optimiser": self.optimiser.state_dict(),
             "batches": self.loader.state_dict(),
-            "random": random_states(),
-            "losses": {"sums": self._sums, "count": self._count},
+            "random": random,
+            "random_of_other_ranks": others,
+            "losses": {"sums": self._sums, "count": int(self._count)},
             "chosen": self.chosen,
             "untrained": self.untrained,
             "skipped": self.skipped,
         }
 
-    def resume(self, eval_every: int, max_iter: int) -> None:
+    def resume(self, eval_every: int, max_iter: int, seed: int) -> None:
         """Continue from last.pt, or where it is damaged or missing from previous.pt; without either, begin.
+
+        seed: of the run; on another number of ranks than before, dropout goes on with new streams.
 
         Raises:
             InputError: if there is a state but none that can be used.
         """
-        if not holds_training(self.folder):
+        path, checkpoint = self.ranks.once(self._newest_state)
+        if checkpoint is None:
             return
-        path, checkpoint = self._newest_state()
         require_classes(checkpoint, self.identity["classes"], path)
         load_state(self.net, checkpoint, path)
         try:
             self._continue_from(checkpoint, checkpoint["training"])
-            restore_random_states(checkpoint["training"]["random"])
+            self._continue_random(checkpoint["training"], seed)
         except Exception as error:  # PyTorch's and Python's setters raise almost anything for a state that is none
             raise InputError(
                 f"{path}: its state of a training cannot be used ({type(error).__name__}: {error})"
@@ -311,6 +352,8 @@ class Training:
     def _continue_from(self, checkpoint: dict, training: dict) -> None:
         self.iteration, self.metrics = int(checkpoint["iteration"]), checkpoint["metrics"]
         self.optimiser.load_state_dict(training["optimiser"])
+        for group in self.optimiser.param_groups:  # whatever it was when the run began
+            group.update({name: self.optimiser.defaults[name] for name in ("fused", "foreach")})
         for parameter, values in self.optimiser.state.items():
             if not values["exp_avg"].shape == values["exp_avg_sq"].shape == parameter.shape:
                 raise ValueError("the optimiser's state is of another network")
@@ -325,8 +368,18 @@ class Training:
             name: {"iteration": int(c["iteration"]), "score": c["score"]} for name, c in training["chosen"].items()
         }
 
-    def _newest_state(self) -> tuple[Path, dict]:
+    def _continue_random(self, training: dict, seed: int) -> None:
+        states = [training["random"], *training.get("random_of_other_ranks", [])]
+        if len(states) == self.ranks.size:
+            restore_random_states(states[self.ranks.rank])
+            return
+        seed_everything(seed, self.ranks.rank, self.iteration)
+        print(f"resumed on {self.ranks.size} processes instead of {len(states)}: the batches go on, dropout is new")
+
+    def _newest_state(self) -> tuple[Path, dict | None]:
         """The newest state that is whole; a damaged newer one is put aside, so that it never replaces a whole one."""
+        if not holds_training(self.folder):
+            return self.folder, None
         last, previous = (self.folder / name for name in STATES)
         try:
             return last, _read_state(last)
@@ -355,8 +408,13 @@ def _read_state(path: Path) -> dict:
     return checkpoint
 
 
-def seed_everything(seed: int) -> None:
-    """Seed all global random generators that training may draw from."""
+def seed_everything(seed: int, rank: int = 0, iteration: int = 0) -> None:
+    """Seed all global random generators that training may draw from: each rank's with a stream of its own.
+
+    iteration: of a training that goes on without the states that it had; its streams are others too.
+    """
+    if rank or iteration:
+        seed = int(np.random.SeedSequence([seed, rank, iteration]).generate_state(1, np.uint64)[0] >> np.uint64(1))
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - whoever adds an idea may use it
     torch.manual_seed(seed)

@@ -23,6 +23,7 @@ from eval.report import mean_map, plot_videos
 from eval.snippet_accuracy import snippet_accuracy
 from utils.annotations import Annotations
 from utils.datasets import DatasetSpec
+from utils.distributed import ALONE, Ranks
 from utils.errors import InputError
 from utils.features import FeatureStore
 from utils.inference import VideoResult, run_test_set
@@ -123,7 +124,7 @@ class Evaluation:
     """
 
     results: list[VideoResult]
-    detections: Table  # seconds
+    detections: Table | None  # seconds; None on a rank that did not score them
     metrics: dict
     selection: float  # what best.pt is chosen by: snippet accuracy, or mean mAP of the main range, first protocol
 
@@ -133,6 +134,9 @@ class Evaluator:
 
     Ground truth counts for the dataset's videos and for those too short to be tested (release), not for videos
     that are left out because they have no features.
+
+    Several ranks share the videos; rank 0 scores them, and the others get the scores alone, without results and
+    detections.
     """
 
     def __init__(
@@ -141,7 +145,9 @@ class Evaluator:
         annotations: Annotations,
         spec: DatasetSpec,
         localization: str = "outer_inner",
+        ranks: Ranks = ALONE,
     ):
+        self._ranks = ranks
         self.dataset, self.annotations, self.spec, self.localization = dataset, annotations, spec, localization
         self.snippet_rate = dataset.snippet_rate or spec.snippet_rate  # Hz
         self._ground_truth = read_ground_truth(annotations, spec.test_subset)
@@ -153,7 +159,16 @@ class Evaluator:
             )
 
     def __call__(self, net: nn.Module) -> Evaluation:
-        results = run_test_set(net, self.dataset, self.annotations, self.snippet_rate, self.localization)
+        longest_first = np.argsort(-self.dataset.lengths, kind="stable")
+        own = np.sort(longest_first[self._ranks.rank :: self._ranks.size])  # about the same work for each
+        results = run_test_set(net, self.dataset, self.annotations, self.snippet_rate, self.localization, own)
+        shares = self._ranks.gather(dict(zip(own.tolist(), results, strict=True)))
+        found = {index: result for share in shares for index, result in share.items()}
+        evaluation = self._score([found[index] for index in sorted(found)]) if self._ranks.is_main else None
+        scores = self._ranks.once(lambda: (evaluation.metrics, evaluation.selection))
+        return evaluation or Evaluation([], None, *scores)
+
+    def _score(self, results: list[VideoResult]) -> Evaluation:
         localized = {result.video_id: result.detections for result in results}
         # Videos too short to be tested are listed, without detections: their ground truth counts.
         localized |= {video_id: np.empty(0, DETECTION) for video_id in self.dataset.too_short}
@@ -201,10 +216,14 @@ class StopSignal:
 
     A second one stops at once, and loses what came after the last evaluation. ``requested`` is the signal's number,
     None before there was one.
+
+    Args:
+        ranks: the processes that stop together; rank 0 says so.
     """
 
-    def __init__(self):
+    def __init__(self, ranks: Ranks = ALONE):
         self.requested: int | None = None
+        self._ranks = ranks
 
     def __enter__(self) -> "StopSignal":
         self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -218,14 +237,21 @@ class StopSignal:
         if self.requested:
             self.end("stopped at once; the same with --resume continues from the last evaluation")
         self.requested = number
-        _say("\nstopping after this step; once more stops at once")
+        self._say("\nstopping after this step; once more stops at once")
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked, so that all of them stop after the same step; all together."""
+        requested = self._ranks.largest(self.requested or 0)
+        if requested:
+            self.requested = requested
+        return requested > 0
 
     def end(self, message: str) -> NoReturn:
         """Leave the program as the signal would have: 130 after Ctrl-C, 143 after SIGTERM."""
-        _say(message)
+        self._say(message)
         raise SystemExit(128 + self.requested)
 
-
-def _say(message: str) -> None:
-    """To the terminal past Python's buffer, which a signal may have interrupted in the middle of a write of its own."""
-    os.write(sys.__stderr__.fileno(), f"{message}\n".encode())
+    def _say(self, message: str) -> None:
+        """To the terminal past Python's buffer, which a signal may have interrupted in the middle of its own write."""
+        if self._ranks.is_main:
+            os.write(sys.__stderr__.fileno(), f"{message}\n".encode())

@@ -6,8 +6,11 @@ import os
 import reprlib
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn
+
+FIRST_SPEAKS = 5.0  # seconds that torchrun's other processes on a machine leave its first one to say the same
 
 
 class InputError(ValueError):
@@ -35,7 +38,7 @@ class OneLineParser(argparse.ArgumentParser):
     """A wrong option ends the command with one line on stderr and exit status 2, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {_one_line(message)} (see {self.prog} --help)\n")
+        self.exit(2, f"error: {_by_rank(_one_line(message))} (see {self.prog} --help)\n")
 
 
 def exit_on_input_error(main: Callable[[], None]) -> None:
@@ -43,6 +46,9 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
 
     So does a file that the system does not give or take (no permission, a full disk, a folder in its place).
     A reader that stops early (``| head``) is no error. Ctrl-C ends it with one line and exit status 130.
+
+    Of many processes that torchrun started each says its own line, under its rank; what all of them would say is
+    said once.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -53,7 +59,8 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
     except InputError as error:
         message = str(error)
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        if _is_first():
+            print("\ninterrupted", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except BrokenPipeError:
         _let_go_of_stdout()
@@ -63,8 +70,25 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
         message = _one_line(_system_message(error))
     else:
         return
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {_by_rank(message)}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _is_first() -> bool:
+    """Whether this process is the only one, or the first that torchrun started on this machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _by_rank(message: str) -> str:
+    """The message, with the rank of a process that is not the main one.
+
+    The first process on a machine speaks at once, and ends. Where the others were to say the same, torchrun ends
+    them while they wait.
+    """
+    if not _is_first():
+        time.sleep(FIRST_SPEAKS)
+    rank = os.environ.get("RANK", "0") if "LOCAL_RANK" in os.environ else "0"
+    return message if rank == "0" else f"rank {rank}: {message}"
 
 
 def _system_message(error: OSError) -> str:

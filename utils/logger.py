@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -52,10 +53,11 @@ class RunLog:
         self._bar.update()
         self._steps += 1
         if iteration % SCALARS_EVERY == 0:
-            for name, value in terms.items():
-                self._events.add_scalar(f"loss/{name}", value.item(), iteration)
+            values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))  # waits once
+            for name, value in values.items():
+                self._events.add_scalar(f"loss/{name}", value, iteration)
             self._events.add_scalar("lr", lr, iteration)
-            self._bar.set_postfix(loss=f"{terms['total'].item():.3f}", **self._scores())
+            self._bar.set_postfix(loss=f"{values['total']:.3f}", **self._scores())
 
     def pause(self) -> None:
         """Before an evaluation, whose time does not count towards the training speed."""
@@ -96,6 +98,18 @@ class RunLog:
     def _scores(self) -> dict[str, str]:
         last = self.records[-1]["scores"] if self.records else {}
         return {"mAP": f"{100 * last['snippet/mean_mAP']:.1f}"} if last else {}
+
+
+class NoLog:
+    """What the other ranks of a run have in the place of RunLog, which rank 0 alone keeps."""
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *exception) -> None: ...
+    def step(self, *what) -> None: ...
+    def pause(self) -> None: ...
+    def evaluation(self, *what) -> None: ...
 
 
 class _Events:

@@ -10,7 +10,7 @@ Shapes: B videos, T snippets, D channels, C action classes (background is class 
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 WEIGHTS = {"mil_org": 1.0, "mil_supp": 1.0, "cas": 1.0, "ml": 1.0, "oppo": 0.8, "norm": 0.8}
@@ -75,7 +75,8 @@ def co_activity_loss(
         pairs: rows of the batch that share a class (P, 2).
 
     Returns:
-        Mean over the shared labels of all pairs; 0 if there is none.
+        Mean over the shared labels of all pairs; 0 if there is none. Processes that train together get such values
+        that their mean is that over the pairs of all of them; they must all call this.
     """
     num_snippets, num_classes = features.shape[1], labels.shape[1]
     rows = pairs.flatten()
@@ -89,7 +90,16 @@ def co_activity_loss(
     far_1 = 1 - F.cosine_similarity(low_1, high_2, dim=-1)
     hinge = 0.5 * (F.relu(near - far_2 + margin) + F.relu(near - far_1 + margin))
     shared = labels[pairs[:, 0]] * labels[pairs[:, 1]]  # (P, C)
-    return (shared * hinge).sum() / shared.sum().clamp(min=1)
+    return (shared * hinge).sum() / _pair_labels(shared)
+
+
+def _pair_labels(shared: Tensor) -> Tensor:
+    """What a sum over the shared labels (P, C) of this process's pairs is divided by, for a mean over all pairs."""
+    count = shared.sum()
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return count.clamp(min=1)
+    distributed.all_reduce(count)
+    return count.clamp(min=1) / distributed.get_world_size()
 
 
 def bernoulli_kl(attention: Tensor, target: Tensor) -> Tensor:

@@ -76,16 +76,18 @@ class RunFolder:
                 self.path.rmdir()
         self._lock.close()
 
-    def begin(self, options: dict, features: dict, device: torch.device) -> None:
+    def begin(self, options: dict, features: dict, device: torch.device, ranks: int = 1, nodes: int = 1) -> None:
         """Write options.yaml, which alone repeats the run, and environment.json.
 
         Args:
             options: the resolved options.
             features: which ones are trained on.
+            ranks, nodes: processes that train together, and their machines.
         """
         (self.path / SUMS).unlink(missing_ok=True)  # of what the run will change
         write_text(self.path / "options.yaml", yaml.safe_dump(options, sort_keys=False))
-        path, environment = self.path / "environment.json", {**_environment(device), "features": features}
+        path, environment = self.path / "environment.json", {**_environment(device), "ranks": ranks, "nodes": nodes}
+        environment["features"] = features
         if holds_training(self.path / "checkpoints") and path.exists():  # what it was begun with stays on record
             first = read_json(path)
             environment = {**first, "resumed": [*first.get("resumed", []), environment]}

@@ -47,6 +47,29 @@ class PairSampler:
         self._generator.bit_generator.state = state
 
 
+def rank_rows(batch_size: int, num_pairs: int, rank: int, num_ranks: int) -> np.ndarray:
+    """Which rows of a batch one of several processes takes: pair p is that of rank p mod N, with both its rows.
+
+    The rest is dealt so that each has batch_size / N rows; its pairs come first, as in the whole batch.
+
+    InputError: the batch cannot be divided evenly, or not without parting a pair.
+    """
+    share, uneven = divmod(batch_size, num_ranks)
+    most_pairs = -(-num_pairs // num_ranks)
+    if uneven or 2 * most_pairs > share:
+        below, above = share * num_ranks, (share + bool(uneven)) * num_ranks
+        smallest = max(1, 2 * most_pairs) * num_ranks
+        fitting = sorted({size for size in (below, above) if size >= smallest}) or [smallest]
+        raise InputError(
+            f"a batch of {batch_size} videos with {num_pairs} pairs cannot be divided among {num_ranks} processes; "
+            f"--batch-size {' or '.join(map(str, fitting))} can"
+        )
+    own = np.arange(2 * num_pairs).reshape(-1, 2)[rank::num_ranks]
+    taken = [2 * len(range(other, num_pairs, num_ranks)) for other in range(num_ranks)]
+    first = 2 * num_pairs + sum(share - pairs for pairs in taken[:rank])
+    return np.concatenate([own.ravel(), np.arange(first, first + share - own.size)])
+
+
 def stratified_snippets(lengths: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
     """One snippet from each of `count` equal strata of [0, n), for every video.
 

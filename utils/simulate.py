@@ -19,13 +19,14 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from utils.annotations import Annotations, Video, annotations_to_json, load_annotations
+from utils.annotations import Annotations, Video, annotations_to_json, load_annotations, parse_annotations
 from utils.convert import features_in, require_hdf5_names, require_space, write_dataset
 from utils.errors import InputError
 from utils.files import read_json
 
 FPS, STRIDE = 25, 16
 RATE = FPS / STRIDE  # snippets a second
+DEMO = Path("data/demo")  # as configs/demo.yaml has it
 MARK = "simulated by utils/simulate.py"  # what this module wrote, and may therefore write again
 
 BASELINE, NOISE = 0.2, 0.35
@@ -58,6 +59,21 @@ def simulate_features(annotations: Annotations, out: str | Path, dims: tuple[int
     own_timeline = not (out / "annotations.json").exists() or _marked(out / "annotations.json")
     timeline = {"version": MARK, **content} if own_timeline else None
     return write_dataset(out, _simulate(annotations, lengths, dims, seed), attributes, timeline)
+
+
+def simulate_demo(out: str | Path, dims: tuple[int, int] = (256, 256), seed: int = 0) -> Annotations:
+    """The demo's data set: 100 invented videos of 8 classes; written as simulate_features does."""
+    annotations = parse_annotations(invent_timeline(100, 8, seed), "the invented timeline")
+    simulate_features(annotations, out, dims, seed)
+    return annotations
+
+
+def provide_demo(path: str | Path) -> None:
+    """Simulate the demo's data set if it is the one that is asked for, in its own place, and it is not there yet."""
+    path = Path(path)
+    if path.absolute() == DEMO.absolute() and not any(features_in(path)):
+        print(f"{path} is not there: simulating it (once)")
+        simulate_demo(path)
 
 
 def simulate_video(

@@ -1,32 +1,46 @@
 """One training step after another, none of which makes the host wait for the device."""
 
+import os
+import shutil
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from utils.distributed import ALONE, Ranks
 from utils.errors import InputError
 from wsad_dataset import Batch
-
-PRECISIONS = ("float32", "bf16")
 
 
 class StepOutcome(NamedTuple):
     """What a step says of itself, on the device: whoever looks at a value waits for the step."""
 
-    terms: dict[str, Tensor]  # the loss terms and their total, detached scalars
+    terms: dict[str, Tensor]  # the loss terms and their total, detached scalars; means over ranks
     finite: Tensor  # bool: whether the weights took the step
 
 
 class Objective(nn.Module):
-    """Network and losses as one module: a batch -> loss terms. It is what is compiled.
+    """Network and losses as one: a batch -> its loss terms. It is what is compiled, and what ranks share.
 
-    With ``bf16`` the network runs under autocast on features of that width, and the losses in float32 on its outputs.
+    Args:
+        net, criterion: of one method (utils/methods.py).
+        precision: with ``bf16`` the network runs under autocast on features of that width, and the losses in float32
+            on its outputs.
+        compiled: through torch.compile, on a GPU as CUDA graphs; the first step then takes a minute or so.
+
+    Raises:
+        InputError: to be compiled for a CPU where there is no C++ compiler.
     """
 
-    def __init__(self, net: nn.Module, criterion: nn.Module, precision: str = "float32"):
+    def __init__(self, net: nn.Module, criterion: nn.Module, precision: str = "float32", compiled: bool = False):
         super().__init__()
         self.net, self.criterion, self.half = net, criterion, precision == "bf16"
+        if compiled:
+            on_gpu = next(net.parameters()).is_cuda
+            if not on_gpu and shutil.which(os.environ.get("CXX", "g++")) is None:
+                raise InputError("--compile: needs a C++ compiler (g++, or that which CXX names); leave it out")
+            self.compile(mode="reduce-overhead" if on_gpu else "default", dynamic=False)
 
     def forward(self, features: Tensor, labels: Tensor, pairs: Tensor) -> dict[str, Tensor]:
         if self.half:
@@ -39,59 +53,32 @@ class Objective(nn.Module):
 class TrainingStep:
     """Forward, losses, backward and optimiser on one batch.
 
-    A step with a loss term or a gradient that is not finite changes neither the weights nor the optimiser's state.
-    The device decides so by itself, as it does for gradient scaling: the host need not know before the next step.
+    A step with a loss term or a gradient that is not finite changes neither the weights nor the optimiser's state, on
+    any rank. The device decides so by itself, as for gradient scaling: the host need not know before the next step.
 
     Args:
-        net, criterion: see Objective; the parameters' device is where it runs.
+        objective: an Objective, or what ranks made of it; it runs where its parameters are.
         optimiser: as `build_optimiser` makes it.
-        precision: one of PRECISIONS.
-        compiled: through torch.compile, and on a GPU as one CUDA graph. The first step then takes a minute or so.
+        ranks: those that take the step together. Their terms become means, and so are the gradients that they share.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        criterion: nn.Module,
-        optimiser: torch.optim.Optimizer,
-        precision: str = "float32",
-        compiled: bool = False,
-    ):
-        self.net, self.optimiser = net, optimiser
-        self.device = next(net.parameters()).device
-        self.objective = Objective(net, criterion, precision)
-        self._compiled = _compile(self.objective, self.device) if compiled else self.objective
+    def __init__(self, objective: nn.Module, optimiser: torch.optim.Optimizer, ranks: Ranks = ALONE):
+        self.objective, self.optimiser, self.ranks = objective, optimiser, ranks
+        self.device = next(objective.parameters()).device
 
     def __call__(self, batch: Batch) -> StepOutcome:
-        features, labels, pairs = (x.to(self.device, non_blocking=True) for x in batch)
-        terms = self._compiled(features, labels, pairs)
+        terms = self.objective(*(x.to(self.device, non_blocking=True) for x in batch))
         self.optimiser.zero_grad(set_to_none=True)
         terms["total"].backward()
-        # A CUDA graph writes the next step's terms where these lie.
-        terms = {name: value.detach().clone() for name, value in terms.items()}
-        finite = self._finite(terms)
+        gradients = [parameter.grad for parameter in self.objective.parameters() if parameter.grad is not None]
+        # The norm is not finite either where a square is not, and Adam squares them too.
+        sizes = self.ranks.mean(torch.stack([*terms.values(), nn.utils.get_total_norm(gradients)]))
+        finite = sizes.isfinite().all()
         self.optimiser.found_inf = (~finite).float()
         self.optimiser.step()
-        return StepOutcome(terms, finite)
-
-    def _finite(self, terms: dict[str, Tensor]) -> Tensor:
-        gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
-        # The norm is not finite either where a square is not, and Adam squares them too.
-        return torch.stack([*terms.values(), nn.utils.get_total_norm(gradients)]).isfinite().all()
+        return StepOutcome(dict(zip(terms, sizes, strict=False)), finite)
 
 
-def build_optimiser(net: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def build_optimiser(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """Adam (Section 4.2) in one kernel, which can leave a step out without asking the host."""
-    return torch.optim.Adam(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-
-
-def _compile(objective: Objective, device: torch.device) -> nn.Module:
-    if device.type == "cpu":
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
-
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler:
-            raise InputError("--compile: needs a C++ compiler, and there is none here; leave it out") from None
-    return torch.compile(objective, mode="reduce-overhead" if device.type == "cuda" else "default", dynamic=False)
+    return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)

@@ -8,7 +8,7 @@ from torch import nn
 from benchmarks.measure import cpu_has_bfloat16, take_turns
 from benchmarks.table import Column
 from model import CO2Net
-from utils.engine import choose_device, train_step
+from utils.engine import Objective, choose_device, train_step
 from utils.losses import CO2Loss
 from wsad_dataset import Batch
 
@@ -72,11 +72,11 @@ def _precisions(device: torch.device) -> Iterator[str]:
 def _row(device: torch.device, dim: int, snippets: int, precision: str, budget: float, quick: bool) -> dict:
     net = CO2Net(NUM_CLASSES, (dim, dim)).to(device).train()
     optimiser = torch.optim.Adam(net.parameters(), lr=5e-5, weight_decay=1e-3)
-    criterion, batch = CO2Loss(), _batch(2 * dim, snippets)
+    objective, batch = Objective(net, CO2Loss(), precision), _batch(2 * dim, snippets)
     side = 128 if quick else 8192 if device.type == "cuda" else 2048
 
     def step() -> None:
-        train_step(net, criterion, optimiser, batch, precision)
+        train_step(objective, optimiser, batch)
         _wait(device)
 
     yardsticks = _yardsticks(side, device, torch.bfloat16 if precision == "bf16" else torch.float32)
