@@ -29,7 +29,7 @@ class Ranks:
     size: int = 1
     local_rank: int = 0  # on its machine
     nodes: int = 1  # machines
-    restarted: bool = False  # by torchrun, because a rank was lost
+    restarts: int = 0  # by torchrun, each because a rank was lost
 
     @property
     def is_main(self) -> bool:
@@ -115,8 +115,7 @@ def joined_ranks() -> Iterator[Ranks]:
         yield ranks
         return
     with _lost_ranks_in_one_line(), ExitStack() as stack:
-        # Small things that the processes tell each other go through gloo, which keeps no GPU waiting.
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        _join(ranks)
         if not ranks.is_main:
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(redirect_stdout(nowhere))
@@ -131,7 +130,16 @@ def _ranks_from_environment() -> Ranks:
         return ALONE
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
     rank, size, local_rank, nodes, restarts = (int(os.environ.get(name, 0)) for name in names)
-    return Ranks(rank, size, local_rank, nodes, restarted=restarts > 0)
+    return Ranks(rank, size, local_rank, nodes, restarts)
+
+
+def _join(ranks: Ranks) -> None:
+    store, *_ = next(distributed.rendezvous("env://"))
+    # torchrun keeps its store over a restart, and the addresses in it of processes that are gone.
+    store = distributed.PrefixStore(f"{ranks.restarts} restarts, {ranks.size} processes", store)
+    # Small things that the processes tell each other go through gloo, which keeps no GPU waiting.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size)
 
 
 @contextmanager
