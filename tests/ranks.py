@@ -10,7 +10,6 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import main  # noqa: E402
 from utils.annotations import load_annotations  # noqa: E402
 from utils.checkpoint import Training, seed_everything  # noqa: E402
 from utils.datasets import DATASETS  # noqa: E402
@@ -34,7 +33,7 @@ CASES = {
         3,
     ),
     "classifier that nothing reaches": ("co2net", {"consensus": "add"}, {"mil": 0, "cas": 0, "oppo": 0}, 3),
-    "audio-visual": ("audio_visual", {}, {}, 3),
+    "audio-visual": ("audio_visual", {"width": 16}, {}, 3),
 }
 
 
@@ -109,6 +108,8 @@ def resumed(ranks: Ranks, path: Path, out: Path) -> dict:
 
 def interrupted(*argv: str) -> None:
     """main.py, in which rank 1 is asked to stop after its third step, and is killed in the third of its second life."""
+    import main  # here, because the other tasks need not wait for it
+
     life, steps, step = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), [], main.train_step
 
     def dangerous(*arguments):

@@ -50,16 +50,22 @@ class Ranks:
     def share(self, objective: nn.Module, example: Sequence[Tensor]) -> nn.Module:
         """The objective with the weights of rank 0, and with gradients that are means over ranks; all together.
 
-        One backward pass of an example, whose gradients are thrown away, settles which parameters get a gradient at
-        all (the attention's do not if L_mil^org is alone) and the order in which gradients are summed up: a resumed
-        training then sums up as the one before it. Random states stay as they are.
+        Two passes over an example, whose gradients are thrown away, settle which parameters get a gradient at all (the
+        attention's do not if L_mil^org is alone) and the order in which gradients are summed up, which would be another
+        one in the first steps: so a resumed training is the one that was not stopped, to the last bit. Random states
+        stay as they are.
+
+        Args:
+            objective: a module that gives loss terms, ``total`` among them.
+            example: what it takes.
         """
         if self.size == 1:
             return objective
         shared = nn.parallel.DistributedDataParallel(objective, static_graph=True, gradient_as_bucket_view=True)
         with torch.random.fork_rng([x.device for x in example[:1] if x.is_cuda]):
-            shared(*example)["total"].backward()
-        shared.zero_grad()
+            for _ in range(2):
+                shared(*example)["total"].backward()
+                shared.zero_grad()
         return shared
 
     def mean(self, values: Tensor) -> Tensor:
