@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run_folder(args: Namespace, ranks: Ranks) -> RunFolder | nullcontext:
     """The run's folder, which rank 0 alone holds; what torchrun starts again goes on with the run."""
-    folder = RunFolder(args.run_dir, resume_options(args), args.resume or ranks.restarted, default_options())
+    folder = RunFolder(args.run_dir, resume_options(args), args.resume or ranks.restarts > 0, default_options())
     return folder if ranks.is_main else nullcontext()
 
 

@@ -29,7 +29,7 @@ class Ranks:
     size: int = 1
     local_rank: int = 0  # on its machine
     nodes: int = 1  # machines
-    restarted: bool = False  # by torchrun, because a rank was lost
+    restarts: int = 0  # by torchrun, each because a rank was lost
 
     @property
     def is_main(self) -> bool:
@@ -50,16 +50,22 @@ class Ranks:
     def share(self, objective: nn.Module, example: Sequence[Tensor]) -> nn.Module:
         """The objective with the weights of rank 0, and with gradients that are means over ranks; all together.
 
-        One backward pass of an example, whose gradients are thrown away, settles which parameters get a gradient at
-        all (the attention's do not if L_mil^org is alone) and the order in which gradients are summed up: a resumed
-        training then sums up as the one before it. Random states stay as they are.
+        Two passes over an example, whose gradients are thrown away, settle which parameters get a gradient at all (the
+        attention's do not if L_mil^org is alone) and the order in which gradients are summed up, which would be another
+        one in the first steps: so a resumed training is the one that was not stopped, to the last bit. Random states
+        stay as they are.
+
+        Args:
+            objective: a module that gives loss terms, ``total`` among them.
+            example: what it takes.
         """
         if self.size == 1:
             return objective
         shared = nn.parallel.DistributedDataParallel(objective, static_graph=True, gradient_as_bucket_view=True)
         with torch.random.fork_rng([x.device for x in example[:1] if x.is_cuda]):
-            shared(*example)["total"].backward()
-        shared.zero_grad()
+            for _ in range(2):
+                shared(*example)["total"].backward()
+                shared.zero_grad()
         return shared
 
     def mean(self, values: Tensor) -> Tensor:
@@ -115,8 +121,7 @@ def joined_ranks() -> Iterator[Ranks]:
         yield ranks
         return
     with _lost_ranks_in_one_line(), ExitStack() as stack:
-        # Small things that the processes tell each other go through gloo, which keeps no GPU waiting.
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        _join(ranks)
         if not ranks.is_main:
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(redirect_stdout(nowhere))
@@ -131,7 +136,16 @@ def _ranks_from_environment() -> Ranks:
         return ALONE
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
     rank, size, local_rank, nodes, restarts = (int(os.environ.get(name, 0)) for name in names)
-    return Ranks(rank, size, local_rank, nodes, restarted=restarts > 0)
+    return Ranks(rank, size, local_rank, nodes, restarts)
+
+
+def _join(ranks: Ranks) -> None:
+    store, *_ = next(distributed.rendezvous("env://"))
+    # torchrun keeps its store over a restart, and the addresses in it of processes that are gone.
+    store = distributed.PrefixStore(f"{ranks.restarts} restarts, {ranks.size} processes", store)
+    # Small things that the processes tell each other go through gloo, which keeps no GPU waiting.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size)
 
 
 @contextmanager

@@ -248,6 +248,8 @@ class StopSignal:
 
     def end(self, message: str) -> NoReturn:
         """Leave the program as the signal would have: 130 after Ctrl-C, 143 after SIGTERM."""
+        for number in self._before:  # as torchrun sends to those that end a moment later than others
+            signal.signal(number, signal.SIG_IGN)
         self._say(message)
         raise SystemExit(128 + self.requested)
 

@@ -1,0 +1,140 @@
+"""What tests/test_distributed.py lets several processes do: torchrun ... tests/ranks.py TASK ARGUMENTS."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.annotations import load_annotations  # noqa: E402
+from utils.checkpoint import Training, seed_everything  # noqa: E402
+from utils.datasets import DATASETS  # noqa: E402
+from utils.distributed import Ranks, joined_ranks  # noqa: E402
+from utils.engine import Evaluator, Objective, train_step  # noqa: E402
+from utils.errors import exit_on_input_error  # noqa: E402
+from utils.features import open_features  # noqa: E402
+from utils.methods import build_criterion, build_network  # noqa: E402
+from wsad_dataset import BatchLoader, WeakVideoDataset  # noqa: E402
+
+# Method, options of its network, weights of its loss, pairs in a batch of 12. Three pairs are uneven on two ranks, and
+# one leaves a rank without any; without the other terms L_mil^org leaves the attention units without a gradient.
+CASES = {
+    "uneven pairs": ("co2net", {}, {}, 3),
+    "a rank without pairs": ("co2net", {}, {}, 1),
+    "no pairs at all": ("co2net", {"consensus": "concat"}, {}, 0),
+    "parameters that nothing reaches": (
+        "co2net",
+        {"consensus": "se"},
+        {"mil_supp": 0, "cas": 0, "ml": 0, "oppo": 0, "norm": 0},
+        3,
+    ),
+    "classifier that nothing reaches": ("co2net", {"consensus": "add"}, {"mil": 0, "cas": 0, "oppo": 0}, 3),
+    "audio-visual": ("audio_visual", {"width": 16}, {}, 3),
+}
+
+
+def subset(path: Path, name: str) -> WeakVideoDataset:
+    return WeakVideoDataset(load_annotations(path), open_features(path, ["rgb", "flow"]), name)
+
+
+class Trainer:
+    """A training as main.py builds one, small."""
+
+    def __init__(self, case: str, data: WeakVideoDataset, run: Path, ranks: Ranks, dropout: bool = False):
+        method, options, weights, num_pairs = CASES[case]
+        seed_everything(3, ranks.rank)
+        self.net = build_network(method, {"num_classes": 3, "modality_dims": [6, 6], **options})
+        for layer in self.net.modules():
+            if isinstance(layer, nn.Dropout) and not dropout:
+                layer.p = 0.0
+        criterion = build_criterion(method, {"topk_ratio": 7, "weights": weights})
+        self.loader = BatchLoader(data, 12, num_pairs, 9, 5, rank=ranks.rank, num_ranks=ranks.size)
+        self.optimiser = torch.optim.Adam(self.net.parameters(), lr=1e-3, weight_decay=1e-2)
+        self.training = Training(self.net, self.optimiser, self.loader, {"classes": []}, run, ranks)
+        self.training.resume(2, 9, 3)
+        self.ranks, self.objective = ranks, ranks.share(Objective(self.net, criterion), self.loader.example("cpu"))
+
+    def step(self) -> tuple[dict, dict]:
+        """The terms of one step, and its gradients by parameter."""
+        terms, _ = train_step(self.objective, self.optimiser, next(self.loader), self.ranks)
+        self.training.advance(terms)
+        return terms, {n: None if p.grad is None else p.grad.clone() for n, p in self.net.named_parameters()}
+
+
+def equality(ranks: Ranks, path: Path, out: Path) -> dict:
+    """Three steps of every case; an evaluation; what the operations give."""
+    train, test = (subset(path, name) for name in ("train", "test"))
+    torch.set_num_threads(1)
+    found = {}
+    for case in CASES:
+        trainer = Trainer(case, train, out / "none", ranks)
+        found[case] = {"gradients": trainer.step()[1], "terms": [trainer.step()[0] for _ in range(2)]}
+        found[case]["weights"] = trainer.net.state_dict()
+    evaluation = Evaluator(test, load_annotations(path), DATASETS["demo"], ranks=ranks)(trainer.net)
+    everywhere = ranks.gather((evaluation.metrics, evaluation.selection))
+    assert all(scores == everywhere[0] for scores in everywhere)
+    found["evaluation"] = {"metrics": evaluation.metrics, "results": evaluation.results}
+    found["operations"] = {
+        "gathered": ranks.gather(10 + ranks.rank),
+        "once": ranks.gather(ranks.once(lambda: ranks.rank)),
+        "largest": ranks.largest(ranks.rank),
+        "mean": ranks.mean(torch.tensor([1.0 * ranks.rank, 2.0])).tolist(),
+    }
+    return found
+
+
+def resumed(ranks: Ranks, path: Path, out: Path) -> dict:
+    """Four steps with dropout, and two and two: the weights of both, and each rank's random numbers after them."""
+    train, found = subset(path, "train"), {}
+    whole = Trainer("uneven pairs", train, out / "whole", ranks, dropout=True)
+    for _ in range(4):
+        whole.step()
+    found["whole"] = {"weights": whole.net.state_dict(), "random": ranks.gather(torch.rand(3))}
+    first = Trainer("uneven pairs", train, out / "parts", ranks, dropout=True)
+    for _ in range(2):
+        first.step()
+    first.training.save_last()
+    torch.rand(ranks.rank + 1)
+    second = Trainer("uneven pairs", train, out / "parts", ranks, dropout=True)
+    for _ in range(2):
+        second.step()
+    found["parts"] = {"weights": second.net.state_dict(), "random": ranks.gather(torch.rand(3))}
+    return found
+
+
+def interrupted(*argv: str) -> None:
+    """main.py, in which rank 1 is asked to stop after its third step, and is killed in the third of its second life."""
+    import main  # here, because the other tasks need not wait for it
+
+    life, steps, step = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), [], main.train_step
+
+    def dangerous(*arguments):
+        steps.append(0)
+        if os.environ["RANK"] == "1" and len(steps) == 3 and life < 2:
+            os.kill(os.getpid(), (signal.SIGTERM, signal.SIGKILL)[life])
+        return step(*arguments)
+
+    main.train_step = dangerous
+    main.main(list(argv))
+
+
+def together(tasks: list, path: Path, out: Path) -> None:
+    """Each task's findings, in a file of its name and the number of ranks."""
+    with joined_ranks() as ranks:
+        for task in tasks:
+            found = task(ranks, path, out)
+            if ranks.is_main:
+                torch.save(found, out / f"{task.__name__}{ranks.size}.pt")
+
+
+if __name__ == "__main__":
+    name, *words = sys.argv[1:]
+    if name == "interrupted":
+        exit_on_input_error(lambda: interrupted(*words))
+    else:
+        tasks = {"equality": [equality], "equality+resumed": [equality, resumed]}[name]
+        together(tasks, *map(Path, words))
