@@ -18,10 +18,12 @@ from utils.annotations import RELEASE_SUFFIX, Annotations, annotations_to_json, 
 from utils.checksums import SUMS, listed_sums, sums_text
 from utils.datasets import Rate
 from utils.errors import InputError, shown
-from utils.feature_files import JOINT_SUFFIX, HDF5Source, Source
+from utils.feature_files import JOINT_SUFFIX
 from utils.features import FeatureStore, open_features
 from utils.files import replacing, write_json, write_text
 from utils.hdf5 import MAX_LEVELS, create_hdf5, set_attributes
+from utils.hdf5_source import HDF5Source
+from utils.sources import Source
 
 FEATURES, ANNOTATIONS = "features.h5", "annotations.json"
 CHUNK_BYTES = 2**22  # at most, before rounding up to rows: nearly every video is one chunk

@@ -17,6 +17,7 @@ import numpy as np
 
 from utils.errors import shown
 from utils.release_format import MAX_EMPTY_LENGTH
+from utils.rows import by_block, read_rows
 
 # HDF5 1.10 is the oldest format with checksums over all metadata; "latest" would shut out readers of other ages.
 VERSION = ("v110", "v110")
@@ -26,6 +27,7 @@ FILTERS = (h5py.h5z.FILTER_SHUFFLE, LZF, GZIP, FLETCHER32)  # in the order in wh
 FLETCHER32_BYTES = 4  # the checksum behind a chunk
 GZIP_RATIO = 1040  # what it packs at most is 1032, lzf less
 MAX_RATIO, FREE_BYTES = 100, 2**20  # of a whole dataset, beside what any may have: one of zeros alone packs well
+PLAIN_TYPES = (h5py.h5t.IEEE_F16LE, h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F64LE)  # whose bytes are the values, as they lie
 
 
 @contextmanager
@@ -162,6 +164,21 @@ def require_unpacked(dataset: h5py.Dataset) -> None:
             unpacker = zlib.decompressobj()
             if len(unpacker.decompress(content, promised + 1)) != promised or not unpacker.eof:
                 raise ValueError(f"a chunk of it does not unpack to the {promised:,} bytes that it promises")
+
+
+def dataset_rows(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Sorted rows (N,) of a dataset (T, D) -> (N, D) in its own dtype; the checks above must have passed.
+
+    What lies in one piece is read past HDF5, row by row; of chunks those that hold a wanted row, one after another.
+    """
+    offset = dataset.id.get_offset()  # None for what does not lie in one piece
+    if offset is not None and any(dataset.id.get_type().equal(kind) for kind in PLAIN_TYPES):
+        descriptor = dataset.file.id.get_vfd_handle()
+        return read_rows(descriptor, offset, dataset.dtype, dataset.shape[1], rows)
+    values = np.empty((len(rows), dataset.shape[1]), dataset.dtype)
+    for places, first, last in by_block(rows, dataset.chunks[0] if dataset.chunks else len(dataset)):
+        values[places] = dataset[first : last + 1][rows[places] - first]
+    return values
 
 
 def _filters(dataset: h5py.Dataset, mask: int = 0) -> list[int]:
