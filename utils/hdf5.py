@@ -102,10 +102,18 @@ def names_in(group: h5py.Group) -> Iterator[str]:
 def _group_at(group: h5py.Group, name: str) -> h5py.Group | None:
     """The group of that name, if it is one; what cannot be opened is none, which is reported when it is read."""
     try:
+        if _is_array(group, name.encode()):
+            return None
         found = follow(group, name)
     except Exception:  # as in `HDF5Source._reading`
         return None
     return found if isinstance(found, h5py.Group) else None
+
+
+def _is_array(group: h5py.Group, name: bytes) -> bool:
+    """Whether an array lies there itself, which shows without opening it; most of what is listed are such."""
+    own = group.id.links.get_info(name).type == h5py.h5l.TYPE_HARD
+    return own and h5py.h5o.get_info(group.id, name).type == h5py.h5o.TYPE_DATASET
 
 
 def require_own_values(dataset: h5py.Dataset) -> None:
@@ -144,14 +152,15 @@ def _require_chunks(dataset: h5py.Dataset) -> None:
     if written < places:
         raise ValueError(f"of its {places:,} chunks the file holds {written:,}")
     promised = math.prod(dataset.chunks) * _item_bytes(dataset)  # those at the edges are stored whole
+    by_mask = {mask: _filters(dataset, mask) for mask in {chunk.filter_mask for chunk in chunks}}
     for chunk in chunks:
-        filters = _filters(dataset, chunk.filter_mask)
+        filters = by_mask[chunk.filter_mask]
         held = chunk.size - (FLETCHER32_BYTES if FLETCHER32 in filters else 0)
         if not (promised <= GZIP_RATIO * held if LZF in filters or GZIP in filters else promised == held):
             raise ValueError(f"a chunk of it promises {promised:,} bytes, the file holds {chunk.size:,}")
-    layout = dataset.id.get_create_plist()
-    for index, code in enumerate(_filters(dataset)):
-        if code == LZF and layout.get_filter(index)[2][2:] != (promised,):
+    if LZF in (filters := _filters(dataset)):
+        layout = dataset.id.get_create_plist()
+        if layout.get_filter(filters.index(LZF))[2][2:] != (promised,):
             raise ValueError("the size of its lzf chunks is damaged")
 
 
