@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from main import main as train
 from tests.test_dataset import LENGTHS, MemoryStore, assert_equal, timeline
 from tests.test_features import write_folders, write_hdf5, write_joint
+from tests.test_train import one_thread  # noqa: F401 - a fixture for every test here
 from utils.annotations import parse_annotations
 from utils.errors import InputError
 from utils.features import FeatureStore, open_features
@@ -116,7 +117,8 @@ def test_damage_in_a_chunk_is_noticed_by_whoever_reads_it(tmp_path):
 
 def test_a_file_that_ends_too_early_gives_no_rows(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((9, 4), dtype=np.float32))
-    with (tmp_path / "x.npy").open("rb") as file, pytest.raises(ValueError, match="row 9 promises bytes up to 288, the file ends before"):
+    says = "row 9 promises bytes up to 288, the file ends before"
+    with (tmp_path / "x.npy").open("rb") as file, pytest.raises(ValueError, match=says):
         read_rows(file.fileno(), 128, np.dtype("f4"), 4, np.array([2, 9]))
 
 
@@ -273,13 +275,10 @@ def arguments(demo, run, *more) -> list[str]:
 
 
 def test_a_training_is_the_same_from_every_cache_and_may_change_it_on_resuming(demo, tmp_path):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     for cache in ("host", "device"):
         train(arguments(demo, tmp_path / cache, "--cache", cache))
     train(arguments(demo, tmp_path / "resumed", "--cache", "host", "--max-iter", 2))
     train(arguments(demo, tmp_path / "resumed", "--cache", "none", "--resume"))
-    torch.set_num_threads(before)
     metrics = [(tmp_path / name / "metrics.json").read_text() for name in ("host", "device", "resumed")]
     assert metrics[1:] == metrics[:1] * 2
     assert not batch_threads()
