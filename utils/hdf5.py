@@ -133,34 +133,37 @@ def require_own_values(dataset: h5py.Dataset) -> None:
 
 def require_held(dataset: h5py.Dataset, file_bytes: int) -> None:
     """ValueError for a dataset of more bytes than those in the file can be unpacked to; no value is read for that."""
-    if 0 in dataset.shape and max(dataset.shape) > MAX_EMPTY_LENGTH:
-        raise ValueError(f"no array has the shape {dataset.shape}")
-    promised, held = math.prod(dataset.shape) * _item_bytes(dataset), dataset.id.get_storage_size()
-    if held > file_bytes or (promised > held and not dataset.chunks):
+    shape, chunks, item_bytes = dataset.shape, dataset.chunks, _item_bytes(dataset)  # each takes h5py a while
+    if 0 in shape and max(shape) > MAX_EMPTY_LENGTH:
+        raise ValueError(f"no array has the shape {shape}")
+    promised, held = math.prod(shape) * item_bytes, dataset.id.get_storage_size()
+    if held > file_bytes or (promised > held and not chunks):
         raise ValueError(f"it promises {max(promised, held):,} bytes, the file holds {min(held, file_bytes):,} of them")
-    if dataset.chunks:
-        _require_chunks(dataset)
+    if chunks:
+        places = math.prod(-(-length // chunk) for length, chunk in zip(shape, chunks, strict=True))
+        _require_chunks(dataset, places, math.prod(chunks) * item_bytes)
     if promised > MAX_RATIO * held + FREE_BYTES:
         raise ValueError(f"it promises {promised:,} bytes, packed into {held:,}; no features pack so well")
 
 
-def _require_chunks(dataset: h5py.Dataset) -> None:
-    """ValueError for chunks that were not written or are too small; HDF5 reads past the end of such."""
+def _require_chunks(dataset: h5py.Dataset, places: int, promised: int) -> None:
+    """ValueError for chunks that were not written or are too small; HDF5 reads past the end of such.
+
+    places: how many there must be; promised: the bytes of each, since those at the edges are stored whole.
+    """
     chunks = _chunks(dataset)
-    places = math.prod(-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True))
     written = len({chunk.chunk_offset for chunk in chunks})
     if written < places:
         raise ValueError(f"of its {places:,} chunks the file holds {written:,}")
-    promised = math.prod(dataset.chunks) * _item_bytes(dataset)  # those at the edges are stored whole
-    by_mask = {mask: _filters(dataset, mask) for mask in {chunk.filter_mask for chunk in chunks}}
+    by_mask = {mask: _filters(dataset, mask) for mask in {0, *(chunk.filter_mask for chunk in chunks)}}
     for chunk in chunks:
         filters = by_mask[chunk.filter_mask]
         held = chunk.size - (FLETCHER32_BYTES if FLETCHER32 in filters else 0)
         if not (promised <= GZIP_RATIO * held if LZF in filters or GZIP in filters else promised == held):
             raise ValueError(f"a chunk of it promises {promised:,} bytes, the file holds {chunk.size:,}")
-    if LZF in (filters := _filters(dataset)):
-        layout = dataset.id.get_create_plist()
-        if layout.get_filter(filters.index(LZF))[2][2:] != (promised,):
+    if LZF in by_mask[0]:
+        lzf = dataset.id.get_create_plist().get_filter(by_mask[0].index(LZF))
+        if lzf[2][2:] != (promised,):
             raise ValueError("the size of its lzf chunks is damaged")
 
 
