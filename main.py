@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 from eval.report import results_table
@@ -63,9 +63,14 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     for line in summary_lines(finding for finding in findings if finding.severity == WARNING):
         print(f"warning: {line}")
     train_ids, holdout_ids = split_holdout(annotations, spec.train_subset, args.holdout, args.seed)
+    kept_on = {"host": "cpu", "device": device, "none": None}[args.cache]
+    kept_for_test = None if args.cache == "none" else "cpu"
     train, test = (
-        open_subset(store, annotations, spec, subset, args.missing_features, video_ids)
-        for subset, video_ids in ((spec.train_subset, train_ids), (spec.test_subset, None))
+        open_subset(store, annotations, spec, subset, args.missing_features, video_ids, kept)
+        for subset, video_ids, kept in (
+            (spec.train_subset, train_ids, kept_on),
+            (spec.test_subset, None, kept_for_test),
+        )
     )
     features = store.describe()
     simulated = "SIMULATED " if features["simulated"] else ""
@@ -91,6 +96,8 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
         pin_memory=device.type == "cuda",
         rank=ranks.rank,
         num_ranks=ranks.size,
+        prefetch=args.cache == "none" or (args.cache == "host" and device.type == "cuda"),
+        open_shards=args.open_shards,
     )
     options = run_options(args)
     identity = {"architecture": architecture, "classes": list(annotations.classes), "options": options}
@@ -101,7 +108,9 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     evaluate = Evaluator(test, annotations, spec, args.localization, ranks)
     holdout = None
     if holdout_ids:
-        held_out = open_subset(store, annotations, spec, spec.train_subset, args.missing_features, holdout_ids)
+        held_out = open_subset(
+            store, annotations, spec, spec.train_subset, args.missing_features, holdout_ids, kept_for_test
+        )
         holdout = HoldOut(held_out, criterion, args.localization)
 
     if folder:
@@ -111,6 +120,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     with (
         RunLog(run, training.iteration, args.max_iter, args.eval_every, snippets) if folder else NoLog() as log,
         StopSignal(ranks) as stop,
+        closing(loader),
     ):
         if args.evaluate_untrained and training.iteration == 0:
             training.untrained = evaluate(net).metrics

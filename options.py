@@ -17,7 +17,7 @@ from utils.losses import SIMILARITIES
 from utils.methods import METHODS
 
 NOT_IN_CONFIG = ("help", "config", "base", "resume")
-FREE_ON_RESUME = ("run_dir", "path_dataset", "max_iter", "device", "skip_nonfinite", "compile")
+FREE_ON_RESUME = ("run_dir", "path_dataset", "max_iter", "device", "cache", "skip_nonfinite", "compile")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -189,7 +189,20 @@ def _train_parser() -> OneLineParser:
         default="error",
         help="what to do about annotated videos without features; skip leaves out their ground truth too",
     )
-
+    data.add_argument(
+        "--cache",
+        choices=("host", "device", "none"),
+        default="host",
+        help="where features are kept: in main memory, those to train on on the device, or nowhere: they are read from "
+        "disk for every batch, only what it needs",
+    )
+    data.add_argument(
+        "--open-shards",
+        type=_natural,
+        default=0,
+        metavar="K",
+        help="of sharded features, draw batches from K shards at a time, all of them in turn; 0: from all at once",
+    )
     data.add_argument(
         "--holdout",
         type=_fraction,

@@ -24,7 +24,9 @@ def main(argv: list[str] | None = None) -> None:
     spec = DATASETS[options.dataset]
     annotations = load_annotations(args.path_dataset)
     store = open_features(args.path_dataset, options.modalities)
-    test = open_subset(store, annotations, spec, spec.test_subset, args.missing_features or options.missing_features)
+    missing_features = args.missing_features or options.missing_features
+    # Each video is read once, so none is kept.
+    test = open_subset(store, annotations, spec, spec.test_subset, missing_features, device=None)
     # A released checkpoint holds weights only.
     architecture = checkpoint.get("architecture", {"temporal_pool": spec.temporal_pool(options.num_snippets)})
     sizes = {"num_classes": len(annotations.classes), "modality_dims": test.modality_dims}

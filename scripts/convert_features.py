@@ -1,6 +1,7 @@
-"""Features of any readable form -> one features.h5 with checksums, annotations.json and SHA256SUMS in a folder.
+"""Features of any readable form -> features.h5, or shards of it, with checksums, annotations.json and SHA256SUMS.
 
 python scripts/convert_features.py SOURCE --out DIR [--modalities rgb flow] [--subsets test] [--fps 25 --stride 16]
+                                   [--shards N]
 
 SOURCE is a dataset folder or a feature file: a release's joint .npy beside its *-Annotations folder, one .npy a video
 in folders by modality, or HDF5. Values and dtype stay as they are (float64 becomes float32).
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.annotations import load_annotations  # noqa: E402
 from utils.checksums import SUMS  # noqa: E402
-from utils.convert import convert_features  # noqa: E402
+from utils.convert import convert_features, features_in  # noqa: E402
 from utils.errors import OneLineParser, exit_on_input_error  # noqa: E402
 from utils.features import open_features  # noqa: E402
 
@@ -27,12 +28,18 @@ def main() -> None:
     parser.add_argument("--subsets", nargs="+", help="only these subsets' videos (default: all, annotated or not)")
     parser.add_argument("--fps", type=float, help="frames a second, where the features do not say it")
     parser.add_argument("--stride", type=float, help="frames a snippet, where the features do not say it")
+    parser.add_argument("--shards", type=int, metavar="N", help="write N files of about equal size in place of one")
     arguments = parser.parse_args()
     if (arguments.fps is None) != (arguments.stride is None):
         parser.error("--fps and --stride go together: their quotient is the snippet rate")
     rate = {"fps": arguments.fps, "stride": arguments.stride}
     converted = convert_features(
-        arguments.source, arguments.out, modalities=arguments.modalities, subsets=arguments.subsets, **rate
+        arguments.source,
+        arguments.out,
+        modalities=arguments.modalities,
+        subsets=arguments.subsets,
+        shards=arguments.shards,
+        **rate,
     )
     source = open_features(arguments.out, None).source
     print(f"{'modality':12} {'videos':>7} {'channels':>9} {'snippets/s':>11}  dtype")
@@ -43,7 +50,8 @@ def main() -> None:
             print(f"{'':12} float64 became float32")
     annotations = load_annotations(arguments.out)
     made = "SIMULATED features" if source.simulated else "features"
-    print(f"{made}: {source.path} ({source.path.stat().st_size / 1e6:.1f} MB)")
+    size = sum(path.stat().st_size for path in features_in(arguments.out)) / 1e6
+    print(f"{made}: {source.path} ({size:.1f} MB)")
     print(f"annotations: {arguments.out / 'annotations.json'} ({len(annotations.videos)} videos)")
     print(f"checksums: {arguments.out / SUMS}")
 

@@ -57,7 +57,7 @@ def test_what_a_dataset_holds():
     assert data.classes == ("A", "B", "C")
     assert data.modality_dims == (2, 3)
     assert data.snippet_rate == 2.0
-    assert data.labels.dtype == np.float32
+    assert data.labels.dtype == bool
     np.testing.assert_array_equal(data.labels, [[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 0]])
     for index, video_id in enumerate(data.video_ids):
         np.testing.assert_array_equal(data[index], MemoryStore(LENGTHS)[video_id])

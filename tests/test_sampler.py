@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from utils.errors import InputError
-from utils.sampler import PairSampler, stratified_snippets
+from utils.sampler import PairSampler, ShardSampler, stratified_snippets
 
 multi_hot = arrays(np.float32, st.tuples(st.integers(2, 12), st.integers(1, 4)), elements=st.sampled_from([0, 1]))
 
@@ -90,3 +90,81 @@ def test_a_place_that_rounds_up_to_the_length_stays_inside():
 
     lengths = np.arange(1, 2000)
     assert (stratified_snippets(lengths, 500, AlmostOne()).max(axis=1) == lengths - 1).all()
+
+
+def sharded_videos(generator, videos=40, classes=3, shards=7):
+    labels = generator.random((videos, classes)) < 0.5
+    return labels, np.sort(np.arange(videos) % shards)
+
+
+@given(st.integers(0, 99), st.integers(1, 8), st.integers(1, 5), st.integers(0, 2))
+def test_batches_come_from_a_window_of_shards_and_a_pass_visits_each_once(seed, open_shards, more, num_pairs):
+    labels, shards = sharded_videos(np.random.default_rng(seed))
+    sampler = ShardSampler(labels, shards, open_shards, 2 * num_pairs + more, num_pairs, seed)
+    for _ in range(2):  # passes
+        visited = []
+        while len(visited) < 7:
+            indices, pairs = sampler.draw()
+            window = np.unique(shards[sampler.videos])
+            assert set(shards[indices]) <= set(window)
+            np.testing.assert_array_equal(sampler.videos, np.flatnonzero(np.isin(shards, window)))
+            for first, second in indices[pairs]:
+                assert first != second
+                assert (labels[first] & labels[second]).any()
+            batches = 1
+            while batches * len(indices) < len(sampler.videos):
+                assert set(shards[sampler.draw()[0]]) <= set(window)
+                batches += 1
+            visited += window.tolist()
+        assert sorted(visited) == list(range(7))
+
+
+def test_each_pass_has_an_order_of_its_own():
+    labels, shards = np.ones((40, 1)), np.arange(40) // 4
+    sampler = ShardSampler(labels, shards, 1, 4, 1, seed=0)
+    orders = [[int(shards[sampler.draw()[0][0]]) for _ in range(10)] for _ in range(3)]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert len(set(map(tuple, orders))) == 3
+    again = ShardSampler(labels, shards, 1, 4, 1, seed=0)
+    assert [[int(shards[again.draw()[0][0]]) for _ in range(10)] for _ in range(3)] == orders
+
+
+@pytest.mark.parametrize("open_shards", [7, 8, 99])
+def test_all_shards_at_once_are_no_shards(open_shards):
+    labels, shards = sharded_videos(np.random.default_rng(3))
+    plain, sampler = PairSampler(labels, seed=5), ShardSampler(labels, shards, open_shards, seed=5)
+    for _ in range(30):
+        for first, second in zip(plain.draw(), sampler.draw(), strict=True):
+            np.testing.assert_array_equal(first, second)
+
+
+@given(st.integers(0, 40), st.integers(1, 3), st.integers(0, 9))
+def test_the_state_continues_a_window_where_it_was(drawn, open_shards, seed):
+    labels, shards = sharded_videos(np.random.default_rng(0))
+    sampler = ShardSampler(labels, shards, open_shards, 5, 2, seed)
+    for _ in range(drawn):
+        sampler.draw()
+    state = json.loads(json.dumps(sampler.state_dict()))
+    expected = [sampler.draw()[0] for _ in range(25)]
+    resumed = ShardSampler(labels, shards, open_shards, 5, 2, seed + 1)
+    resumed.load_state_dict(state)
+    np.testing.assert_array_equal([resumed.draw()[0] for _ in range(25)], expected)
+    with pytest.raises(ValueError, match="a pass through 7 shards, not 2"):
+        ShardSampler(labels, np.arange(40) % 2, open_shards).load_state_dict(state)
+
+
+def test_a_window_without_a_pair_is_widened():
+    labels = np.zeros((6, 2))
+    labels[[0, 5], 0] = labels[[1, 2], 1] = 1  # classes 0 and 1 have two videos each, all in shards of their own
+    for seed in range(20):
+        sampler = ShardSampler(labels, np.arange(6), 1, 2, 1, seed)
+        seen = []
+        while len(seen) < 6:
+            first, second = sampler.draw()[0]
+            assert (labels[first] * labels[second]).any()
+            while len(sampler.videos) > 2 * sampler._drawn:
+                sampler.draw()
+            seen += sampler.videos.tolist()
+        assert sorted(seen) == list(range(6))
+    with pytest.raises(InputError, match="no class has two videos"):
+        ShardSampler(np.eye(4), np.arange(4), 1, 2, 1)

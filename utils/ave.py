@@ -21,6 +21,7 @@ from utils.datasets import Rate
 from utils.errors import InputError, shown
 from utils.files import read_text
 from utils.hdf5 import follow, require_held, require_own_values, require_unpacked
+from utils.sources import Source
 
 ANNOTATIONS = "Annotations.txt"
 HEADER = "Category&VideoID&Quality&StartTime&EndTime"  # some copies of the file begin with it
@@ -53,7 +54,7 @@ def read_ave(folder: Path) -> dict:
     return {"classes": list(dict.fromkeys(name for _, name, _, _ in rows)), "database": database}
 
 
-class AveSource:
+class AveSource(Source):
     """The release's features, `audio` and `visual`; a utils.feature_files.Source."""
 
     form = "AVE release"

@@ -8,7 +8,9 @@ whose names, shapes and attributes have checksums too, so that reading gives wha
 import math
 import shutil
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,13 @@ from utils.annotations import RELEASE_SUFFIX, Annotations, annotations_to_json, 
 from utils.checksums import SUMS, listed_sums, sums_text
 from utils.datasets import Rate
 from utils.errors import InputError, shown
-from utils.feature_files import JOINT_SUFFIX, HDF5Source, Source
+from utils.feature_files import JOINT_SUFFIX
 from utils.features import FeatureStore, open_features
 from utils.files import replacing, write_json, write_text
 from utils.hdf5 import MAX_LEVELS, create_hdf5, set_attributes
+from utils.hdf5_source import HDF5Source
+from utils.shards import shard_name
+from utils.sources import Source
 
 FEATURES, ANNOTATIONS = "features.h5", "annotations.json"
 CHUNK_BYTES = 2**22  # at most, before rounding up to rows: nearly every video is one chunk
@@ -46,24 +51,40 @@ def write_dataset(
 ) -> Path:
     """Write features.h5, annotations.json and SHA256SUMS into the folder `out`; returns the features' path.
 
-    At no moment does SHA256SUMS accuse a good file; what it says of other files stays. An error that `arrays` raises
+    Args as `write_files` has them, arrays of the one file; InputError likewise.
+    """
+    write_files(out, {FEATURES: arrays}, attributes, annotations)
+    return out / FEATURES
+
+
+def write_files(
+    out: Path,
+    files: Mapping[str, Iterable[tuple[str, np.ndarray]] | None],
+    attributes: Mapping[str, Mapping[str, object]],
+    annotations: object | None,
+) -> None:
+    """Write one file of features, or the shards of one, with annotations.json and SHA256SUMS.
+
+    At no moment does SHA256SUMS accuse a good file; what it says of other files stays. An error that an array raises
     leaves all as it was. One array at a time is in memory.
 
     Args:
-        arrays: ("modality/video_id", (T, D)), one after another.
-        attributes: numbers and texts by the name of their group, "/" for the file itself.
+        files: by name their arrays, ("modality/video_id", (T, D)) one after another; None for a file that is there
+            already and stays.
+        attributes: numbers and texts by the name of their group, "/" for the file itself; in every file.
         annotations: the content of annotations.json; None leaves the one that is there.
     InputError: the system does not let us write (a full disk, no permission), a SHA256SUMS that is damaged.
     """
     out.mkdir(parents=True, exist_ok=True)
     listed = listed_sums(out)
-    with replacing(out / FEATURES) as partial:
-        _write_features(partial, arrays, attributes)
-        _write_sums(out, listed, of=())
+    with ExitStack() as replaced:  # all files take their names when the last one is whole
+        for name, arrays in files.items():
+            if arrays is not None:
+                _write_features(replaced.enter_context(replacing(out / name)), arrays, attributes)
+        _write_sums(out, listed, ours=files)
         if annotations is not None:
             write_json(out / ANNOTATIONS, annotations)
-    _write_sums(out, listed, of=(FEATURES, ANNOTATIONS))
-    return out / FEATURES
+    _write_sums(out, listed, ours=files, written=True)
 
 
 def convert_features(
@@ -74,6 +95,7 @@ def convert_features(
     subsets: Sequence[str] | None = None,
     fps: float | None = None,
     stride: float | None = None,
+    shards: int | None = None,
 ) -> list[Conversion]:
     """The features at `path`, of any form, and their annotations -> `write_dataset` into the folder `out`.
 
@@ -85,9 +107,10 @@ def convert_features(
         modalities: stored ones; None for all.
         subsets: only the videos annotated with these; None for every video that is stored.
         fps, stride: of features that do not say their rate (stride: frames a snippet).
+        shards: write so many files, the videos in order and about equally many bytes in each; None for one features.h5.
     InputError, with nothing written: features or annotations that cannot be read or used, a rate that nobody says or
     that is said differently, names that HDF5 cannot hold, the features' own folder, other features or annotations at
-    `out`, too little space.
+    `out`, too little space, fewer videos than shards.
     """
     source, out = open_features(path, modalities).source, Path(out)
     folder = source.path if source.path.is_dir() else source.path.parent
@@ -101,16 +124,14 @@ def convert_features(
     content = annotations_to_json(annotations)
     if _has_annotations(out / ANNOTATIONS, content):
         content = None
-    if _has_features(out):
-        selection.require_equal(out / FEATURES, attributes)
-        listed = listed_sums(out)
-        if content is not None:
-            _write_sums(out, listed, of=())
-            write_json(out / ANNOTATIONS, content)
-        _write_sums(out, listed, of=(FEATURES, ANNOTATIONS))
-    else:
-        require_space(out, selection.num_bytes())
-        write_dataset(out, selection.arrays("converting"), attributes, content)
+    files = {FEATURES: selection.every} if shards is None else selection.sharded(shards)
+    present = _present_features(out, files)
+    for name in present:
+        selection.require_equal(out / name, files[name], attributes)
+    missing = [name for name in files if name not in present]
+    require_space(out, sum(selection.num_bytes(video_id) for name in missing for video_id in files[name]))
+    arrays = {name: None if name in present else selection.arrays(files[name], "converting") for name in files}
+    write_files(out, arrays, attributes, content)
     return selection.conversions()
 
 
@@ -131,46 +152,64 @@ class _Selection:
                     f"{source.path}: '{modality}' has none of the videos; name other modalities or subsets"
                 )
             require_hdf5_names(video_ids)
+        self.every = list(dict.fromkeys(video_id for video_ids in self.video_ids.values() for video_id in video_ids))
+        self._members = {modality: frozenset(video_ids) for modality, video_ids in self.video_ids.items()}
         self._dtypes: dict[str, set[str]] = {modality: set() for modality in modalities}
 
-    def num_bytes(self) -> int:
-        """About the size of the features; InputError for a shape that cannot be used."""
-        total = 0
-        for modality, store in self.stores.items():
-            video_ids = self.video_ids[modality]
-            itemsize = _kept_dtype(store.stored_values(modality, video_ids[0])).itemsize
-            counts = tqdm(video_ids, f"measuring {modality}", leave=False, unit="video", delay=2)
-            total += sum(map(store.num_snippets, counts)) * store.modality_dims[0] * itemsize
-        return total
+    def num_bytes(self, video_id: str) -> int:
+        """About the size of a video's features; InputError for a shape that cannot be used."""
+        stores = (store for modality, store in self.stores.items() if video_id in self._members[modality])
+        return sum(store.num_snippets(video_id) * self._row_bytes[store.modalities[0]] for store in stores)
+
+    @cached_property
+    def _row_bytes(self) -> dict[str, int]:
+        """Of a snippet of each modality, as its first video is stored."""
+        return {
+            modality: store.modality_dims[0] * _kept_dtype(store.stored_values(modality, video_ids[0])).itemsize
+            for (modality, video_ids), store in zip(self.video_ids.items(), self.stores.values(), strict=True)
+        }
+
+    def sharded(self, count: int) -> dict[str, list[str]]:
+        """The videos of each shard, in order, at least one each; InputError for more shards than videos."""
+        if not 0 < count <= len(self.every):
+            raise InputError(f"{self.source.path}: has {len(self.every)} videos, which do not fill {count} shards")
+        measured = tqdm(self.every, "measuring", leave=False, unit="video", delay=2)
+        sizes = np.array([self.num_bytes(video_id) for video_id in measured])
+        shards = np.arange(count)
+        starts = np.searchsorted(np.cumsum(sizes) - sizes / 2, sizes.sum() / count * shards)
+        starts = np.maximum.accumulate(starts - shards) + shards  # one video further at least
+        starts = np.minimum(starts, len(sizes) - count + shards)
+        borders = [*starts.tolist(), len(sizes)]
+        return {shard_name(shard, count): self.every[borders[shard] : borders[shard + 1]] for shard in range(count)}
 
     def attributes(self, fps: float | None, stride: float | None) -> dict[str, dict[str, object]]:
         """The rate of each modality, and whether all of it is simulated."""
         attributes = {modality: _rate(self.source, modality, fps, stride)._asdict() for modality in self.stores}
         return attributes | ({"/": {"simulated": SIMULATED_TOO}} if self.source.simulated else {})
 
-    def arrays(self, doing: str) -> Iterator[tuple[str, np.ndarray]]:
+    def arrays(self, video_ids: Iterable[str], doing: str) -> Iterator[tuple[str, np.ndarray]]:
         """("modality/video_id", (T, D) float16 or float32), video by video. InputError for what cannot be used."""
-        members = {modality: frozenset(video_ids) for modality, video_ids in self.video_ids.items()}
-        every = dict.fromkeys(video_id for video_ids in self.video_ids.values() for video_id in video_ids)
-        for video_id in tqdm(every, doing, unit="video"):
+        for video_id in tqdm(video_ids, doing, unit="video", leave=False):
             for modality, store in self.stores.items():
-                if video_id in members[modality]:
+                if video_id in self._members[modality]:
                     store.num_snippets(video_id)  # which holds the shape against the other videos'
                     values = store.stored_values(modality, video_id)
                     self._dtypes[modality].add(values.dtype.name)
                     yield f"{modality}/{video_id}", values.astype(_kept_dtype(values), copy=False)
 
-    def require_equal(self, path: Path, attributes: Mapping[str, Mapping[str, object]]) -> None:
-        """InputError if a features.h5 holds anything else than what would be written."""
+    def require_equal(
+        self, path: Path, video_ids: Collection[str], attributes: Mapping[str, Mapping[str, object]]
+    ) -> None:
+        """InputError if a file of features holds anything else than what would be written of these videos."""
         present = HDF5Source(path)
         if set(present.modalities) != set(self.stores) or present.simulated != self.source.simulated:
             raise _other_features(path)
-        for modality, video_ids in self.video_ids.items():
+        for modality, members in self._members.items():
             said = attributes[modality]
             same_rate = present.rate(modality) == Rate(said["fps"], said["stride"])
-            if not same_rate or set(present.video_ids(modality)) != set(video_ids):
+            if not same_rate or set(present.video_ids(modality)) != members.intersection(video_ids):
                 raise _other_features(path)
-        for name, values in self.arrays("comparing with what is there"):
+        for name, values in self.arrays(video_ids, "comparing with what is there"):
             found = present.read(*name.split("/", maxsplit=1))
             if found.dtype != values.dtype or not np.array_equal(found, values):
                 raise _other_features(path)
@@ -227,11 +266,12 @@ def _chunk_shape(values: np.ndarray) -> tuple[int, int]:
     return math.ceil(len(values) / parts), values.shape[1]
 
 
-def _write_sums(folder: Path, listed: Mapping[str, str], of: Sequence[str]) -> None:
-    """SHA256SUMS: what was listed of files that are not ours, and those of ours that are in place."""
-    others = [f"{value}  {name}\n" for name, value in listed.items() if name not in (FEATURES, ANNOTATIONS)]
-    if of or others:
-        write_text(folder / SUMS, "".join(others) + sums_text(folder, of))
+def _write_sums(folder: Path, listed: Mapping[str, str], ours: Iterable[str], written: bool = False) -> None:
+    """SHA256SUMS: what was listed of others' files and, once they are written, our features and annotations."""
+    ours = [*ours, ANNOTATIONS]
+    others = [f"{value}  {name}\n" for name, value in listed.items() if name not in ours]
+    if written or others:
+        write_text(folder / SUMS, "".join(others) + (sums_text(folder, ours) if written else ""))
     else:
         (folder / SUMS).unlink(missing_ok=True)
 
@@ -241,15 +281,13 @@ def _only(annotations: Annotations, subsets: Sequence[str]) -> Annotations:
     return replace(annotations, videos={name: video for name, video in annotations.videos.items() if name in videos})
 
 
-def _has_features(out: Path) -> bool:
-    """Whether `out` has a features.h5; InputError if it has features that one would hide."""
-    if not out.is_dir():
-        return False
-    found = list(features_in(out))
+def _present_features(out: Path, names: Container[str]) -> list[str]:
+    """Those of the files that `out` has, after a stop some of them; InputError if it has features beside them."""
+    found = list(features_in(out)) if out.is_dir() else []
     for path in found:
-        if path != out / FEATURES:
+        if path.parent != out or path.name not in names:
             raise _other_features(path)
-    return bool(found)
+    return [path.name for path in found]
 
 
 def _has_annotations(path: Path, content: dict) -> bool:

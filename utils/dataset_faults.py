@@ -18,8 +18,8 @@ from utils.ave import BACKGROUND
 from utils.checksums import SUMS, listed_sums, require_listed_sum
 from utils.datasets import SNIPPET_RATE, DatasetSpec
 from utils.errors import InputError
-from utils.feature_files import FolderSource, Source
 from utils.features import FeatureStore, is_finite
+from utils.sources import Source
 
 ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
 MISSING = "missing features"  # the one kind that training has words of its own for (wsad_dataset.py)
@@ -318,7 +318,7 @@ def _unreadable(source: Source, stored: str, video_id: str, error: InputError) -
 
 def _place(source: Source, stored: str, video_id: str) -> str:
     """The file in which one modality of a video lies."""
-    return str(source.path / stored / f"{video_id}.npy" if isinstance(source, FolderSource) else source.path)
+    return str(source.place(stored, video_id))
 
 
 def _usable(layout: _Layout, annotations: Annotations, spec: DatasetSpec, subset: str) -> list[Video]:

@@ -48,8 +48,9 @@ def open_subset(
     subset: str,
     missing_features: str,
     video_ids: Sequence[str] | None = None,
+    device: torch.device | str | None = "cpu",
 ) -> WeakVideoDataset:
-    """The videos of one subset (of these ids only), as the dataset's spec uses them."""
+    """The videos of one subset (of these ids only), as the dataset's spec uses them, features kept on ``device``."""
     return WeakVideoDataset(
         annotations,
         store,
@@ -57,6 +58,7 @@ def open_subset(
         missing_features=missing_features,
         min_snippets=spec.min_snippets,
         video_ids=video_ids,
+        device=device,
     )
 
 
@@ -104,7 +106,7 @@ class HoldOut:
         scores, losses = [], []
         for index in range(len(self.dataset)):
             outputs = net(torch.tensor(self.dataset[index], device=device)[None])
-            labels = torch.tensor(self.dataset.labels[index], device=device)[None]
+            labels = torch.tensor(self.dataset.labels[index], dtype=torch.float32, device=device)[None]
             no_pairs = torch.zeros(0, 2, dtype=torch.long, device=device)
             losses.append(self._criterion(outputs, labels, no_pairs)["total"].item())
             cas, attention = (outputs[name][0].cpu().numpy() for name in ("cas", "attention"))

@@ -4,7 +4,7 @@
 modalities side by side. Four forms are read (utils/feature_files.py):
 
 * HDF5: `/<modality>/<video_id>` (T, D); attributes `fps` and `stride` (frames a snippet) on the modality's
-  group, else on the file's root, give the snippet rate.
+  group, else on the file's root, give the snippet rate. One file, or shards of one (utils/shards.py).
 * `<modality>/<video_id>.npy` folders; `features.json` beside them, `{"fps": 30, "stride": 16}`, gives the rate.
 * the releases' `<name>-I3D-JOINTFeatures.npy` (RGB first, flow last, 25 fps, stride 16), whose rows
   `<name>-Annotations/videoname.npy` names.
@@ -23,8 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError, exit_on_input_error
-from utils.feature_files import Source, open_source
+from utils.feature_files import open_source
 from utils.segments import aligned_snippets
+from utils.shards import ShardedSource
+from utils.sources import Source
 
 DIFFERENCE_SUFFIX = "_diff"
 
@@ -129,22 +131,52 @@ class FeatureStore:
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         """(T, D) float32. InputError: no such video, bad shape or dtype, values that are NaN or infinite."""
+        return self._features(video_id, None)
+
+    def rows(self, video_id: str, snippets: np.ndarray) -> np.ndarray:
+        """`self[video_id][snippets]`, (len(snippets), D) float32, reading as little else as the form on disk allows.
+
+        snippets: sorted, in [0, T); they may repeat. InputError as above, values only of what is read; IndexError for
+        snippets that are none of the video or not sorted.
+        """
+        return self._features(video_id, np.asarray(snippets))
+
+    def _features(self, video_id: str, snippets: np.ndarray | None) -> np.ndarray:
+        """All of a video, or these snippets of it."""
         lengths = self._lengths(video_id)
-        features = np.empty((lengths[0], sum(self.modality_dims)), dtype=np.float32)
+        if snippets is not None:
+            _require_sorted(snippets, lengths[0])
+        count = lengths[0] if snippets is None else len(snippets)
+        features = np.empty((count, sum(self.modality_dims)), dtype=np.float32)
         parts = np.split(features, np.cumsum(self.modality_dims)[:-1], axis=1)
         columns = (parts, self.modalities, self.stored_modalities, lengths, self._rates)
         for part, modality, stored, length, rate in zip(*columns, strict=True):
-            values = self.stored_values(stored, video_id)
-            if modality != stored:
-                values = mean_difference(values.astype(np.float32, copy=False))
+            rows = snippets
             if rate != self.snippet_rate:
-                values = values[aligned_snippets(lengths[0], self.snippet_rate, length, rate)]
-            part[:] = values
+                aligned = aligned_snippets(lengths[0], self.snippet_rate, length, rate)
+                rows = aligned if snippets is None else aligned[snippets]
+            if modality == stored:
+                part[:] = self.stored_values(stored, video_id, rows)
+            else:
+                part[:] = self._differences(stored, video_id, length, rows)
         return features
 
-    def stored_values(self, stored: str, video_id: str) -> np.ndarray:
-        """One stored modality of a video in its own dtype. InputError: no floats, values that float32 cannot hold."""
-        values = self.source.read(stored, video_id)
+    def _differences(self, stored: str, video_id: str, length: int, rows: np.ndarray | None) -> np.ndarray:
+        """`mean_difference` of a stored modality of so many snippets, of all of them or in these rows."""
+        if rows is None:
+            return mean_difference(self.stored_values(stored, video_id).astype(np.float32, copy=False))
+        # Beside each row its neighbours, so that what is next to it here is so in the video too.
+        near = np.unique(np.concatenate([rows - 1, rows, rows + 1]).clip(0, length - 1))
+        values = self.stored_values(stored, video_id, near).astype(np.float32, copy=False)
+        return mean_difference(values)[np.searchsorted(near, rows)]
+
+    def stored_values(self, stored: str, video_id: str, rows: np.ndarray | None = None) -> np.ndarray:
+        """One stored modality of a video in its own dtype, or sorted rows of it.
+
+        InputError: no floats, values that float32 cannot hold.
+        """
+        source = self.source
+        values = source.read(stored, video_id) if rows is None else source.rows(stored, video_id, rows)
         if values.dtype.kind != "f":
             raise InputError(
                 f"{self.source.path}: '{stored}' of video '{video_id}' has dtype {values.dtype}, "
@@ -153,10 +185,20 @@ class FeatureStore:
         finite = is_finite(values)
         if not finite.all():
             row = int(np.flatnonzero(~finite.all(axis=1))[0])
+            row = row if rows is None else int(rows[row])
             raise InputError(
                 f"{self.source.path}: '{stored}' of video '{video_id}' has NaN or infinite values, first in row {row}"
             )
         return values
+
+    def shards(self, video_ids: Sequence[str]) -> np.ndarray:
+        """(N,) the number of the file that each video lies in. InputError: the features are not in several files."""
+        if not isinstance(self.source, ShardedSource):
+            raise InputError(
+                f"{self.source.path}: is not sharded, so --open-shards has nothing to choose from; leave it out, or "
+                "shard the features with scripts/convert_features.py --shards N"
+            )
+        return np.array([self.source.shard(video_id) for video_id in video_ids])
 
     def _require(self, video_id: str) -> None:
         if video_id not in self:
@@ -183,8 +225,17 @@ def open_features(path: str | Path, modalities: Sequence[str] | None = ("rgb", "
 
 def is_finite(values: np.ndarray) -> np.ndarray:
     """Where floats of any width are finite as float32, which all of them become."""
+    if values.dtype.itemsize == 2:  # all bits of the exponent; numpy itself takes 17 times as long
+        exponents = values.view(values.dtype.str.replace("f", "u")) & 0x7C00
+        return exponents != 0x7C00
     with np.errstate(over="ignore"):
         return np.isfinite(values.astype(np.float32) if values.dtype.itemsize > 4 else values)
+
+
+def _require_sorted(snippets: np.ndarray, length: int) -> None:
+    """IndexError unless they are non-decreasing and in [0, length): past a video lies another one's."""
+    if len(snippets) and not (snippets[0] >= 0 and (np.diff(snippets) >= 0).all() and snippets[-1] < length):
+        raise IndexError(f"expected sorted snippets in [0, {length}), found {snippets}")
 
 
 def mean_difference(features: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 
 from utils.errors import shown
 from utils.release_format import MAX_EMPTY_LENGTH
+from utils.rows import by_block, read_rows
 
 # HDF5 1.10 is the oldest format with checksums over all metadata; "latest" would shut out readers of other ages.
 VERSION = ("v110", "v110")
@@ -26,6 +27,7 @@ FILTERS = (h5py.h5z.FILTER_SHUFFLE, LZF, GZIP, FLETCHER32)  # in the order in wh
 FLETCHER32_BYTES = 4  # the checksum behind a chunk
 GZIP_RATIO = 1040  # what it packs at most is 1032, lzf less
 MAX_RATIO, FREE_BYTES = 100, 2**20  # of a whole dataset, beside what any may have: one of zeros alone packs well
+PLAIN_TYPES = (h5py.h5t.IEEE_F16LE, h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F64LE)  # whose bytes are the values, as they lie
 
 
 @contextmanager
@@ -100,10 +102,18 @@ def names_in(group: h5py.Group) -> Iterator[str]:
 def _group_at(group: h5py.Group, name: str) -> h5py.Group | None:
     """The group of that name, if it is one; what cannot be opened is none, which is reported when it is read."""
     try:
+        if _is_array(group, name.encode()):
+            return None
         found = follow(group, name)
     except Exception:  # as in `HDF5Source._reading`
         return None
     return found if isinstance(found, h5py.Group) else None
+
+
+def _is_array(group: h5py.Group, name: bytes) -> bool:
+    """Whether an array lies there itself, which shows without opening it; most of what is listed are such."""
+    own = group.id.links.get_info(name).type == h5py.h5l.TYPE_HARD
+    return own and h5py.h5o.get_info(group.id, name).type == h5py.h5o.TYPE_DATASET
 
 
 def require_own_values(dataset: h5py.Dataset) -> None:
@@ -123,33 +133,37 @@ def require_own_values(dataset: h5py.Dataset) -> None:
 
 def require_held(dataset: h5py.Dataset, file_bytes: int) -> None:
     """ValueError for a dataset of more bytes than those in the file can be unpacked to; no value is read for that."""
-    if 0 in dataset.shape and max(dataset.shape) > MAX_EMPTY_LENGTH:
-        raise ValueError(f"no array has the shape {dataset.shape}")
-    promised, held = math.prod(dataset.shape) * _item_bytes(dataset), dataset.id.get_storage_size()
-    if held > file_bytes or (promised > held and not dataset.chunks):
+    shape, chunks, item_bytes = dataset.shape, dataset.chunks, _item_bytes(dataset)  # each takes h5py a while
+    if 0 in shape and max(shape) > MAX_EMPTY_LENGTH:
+        raise ValueError(f"no array has the shape {shape}")
+    promised, held = math.prod(shape) * item_bytes, dataset.id.get_storage_size()
+    if held > file_bytes or (promised > held and not chunks):
         raise ValueError(f"it promises {max(promised, held):,} bytes, the file holds {min(held, file_bytes):,} of them")
-    if dataset.chunks:
-        _require_chunks(dataset)
+    if chunks:
+        places = math.prod(-(-length // chunk) for length, chunk in zip(shape, chunks, strict=True))
+        _require_chunks(dataset, places, math.prod(chunks) * item_bytes)
     if promised > MAX_RATIO * held + FREE_BYTES:
         raise ValueError(f"it promises {promised:,} bytes, packed into {held:,}; no features pack so well")
 
 
-def _require_chunks(dataset: h5py.Dataset) -> None:
-    """ValueError for chunks that were not written or are too small; HDF5 reads past the end of such."""
+def _require_chunks(dataset: h5py.Dataset, places: int, promised: int) -> None:
+    """ValueError for chunks that were not written or are too small; HDF5 reads past the end of such.
+
+    places: how many there must be; promised: the bytes of each, since those at the edges are stored whole.
+    """
     chunks = _chunks(dataset)
-    places = math.prod(-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True))
     written = len({chunk.chunk_offset for chunk in chunks})
     if written < places:
         raise ValueError(f"of its {places:,} chunks the file holds {written:,}")
-    promised = math.prod(dataset.chunks) * _item_bytes(dataset)  # those at the edges are stored whole
+    by_mask = {mask: _filters(dataset, mask) for mask in {0, *(chunk.filter_mask for chunk in chunks)}}
     for chunk in chunks:
-        filters = _filters(dataset, chunk.filter_mask)
+        filters = by_mask[chunk.filter_mask]
         held = chunk.size - (FLETCHER32_BYTES if FLETCHER32 in filters else 0)
         if not (promised <= GZIP_RATIO * held if LZF in filters or GZIP in filters else promised == held):
             raise ValueError(f"a chunk of it promises {promised:,} bytes, the file holds {chunk.size:,}")
-    layout = dataset.id.get_create_plist()
-    for index, code in enumerate(_filters(dataset)):
-        if code == LZF and layout.get_filter(index)[2][2:] != (promised,):
+    if LZF in by_mask[0]:
+        lzf = dataset.id.get_create_plist().get_filter(by_mask[0].index(LZF))
+        if lzf[2][2:] != (promised,):
             raise ValueError("the size of its lzf chunks is damaged")
 
 
@@ -162,6 +176,21 @@ def require_unpacked(dataset: h5py.Dataset) -> None:
             unpacker = zlib.decompressobj()
             if len(unpacker.decompress(content, promised + 1)) != promised or not unpacker.eof:
                 raise ValueError(f"a chunk of it does not unpack to the {promised:,} bytes that it promises")
+
+
+def dataset_rows(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Sorted rows (N,) of a dataset (T, D) -> (N, D) in its own dtype; the checks above must have passed.
+
+    What lies in one piece is read past HDF5, row by row; of chunks those that hold a wanted row, one after another.
+    """
+    offset = dataset.id.get_offset()  # None for what does not lie in one piece
+    if offset is not None and any(dataset.id.get_type().equal(kind) for kind in PLAIN_TYPES):
+        descriptor = dataset.file.id.get_vfd_handle()
+        return read_rows(descriptor, offset, dataset.dtype, dataset.shape[1], rows)
+    values = np.empty((len(rows), dataset.shape[1]), dataset.dtype)
+    for places, first, last in by_block(rows, dataset.chunks[0] if dataset.chunks else len(dataset)):
+        values[places] = dataset[first : last + 1][rows[places] - first]
+    return values
 
 
 def _filters(dataset: h5py.Dataset, mask: int = 0) -> list[int]:

@@ -24,6 +24,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from utils.errors import InputError, shown
+from utils.rows import read_rows
 
 MAX_HEADER_BYTES = 2**13  # of a plain dtype it has 128
 MAX_DIMENSIONS = 32  # of an array
@@ -32,6 +33,7 @@ MAX_OPERATIONS = 2**21  # of a pickle; THUMOS14's largest has 46,000, and each m
 MAX_DEPTH = 8  # lists in lists; the releases have 3
 FREE_BYTES = 2**22  # which parts that appear several times may come to, written out, however small the file is
 KINDS = "biufSUO"  # bool, integers, floats, bytes, text and objects, as `np.dtype.kind` has them
+NO_OBJECTS = "it has object dtype; expected numbers or text"
 _SHORT = 300  # characters of a library's message
 
 
@@ -51,8 +53,19 @@ def load_plain_array(path: str | Path) -> np.ndarray:
     with _opened(path) as file:
         header = _read_header(file)
         if header.dtype.hasobject:
-            raise ValueError("it has object dtype; expected numbers or text")
+            raise ValueError(NO_OBJECTS)
         return _read_plain(file, header)
+
+
+def load_plain_rows(path: str | Path, rows: np.ndarray) -> np.ndarray:
+    """`load_plain_array(path)[rows]` of sorted rows of a (T, D) array; in C order the others are not read."""
+    with _opened(path) as file:
+        header = _read_header(file)
+        if header.dtype.hasobject:
+            raise ValueError(NO_OBJECTS)
+        if len(header.shape) != 2 or header.fortran_order:
+            return _read_plain(file, header)[rows]
+        return read_rows(file.fileno(), file.tell(), header.dtype, header.shape[1], rows)
 
 
 def array_shape(path: str | Path) -> tuple[int, ...]:

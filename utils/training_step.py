@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from utils.distributed import ALONE, Ranks
 from utils.errors import InputError
-from wsad_dataset import Batch
+from wsad_dataset import Batch, sent
 
 
 class StepOutcome(NamedTuple):
@@ -67,7 +67,7 @@ class TrainingStep:
         self.device = next(objective.parameters()).device
 
     def __call__(self, batch: Batch) -> StepOutcome:
-        terms = self.objective(*(x.to(self.device, non_blocking=True) for x in batch))
+        terms = self.objective(*(sent(part, self.device) for part in batch))
         self.optimiser.zero_grad(set_to_none=True)
         terms["total"].backward()
         gradients = [parameter.grad for parameter in self.objective.parameters() if parameter.grad is not None]
