@@ -1,22 +1,22 @@
 """Training batches from features in memory: milliseconds, and share of what the machine can copy."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from benchmarks.made import made_training_set
-from benchmarks.measure import take_turns
-from benchmarks.table import Column
+from benchmarks.measure import Settings, take_turns
+from benchmarks.table import Column, Measured
 from utils.features import FeatureStore
 from utils.sampler import PairSampler, stratified_snippets
 from wsad_dataset import BatchLoader, WeakVideoDataset
 
 SOURCES = 4  # buffers that the copy reads in turn, so that none of them is still in the cache
 
-TITLE = "sampling: one training batch from features in memory, float32"
+TITLE = "one training batch from features in memory, float32"
 COLUMNS = (
+    Column("source", "features in"),
     Column("batch_size", "videos"),
     Column("snippets", "snippets each"),
     Column("channels", "channels"),
@@ -51,10 +51,11 @@ class PlainLoader:
         return torch.from_numpy(np.stack(videos))  # (B, T, D)
 
 
-def measure(quick: bool, threads: int, device: str, files: Sequence[str] | None) -> list[dict]:
+def measure(settings: Settings) -> list[Measured]:
     """One row: THUMOS14's training set in memory, 10 videos of 500 snippets."""
-    torch.set_num_threads(threads)
-    return [_row(40, 6, 40, 32, 0.05)] if quick else [_row(200, 10, 500, 1024, 5.0)]
+    torch.set_num_threads(settings.threads)
+    jobs = [(40, 6, 40, 32, 0.05)] if settings.quick else [(200, 10, 500, 1024, 5.0)]
+    return [Measured("data", TITLE, COLUMNS, [_row(*job) for job in tqdm(jobs, "data", leave=False, delay=2)], NOTES)]
 
 
 def _row(videos: int, batch_size: int, num_snippets: int, dim: int, budget: float) -> dict:
@@ -74,6 +75,7 @@ def _row(videos: int, batch_size: int, num_snippets: int, dim: int, budget: floa
         for seconds in take_turns(lambda: next(fast), lambda: next(plain), copy, budget=budget, rounds=100)
     )
     return {
+        "source": "memory",
         "batch_size": batch_size,
         "snippets": num_snippets,
         "channels": 2 * dim,
