@@ -1,22 +1,33 @@
-"""Training batches from features in memory: milliseconds, and share of what the machine can copy."""
+"""Training batches from memory and from files: milliseconds, and share of what the machine can copy."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.made import made_training_set
+from benchmarks.made import SCALES, made_lengths, made_training_set, store_plainly, write_made_set
 from benchmarks.measure import Settings, take_turns
 from benchmarks.table import Column, Measured
-from utils.features import FeatureStore
+from benchmarks.yardstick import wait_for
+from utils.annotations import load_annotations
+from utils.engine import choose_device
+from utils.features import FeatureStore, open_features
 from utils.sampler import PairSampler, stratified_snippets
 from wsad_dataset import BatchLoader, WeakVideoDataset
 
+VIDEOS, FILE_VIDEOS = 200, 60
 SOURCES = 4  # buffers that the copy reads in turn, so that none of them is still in the cache
 
-TITLE = "one training batch from features in memory, float32"
+TITLE = "one training batch, float32 on the device that trains"
 COLUMNS = (
     Column("source", "features in"),
+    Column("cache", "cache"),
+    Column("dtype", "stored as"),
     Column("batch_size", "videos"),
     Column("snippets", "snippets each"),
     Column("channels", "channels"),
@@ -31,7 +42,9 @@ COLUMNS = (
     Column("share", "share of copy", ".0%"),
 )
 NOTES = (
-    "plain: video by video, fancy indexing, one np.stack; the same draws, same run",
+    "plain: whole videos, one after another, fancy indexing, one np.stack; the same draws, same run",
+    "own HDF5: in chunks with checksums, as convert_features.py writes it; contiguous: as h5py does unasked; both as "
+    "the system has them in its page cache, so that this is not the speed of a disk; no thread makes batches ahead",
     "copy: np.copyto of as many bytes into mapped memory; GB/s of bytes copied (as many are read as written)",
 )
 
@@ -52,35 +65,62 @@ class PlainLoader:
 
 
 def measure(settings: Settings) -> list[Measured]:
-    """One row: THUMOS14's training set in memory, 10 videos of 500 snippets."""
+    """A row a place that features are in."""
     torch.set_num_threads(settings.threads)
-    jobs = [(40, 6, 40, 32, 0.05)] if settings.quick else [(200, 10, 500, 1024, 5.0)]
-    return [Measured("data", TITLE, COLUMNS, [_row(*job) for job in tqdm(jobs, "data", leave=False, delay=2)], NOTES)]
+    rows = [
+        {"source": source, "cache": cache, "dtype": dtype, **_row(dataset, settings)}
+        for source, cache, dtype, dataset in tqdm(_places(settings), "data", leave=False, delay=2)
+    ]
+    return [Measured("data", TITLE, COLUMNS, rows, NOTES)]
 
 
-def _row(videos: int, batch_size: int, num_snippets: int, dim: int, budget: float) -> dict:
+def _places(settings: Settings) -> Iterator[tuple[str, str, str, WeakVideoDataset]]:
+    """Where features are, the option of main.py that keeps them there, how they are stored, and the dataset."""
+    videos, dim = (40, 32) if settings.quick else (VIDEOS, 1024)
     annotations, source = made_training_set(videos, dim=dim)
-    dataset = WeakVideoDataset(annotations, FeatureStore(source, source.modalities), "train")
+    store, device = FeatureStore(source, source.modalities), choose_device(settings.device)
+    yield "memory", "host", "float32", WeakVideoDataset(annotations, store, "train")
+    if device.type == "cuda":
+        yield "GPU", "device", "float32", WeakVideoDataset(annotations, store, "train", device=device)
+    lengths = made_lengths(replace(SCALES["thumos14"], videos=40 if settings.quick else FILE_VIDEOS))
+    for dtype in ("float16", "float32"):
+        with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+            write_made_set(Path(folder), "demo", lengths, lengths[:1], dim, dtype=dtype)
+            yield "own HDF5", "none", dtype, _uncached(folder)
+            store_plainly(Path(folder))
+            yield "contiguous HDF5", "none", dtype, _uncached(folder)
+
+
+def _uncached(folder: str) -> WeakVideoDataset:
+    return WeakVideoDataset(load_annotations(folder), open_features(folder), "train", device=None)
+
+
+def _row(dataset: WeakVideoDataset, settings: Settings) -> dict:
+    batch_size, num_snippets = (6, 40) if settings.quick else (10, 500)
+    channels = sum(dataset.modality_dims)
     fast, plain = BatchLoader(dataset, batch_size, 3, num_snippets), PlainLoader(dataset, batch_size, num_snippets)
-    same = all(torch.equal(next(fast).features, next(plain)) for _ in range(3))
-    target = np.zeros((batch_size, num_snippets, 2 * dim), dtype=np.float32)
+    same = all(torch.equal(next(fast).features.cpu(), next(plain)) for _ in range(3))
+    target = np.zeros((batch_size, num_snippets, channels), dtype=np.float32)
     buffers = [np.ones_like(target) for _ in range(SOURCES)]
 
     def copy() -> None:
         buffers.append(buffers.pop(0))
         np.copyto(target, buffers[-1])
 
+    def draw() -> None:
+        next(fast)
+        wait_for(dataset.device)
+
     ms, plain_ms, copy_ms = (
         1000 * seconds
-        for seconds in take_turns(lambda: next(fast), lambda: next(plain), copy, budget=budget, rounds=100)
+        for seconds in take_turns(draw, lambda: next(plain), copy, budget=0.05 if settings.quick else 5.0, rounds=100)
     )
     return {
-        "source": "memory",
         "batch_size": batch_size,
         "snippets": num_snippets,
-        "channels": 2 * dim,
+        "channels": channels,
         "batch_mb": target.nbytes / 1e6,
-        "set_mb": dataset.lengths.sum() * 8 * dim / 1e6,
+        "set_mb": dataset.lengths.sum() * 4 * channels / 1e6,
         "ms": ms,
         "plain_ms": plain_ms,
         "ratio": plain_ms / ms,
