@@ -1,6 +1,8 @@
 """scripts/benchmark.py: every subject runs, prints its table, and counts what it says it counts. Nothing is timed."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -237,6 +239,22 @@ def test_a_training_that_fails_says_why(tmp_path):
     assert "seconds" not in done
 
 
+def test_ctrl_c_leaves_no_files(tmp_path):
+    """Neither here nor in the training that was running."""
+    words = [sys.executable, ROOT / "scripts/benchmark.py", "memory", "--quick", "--threads", "1", "--device", "cpu"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(tmp_path.glob("benchmark-*/data/features.h5")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(1)  # main.py begins
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_exponent_of_growth():
     assert growth((1, 2, 4), [3.0, 12.0, 48.0]) == pytest.approx(2)
     assert growth((10, 1000), [5.0, 5.0]) == pytest.approx(0)
@@ -255,9 +273,11 @@ def test_targets_are_held_against_what_was_measured():
     assert verdicts["bf16 step, share of mm"] == ("20%", "NOT met")
     assert verdicts["bf16 step, times as fast as the plain float32 step"] == ("3.0", "NOT met")
     assert verdicts["a batch from memory, ms"] == ("-", "not measured here")
+    rows["memory"] = [{"iterations": n, "ended": "ok", "start_seconds": 9.0, "seconds": 59.0} for n in (3, 5000)]
     verdicts = {what: (measured, verdict) for what, _, measured, verdict in target_rows("GPU", rows)}
     assert verdicts["bf16 step, seconds"] == ("2.0000", "NOT met")
     assert verdicts["peak memory of a bf16 step, MB"] == ("900", "met")
+    assert verdicts["5,000 iterations with 25 evaluations, seconds"] == ("50", "met")
     assert "float32 step, share of mm" not in verdicts
 
 

@@ -20,7 +20,7 @@ from utils.engine import choose_device
 THUMOS14_VIDEOS = 200, 212  # to train on, to test on
 TRAINING_VIDEOS = (400, 4_000, 40_000)
 TEST_VIDEOS, SHORT, NARROW = 20, 60, 32  # of the sets that differ in training videos; snippets, channels a modality
-ITERATIONS = "3"
+ITERATIONS, WHOLE = 3, 5_000  # of a training; the whole of one, with 25 evaluations, only where a GPU does it
 
 COLUMNS = (
     Column("data", "data"),
@@ -29,13 +29,14 @@ COLUMNS = (
     Column("file_mb", "features MB", ",.0f"),
     Column("cache", "cache"),
     Column("precision", "precision"),
+    Column("iterations", "iterations", ","),
     Column("start_seconds", "start s", ".1f"),
     Column("seconds", "whole command s", ".1f"),
     Column("peak_mb", "peak MB", ",.0f"),
     Column("ended", "ended"),
 )
 NOTES = (
-    f"python main.py ... --max-iter {ITERATIONS}, with the evaluation and the files at its end, in a process of its "
+    "python main.py ... --max-iter ITERATIONS, with the evaluation and the files at its end, in a process of its "
     "own; peak: the most that it held in main memory (VmHWM), interpreter and PyTorch included",
     "start: until the first step, with imports, the check of the data and, with a cache, reading all of it",
     "SIMULATED features, float16, in chunks with checksums, as the project writes them; the narrow sets have "
@@ -45,7 +46,7 @@ NOTES = (
 
 @dataclass(frozen=True)
 class MadeSet:
-    """A dataset to write, and the trainings on it: (cache, precision) each."""
+    """A dataset to write, and the trainings on it: (cache, precision, iterations) each."""
 
     name: str
     dataset: str
@@ -53,7 +54,7 @@ class MadeSet:
     test: np.ndarray
     dim: int  # of each of the two modalities
     options: tuple[str, ...]
-    trainings: tuple[tuple[str, str], ...]
+    trainings: tuple[tuple[str, str, int], ...]
 
 
 def measure(settings: Settings) -> list[Measured]:
@@ -66,16 +67,19 @@ def measure(settings: Settings) -> list[Measured]:
 
 
 def _made_sets(settings: Settings) -> list[MadeSet]:
-    trainings = tuple(product(("host", "none"), precisions(choose_device(settings.device))))
+    device = choose_device(settings.device)
+    trainings = tuple(product(("host", "none"), precisions(device), (ITERATIONS,)))
     if settings.quick:
         trainings = trainings[-1:]
+    elif device.type == "cuda":
+        trainings += (("device", "bf16", WHOLE),)
     counts, dim, sizes = ((8, 4), 16, (8,)) if settings.quick else (THUMOS14_VIDEOS, 1024, TRAINING_VIDEOS)
     train, test = (made_lengths(replace(SCALES["thumos14"], videos=count), seed) for seed, count in enumerate(counts))
     full = MadeSet("THUMOS14's size", "thumos14", train, test, dim, ("--config", "configs/thumos14.yaml"), trainings)
     options = ("--dataset", "demo", "--num-snippets", str(SHORT))
     few = np.full(2 if settings.quick else TEST_VIDEOS, SHORT)
     narrow = [
-        MadeSet("narrow", "demo", np.full(count, SHORT), few, NARROW, options, (("none", "float32"),))
+        MadeSet("narrow", "demo", np.full(count, SHORT), few, NARROW, options, (("none", "float32", ITERATIONS),))
         for count in sizes
     ]
     return [full, *narrow]
@@ -84,9 +88,9 @@ def _made_sets(settings: Settings) -> list[MadeSet]:
 def _trainings(made: MadeSet, folder: Path, settings: Settings) -> Iterator[dict]:
     data = folder / "data"
     size = write_made_set(data, made.dataset, made.train, made.test, made.dim, num_classes=4 if settings.quick else 20)
-    for cache, precision in made.trainings:
+    for cache, precision, iterations in made.trainings:
         options = ["--path-dataset", str(data), "--cache", cache, "--precision", precision, "--device", settings.device]
-        done = run_main([*made.options, *options, "--max-iter", ITERATIONS], folder / "run", settings.threads)
+        done = run_main([*made.options, *options, "--max-iter", str(iterations)], folder / "run", settings.threads)
         shutil.rmtree(folder / "run", ignore_errors=True)
         yield {
             "data": made.name,
@@ -95,6 +99,7 @@ def _trainings(made: MadeSet, folder: Path, settings: Settings) -> Iterator[dict
             "file_mb": size / 1e6,
             "cache": cache,
             "precision": precision,
+            "iterations": iterations,
             **done,
         }
     shutil.rmtree(data)
