@@ -59,10 +59,11 @@ class MadeSet:
 
 def measure(settings: Settings) -> list[Measured]:
     """A row a training; what is written goes again, however this ends."""
-    rows = []
+    made_sets = _made_sets(settings)
+    count = sum(len(made.trainings) for made in made_sets)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        for made in tqdm(_made_sets(settings), "memory", leave=False, unit="dataset"):
-            rows += _trainings(made, Path(folder), settings)
+        rows = (row for made in made_sets for row in _trainings(made, Path(folder), settings))
+        rows = list(tqdm(rows, "memory", count, leave=False, unit="training"))
     return [Measured("memory", "main.py, as a user runs it", COLUMNS, rows, NOTES)]
 
 

@@ -24,6 +24,7 @@ QUICK_SIZES = ((16, 24),)
 BATCH_SIZE, NUM_CLASSES, VIDEOS = 10, 20, 40
 ADAM = {"lr": 5e-5, "weight_decay": 1e-3}
 MODE = "eager"  # neither compiled nor captured
+STEPS_A_TURN = {"cpu": 1, "cuda": 10}
 
 COLUMNS = (
     Column("size", "size"),
@@ -54,18 +55,19 @@ SPLIT_COLUMNS = (
 )
 NOTES = (
     *yardstick.NOTES,
-    "a step: a batch drawn from features in memory, forward, losses, backward, Adam; on a GPU with the batch's copy",
+    "a step: a batch drawn from features in memory, forward, losses, backward, Adam; on a GPU with the "
+    f"batch's copy, and {STEPS_A_TURN['cuda']} steps before the device is waited for",
     "GFLOP: the convolutions of forward and backward pass, counted from their sizes, without the gradient of the "
     "features, which nobody needs; three times the forward pass, as step times are often quoted, is {rule} at "
     "{size}. Losses and Adam are not in it",
     "peak: of a process that does nothing but three such steps, interpreter and PyTorch included; on a GPU the most "
     "that PyTorch had allocated there",
     "plain: the paper's network and losses as they read (benchmarks/plain_step.py), in turns with the step; results: "
-    "the largest relative difference of a loss term between the two, without dropout",
+    "the largest relative difference of a loss term between the two, float32, without dropout",
 )
 SPLIT_NOTES = (
     "the parts were timed one after another, with the device waited for after each; so their sum can exceed the whole "
-    "step of the table above",
+    "step of the table above, above all on a GPU",
     "backward: with whatever looks at the gradients; data: drawing the batch, and copying it to a GPU",
 )
 
@@ -121,7 +123,13 @@ def measure(settings: Settings) -> list[Measured]:
     title = f"one step of Adam, {BATCH_SIZE} videos, {NUM_CLASSES} classes"
     return [
         Measured("train", title, COLUMNS, [row for row, _ in done], notes, missing),
-        Measured("train_split", "its parts", SPLIT_COLUMNS, [row for _, rows in done for row in rows], SPLIT_NOTES),
+        Measured(
+            "train_split",
+            "the parts of such a step",
+            SPLIT_COLUMNS,
+            [row for _, rows in done for row in rows],
+            SPLIT_NOTES,
+        ),
     ]
 
 
@@ -130,18 +138,17 @@ def measured_step(dim: int, snippets: int, precision: str, settings: Settings) -
     torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
     loader = made_loader(dim, snippets, device)
-    sides = {"ours": ours(dim, NUM_CLASSES, precision, device)}
-    for _ in range(3):
-        sides["ours"].step(next(loader))
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
-    sides["plain"] = plain(dim, NUM_CLASSES, precision, device)
-    gap = largest_gap(*sides.values(), next(loader), device)
+    fast = ours(dim, NUM_CLASSES, precision, device)
+    peak = _peak_of(fast, loader, device)
+    slow = plain(dim, NUM_CLASSES, precision, device)
+    gap = largest_gap(fast, slow, next(loader), device)
 
-    yard = Yardstick(device, precision, settings.quick)
-    steps = [_whole_step(side, loader, device) for side in sides.values()]
+    yard, turn = Yardstick(device, precision, settings.quick), STEPS_A_TURN[device.type]
+    turns = [_turn(side, loader, device, turn) for side in (fast, slow)]
     budget = 0.05 if settings.quick else 25.0
-    seconds, plain_seconds, *others = take_turns(*steps, *yard.runs, budget=budget, rounds=20)
-    flops = plain_step.step_flops(sides["plain"].net, BATCH_SIZE, snippets)
+    *both, mm, convolution = take_turns(*turns, *yard.runs, budget=budget, rounds=20)
+    seconds, plain_seconds = (took / turn for took in both)
+    flops = plain_step.step_flops(slow.net, BATCH_SIZE, snippets)
     shared = {"size": _size(dim, snippets), "precision": precision, "mode": MODE}
     row = {
         **shared,
@@ -149,19 +156,19 @@ def measured_step(dim: int, snippets: int, precision: str, settings: Settings) -
         "gflop": flops / 1e9,
         "seconds": seconds,
         "snippets_s": BATCH_SIZE * snippets / seconds,
-        **yard.shares(flops, seconds, others),
+        **yard.shares(flops, seconds, [mm, convolution]),
         "peak_mb": peak / 1e6,
         "plain_seconds": plain_seconds,
         "ratio": plain_seconds / seconds,
         "gap": gap,
         "results": f"equal to {gap:.0e}",
     }
-    rounds = 2 if settings.quick else 3 if device.type == "cpu" else 20
-    parts = []
-    for (name, side), whole in zip(sides.items(), (seconds, plain_seconds), strict=True):
-        split = split_step(lambda: next(loader), side.step, side.net, side.criterion, side.optimiser, device, rounds)
-        ms = {part: 1000 * seconds for part, seconds in split.items()}
-        parts.append({**shared, "step": name, **ms, "sum": sum(ms.values()), "whole": 1000 * whole})
+    rounds = 2 if settings.quick else 3 * turn
+    sides = (("ours", fast, seconds), ("plain", slow, plain_seconds))
+    parts = [
+        {**shared, "step": name, **_parts(side, loader, device, rounds), "whole": 1000 * whole}
+        for name, side, whole in sides
+    ]
     return row, parts
 
 
@@ -176,12 +183,29 @@ def largest_gap(first: Trainee, second: Trainee, batch: Batch, device: torch.dev
     return max(abs(one[name] - two[name]).item() / max(abs(two[name]).item(), 1e-3) for name in two)
 
 
-def _whole_step(side: Trainee, loader: BatchLoader, device: torch.device) -> Callable[[], None]:
-    def step() -> None:
+def _peak_of(side: Trainee, loader: BatchLoader, device: torch.device) -> int:
+    """Bytes after three steps; Adam's state is there from the second on."""
+    for _ in range(3):
         side.step(next(loader))
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+
+
+def _turn(side: Trainee, loader: BatchLoader, device: torch.device, count: int) -> Callable[[], None]:
+    """So many steps without waiting for the device between them, as main.py takes them."""
+
+    def steps() -> None:
+        for _ in range(count):
+            side.step(next(loader))
         wait_for(device)
 
-    return step
+    return steps
+
+
+def _parts(side: Trainee, loader: BatchLoader, device: torch.device, rounds: int) -> dict[str, float]:
+    """Milliseconds of each part, and their sum."""
+    split = split_step(lambda: next(loader), side.step, side.net, side.criterion, side.optimiser, device, rounds)
+    ms = {part: 1000 * seconds for part, seconds in split.items()}
+    return {**ms, "sum": sum(ms.values())}
 
 
 def _counted(dim: int) -> plain_step.PlainCO2Net:
