@@ -1,15 +1,12 @@
 """mAP of made detection lists, from arrays, on one thread: seconds, ratio and peak memory."""
 
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-
 import numpy as np
+from tqdm import tqdm
 
 from benchmarks import plain
 from benchmarks.made import SCALES, made_detections, made_ground_truth
-from benchmarks.measure import peak_memory, take_turns
-from benchmarks.table import Column
+from benchmarks.measure import Settings, in_new_process, peak_memory, take_turns
+from benchmarks.table import Column, Measured
 from eval.detection import evaluate_detections
 from eval.detection_files import Table, read_detections, read_ground_truth
 from utils.datasets import DATASETS
@@ -22,7 +19,7 @@ PLAIN_UNTIL = 1_000_000  # detections; beyond, the plain matcher would take minu
 # of another machine.
 ACTIVITYNET_SECONDS = {("thumos14", 40_000): 19.6, ("activitynet12", 240_000): 91.0}
 
-TITLE = "evaluation: mAP from arrays, `seconds` protocol"
+TITLE = "mAP from arrays, `seconds` protocol, one thread"
 COLUMNS = (
     Column("data", "data"),
     Column("detections", "detections", ","),
@@ -46,12 +43,13 @@ NOTES = (
 )
 
 
-def measure(quick: bool, threads: int, device: str, files: Sequence[str] | None) -> list[dict]:
-    """A row a list. `threads` and `device` make no difference: the evaluation is numpy on one thread."""
-    budget = 0.05 if quick else 4.0
-    jobs = [(made_row, (name, count, budget)) for name, count in (QUICK_SIZES if quick else SIZES)]
-    jobs += [(file_row, (*files, budget))] if files else []
-    return [_in_new_process(*job) for job in jobs]
+def measure(settings: Settings) -> list[Measured]:
+    """A row a list. Threads and device make no difference: the evaluation is numpy on one thread."""
+    budget = 0.05 if settings.quick else 4.0
+    jobs = [(made_row, name, count, budget) for name, count in (QUICK_SIZES if settings.quick else SIZES)]
+    jobs += [(file_row, *settings.files, budget)] if settings.files else []
+    rows = [in_new_process(*job) for job in tqdm(jobs, "evaluation", leave=False, delay=2)]
+    return [Measured("evaluation", TITLE, COLUMNS, rows, NOTES)]
 
 
 def made_row(name: str, count: int, budget: float) -> dict:
@@ -98,12 +96,6 @@ def _row(truth: Table, found: Table, thresholds: tuple[float, ...], budget: floa
     same = np.array_equal(answer[1], result.matched)
     gap = np.nanmax(np.abs(answer[0] - result.ap))
     return {**row, "results": "equal" if same and gap == 0 else f"{(answer[1] != result.matched).sum()} differ"}
-
-
-def _in_new_process(function, arguments: tuple) -> dict:
-    """A new interpreter, so that its peak memory is its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def _bytes(table: Table) -> int:

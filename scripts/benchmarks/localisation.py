@@ -1,19 +1,18 @@
 """T-CAM and attention of one video -> detections: milliseconds, and the ratio to Section 3.6 written plainly."""
 
-from collections.abc import Sequence
-
 import numpy as np
+from tqdm import tqdm
 
 from benchmarks import plain
 from benchmarks.made import made_outputs
-from benchmarks.measure import take_turns
-from benchmarks.table import Column
+from benchmarks.measure import Settings, take_turns
+from benchmarks.table import Column, Measured
 from eval.proposals import localize
 
 VIDEOS = 5  # of each length, so that no single one decides
 REFERENCE_MS = {300: 5.8, 5000: 98.0}  # the authors' own code on smooth attention, once, on another machine
 
-TITLE = f"localisation: one video (mean of {VIDEOS} made ones), 20 classes, one thread"
+TITLE = f"one video (mean of {VIDEOS} made ones), 20 classes, one thread"
 COLUMNS = (
     Column("snippets", "T", ","),
     Column("proposals", "proposals a class", ".0f"),
@@ -32,9 +31,11 @@ NOTES = (
 )
 
 
-def measure(quick: bool, threads: int, device: str, files: Sequence[str] | None) -> list[dict]:
+def measure(settings: Settings) -> list[Measured]:
     """A row a length."""
-    return [_row(snippets, 0.05 if quick else 4.0) for snippets in ((40, 100) if quick else (100, 300, 1000, 5000))]
+    lengths, budget = ((40, 100), 0.05) if settings.quick else ((100, 300, 1000, 5000), 4.0)
+    rows = [_row(snippets, budget) for snippets in tqdm(lengths, "localisation", leave=False, delay=2)]
+    return [Measured("localisation", TITLE, COLUMNS, rows, NOTES)]
 
 
 def _row(snippets: int, budget: float) -> dict:

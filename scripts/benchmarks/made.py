@@ -1,14 +1,20 @@
 """Made input that resembles the real one; every function gives the same for the same seed."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from eval.detection_files import Table
-from utils.annotations import Annotations, parse_annotations
-from utils.datasets import RELEASE_RATE, SNIPPET_RATE, Rate
+from utils.annotations import Annotations, annotations_to_json, parse_annotations
+from utils.checksums import SUMS
+from utils.convert import FEATURES, require_space, write_dataset
+from utils.datasets import DATASETS, RELEASE_RATE, SNIPPET_RATE, Rate
 from utils.feature_files import Source
+
+HELD = 10  # snippets for which made features stay as they are, so that attention over time is about as smooth as real
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,20 @@ SCALES = {
 }
 
 
+def made_durations(scale: Scale, seed: int = 0) -> np.ndarray:
+    """Seconds of each video."""
+    return _lognormal(np.random.default_rng([seed, 2]), scale.video_seconds, scale.videos)
+
+
+def made_lengths(scale: Scale, seed: int = 0) -> np.ndarray:
+    """Snippets of each video."""
+    return np.maximum(10, made_durations(scale, seed) * SNIPPET_RATE).astype(int)
+
+
 def made_ground_truth(scale: Scale, seed: int = 0) -> Table:
     """Instances in videos of one class each, or of two (one video in six); they may overlap, as real ones do."""
     generator = np.random.default_rng([seed, 0])
-    duration = _lognormal(generator, scale.video_seconds, scale.videos)
+    duration = made_durations(scale, seed)
     share = _lognormal(generator, (1.0, 1.0), scale.videos)
     extra = generator.multinomial(scale.instances - scale.videos, share / share.sum())
     video = np.repeat(np.arange(scale.videos), extra + 1)
@@ -44,7 +60,7 @@ def made_ground_truth(scale: Scale, seed: int = 0) -> Table:
     start = generator.random(len(video)) * (duration[video] - length)
     return Table(
         videos=tuple(f"video_{number:04d}" for number in range(scale.videos)),
-        classes=tuple(f"class_{number:02d}" for number in range(scale.classes)),
+        classes=tuple(_class_names(scale.classes)),
         video=video,
         label=label,
         start=start,
@@ -107,19 +123,92 @@ class MadeSource(Source):
 
     def read(self, modality: str, video_id: str) -> np.ndarray:
         generator = np.random.default_rng([self.lengths[video_id], self.modalities.index(modality)])
-        return generator.random(self.shape(modality, video_id), dtype=np.float32)
+        snippets, dim = self.shape(modality, video_id)
+        values = generator.random((-(-snippets // HELD), dim), dtype=np.float32)
+        return values.repeat(HELD, axis=0)[:snippets]
 
 
 def made_training_set(videos: int, num_classes: int = 20, dim: int = 1024) -> tuple[Annotations, MadeSource]:
     """Weakly labelled videos of THUMOS14's lengths."""
-    seconds = _lognormal(np.random.default_rng(0), SCALES["thumos14"].video_seconds, videos)
-    names = [f"class_{number:02d}" for number in range(num_classes)]
+    lengths = made_lengths(replace(SCALES["thumos14"], videos=videos))
+    names = _class_names(num_classes)
     database = {
         f"video_{number:04d}": {"subset": "train", "labels": [names[number % num_classes]], "annotations": []}
         for number in range(videos)
     }
-    lengths = dict(zip(database, np.maximum(10, seconds * SNIPPET_RATE).astype(int).tolist(), strict=True))
-    return parse_annotations({"classes": names, "database": database}, "made videos"), MadeSource(lengths, dim)
+    annotations = parse_annotations({"classes": names, "database": database}, "made videos")
+    return annotations, MadeSource(dict(zip(database, lengths.tolist(), strict=True)), dim)
+
+
+def made_test_set(scale: Scale, dim: int = 1024) -> tuple[Annotations, MadeSource]:
+    """The videos and instances of `made_ground_truth`, as a test subset."""
+    truth, seconds, spec = made_ground_truth(scale), made_durations(scale), DATASETS[scale.dataset]
+    database = {
+        name: {"subset": spec.test_subset, "duration": duration, "annotations": []}
+        for name, duration in zip(truth.videos, seconds.tolist(), strict=True)
+    }
+    rows = zip(*(column.tolist() for column in (truth.video, truth.label, truth.start, truth.end)), strict=True)
+    for video, label, start, end in rows:
+        instance = {"label": truth.classes[label], "segment": [start, end]}
+        database[truth.videos[video]]["annotations"].append(instance)
+    annotations = parse_annotations({"classes": list(truth.classes), "database": database}, "made videos")
+    return annotations, MadeSource(dict(zip(truth.videos, made_lengths(scale).tolist(), strict=True)), dim)
+
+
+def write_made_set(
+    out: Path,
+    dataset: str,
+    train: np.ndarray,
+    test: np.ndarray,
+    dim: int,
+    num_classes: int = 20,
+    dtype: str = "float16",
+) -> int:
+    """Write features.h5 (two modalities of this width) and annotations.json; bytes of the features.
+
+    train, test: snippets of each video of the dataset's two subsets. InputError: too little space.
+    """
+    spec, names = DATASETS[dataset], _class_names(num_classes)
+    database, lengths = {}, {}
+    for subset, counts in ((spec.train_subset, train), (spec.test_subset, test)):
+        for number, snippets in enumerate(counts.tolist()):
+            seconds, label = snippets / SNIPPET_RATE, names[number % num_classes]
+            instance = {"label": label, "segment": [seconds / 4, seconds / 2]}
+            name = f"{subset}_{number:06d}"
+            database[name] = {"subset": subset, "duration": seconds, "annotations": [instance]}
+            lengths[name] = snippets
+    annotations = parse_annotations({"classes": names, "database": database}, "made videos")
+    require_space(out, 2 * dim * np.dtype(dtype).itemsize * sum(lengths.values()))
+    attributes = {"/": {"simulated": "made by scripts/benchmark.py", **RELEASE_RATE._asdict()}}
+    path = write_dataset(out, _made_arrays(lengths, dim, dtype), attributes, annotations_to_json(annotations))
+    return path.stat().st_size
+
+
+def store_plainly(folder: Path) -> None:
+    """Store the features of a written set again, as h5py does unasked: each array in one piece, without checksums."""
+    path, partial = folder / FEATURES, folder / "partial"
+    with h5py.File(path) as old, h5py.File(partial, "w") as new:
+        new.attrs.update(old.attrs)
+        for modality in MadeSource.modalities:
+            for video_id, values in old[modality].items():
+                new.create_dataset(f"{modality}/{video_id}", data=values[()])
+    (folder / SUMS).unlink()  # it accuses what is no longer as it was written
+    partial.replace(path)
+
+
+def _made_arrays(lengths: dict[str, int], dim: int, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Parts of one block of noise: to draw every value would take longer than all that is measured."""
+    generator = np.random.default_rng(0)
+    longest = max(lengths.values())
+    noise = generator.random((2 * longest, dim), dtype=np.float32).astype(dtype)
+    for video_id, snippets in lengths.items():
+        for modality in MadeSource.modalities:
+            start = generator.integers(longest)
+            yield f"{modality}/{video_id}", noise[start : start + snippets]
+
+
+def _class_names(count: int) -> list[str]:
+    return [f"class_{number:02d}" for number in range(count)]
 
 
 def _lognormal(generator: np.random.Generator, median_and_spread: tuple[float, float], count: int) -> np.ndarray:

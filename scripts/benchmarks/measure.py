@@ -1,16 +1,30 @@
-"""Clocks, memory, and which machine it was."""
+"""Clocks, memory, processes, and which machine it was."""
 
 import os
 import platform
 import re
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every subject is measured with."""
+
+    quick: bool = False  # small sizes: every path runs, and no figure means anything
+    threads: int = 1  # of PyTorch
+    device: str = "auto"  # of the network
+    files: tuple[str, str] | None = None  # annotations and detections of the user's own
 
 
 def take_turns(*functions: Callable[[], object], budget: float = 4.0, rounds: int = 30) -> list[float]:
@@ -31,13 +45,28 @@ def _seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def peak_memory() -> int:
-    """The most memory, in bytes, that this process has held since it started."""
+def in_new_process(function: Callable, *arguments):
+    """The same call in a new interpreter, so that its peak memory is its own and goes with it."""
+    # Ctrl-C reaches both processes; this one says so, the other one just ends.
+    ending = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), **ending) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def peak_memory(process: int | str = "self") -> int | None:
+    """The most memory, in bytes, that a process has held since it started; None of another one that has ended."""
     try:
         # Unlike getrusage's, this figure is not inherited from the parent process.
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1])
     except (OSError, TypeError):
+        if process != "self":
+            return None
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def describe_machine(threads: int) -> dict:
