@@ -14,9 +14,10 @@ from benchmarks.split import PARTS, split_step
 from benchmarks.table import Column, Measured
 from benchmarks.yardstick import Yardstick, wait_for
 from model import CO2Net
-from utils.engine import choose_device, train_step
+from utils.engine import choose_device
 from utils.features import FeatureStore
 from utils.losses import CO2Loss
+from utils.training_step import Objective, TrainingStep, build_optimiser
 from wsad_dataset import Batch, BatchLoader, WeakVideoDataset
 
 SIZES = ((1024, 500), (512, 320))  # channels a modality, snippets a video
@@ -85,8 +86,8 @@ class Trainee:
 def ours(dim: int, num_classes: int, precision: str, device: torch.device) -> Trainee:
     """The step as main.py does it."""
     net, criterion = CO2Net(num_classes, (dim, dim)).to(device).train(), CO2Loss()
-    optimiser = torch.optim.Adam(net.parameters(), **ADAM)
-    return Trainee(net, criterion, optimiser, lambda batch: train_step(net, criterion, optimiser, batch, precision))
+    optimiser = build_optimiser(net.parameters(), **ADAM)
+    return Trainee(net, criterion, optimiser, TrainingStep(Objective(net, criterion, precision), optimiser))
 
 
 def plain(dim: int, num_classes: int, precision: str, device: torch.device) -> Trainee:
