@@ -37,7 +37,7 @@ MACHINE |= dict.fromkeys(("python", "numpy", "torch"), "1.0")
 
 def benchmark(*arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, ROOT / "scripts/benchmark.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,10 @@ def test_the_parts_of_a_step_are_those_of_both_steps(quick):
 def test_trainings_of_their_own_end_well(quick):
     rows = [row for name in ("memory", "scaling_torchrun") for row in quick["figures"][name]]
     assert [row["ended"] for row in rows] == ["ok"] * 3
+    for row in quick["figures"]["memory"]:
+        assert 0 < row["start_seconds"] < row["seconds"]
+        assert row["peak_mb"] > 100  # PyTorch alone has more
+    assert rows[-1]["steps_s"] > 0
 
 
 def test_the_page_has_every_table_and_says_what_is_missing(quick):
@@ -221,19 +225,9 @@ def test_a_written_set_is_a_dataset_of_ours(small_set):
     assert [store.num_snippets(video.video_id) for video in annotations.subset("test")] == [5, 6]
 
 
-def test_a_training_is_run_as_a_user_runs_it(small_set, tmp_path):
-    options = ["--dataset", "demo", "--path-dataset", str(small_set), "--num-snippets", "4", "--device", "cpu"]
-    done = run_main([*options, "--max-iter", "2"], tmp_path / "run", threads=1)
-    assert done["ended"] == "ok"
-    assert 0 < done["start_seconds"] < done["seconds"]
-    assert done["snippets_s"] > 0
-    assert done["peak_mb"] > 100  # PyTorch alone has more
-    assert (tmp_path / "run/metrics.json").exists()
-
-
 def test_a_training_that_fails_says_why(tmp_path):
     done = run_main(["--path-dataset", str(tmp_path / "nowhere")], tmp_path / "run", threads=1)
-    assert done["ended"].startswith("status 2: ")
+    assert done["ended"].startswith("status 2: error: ")
     assert "nowhere" in done["ended"]
     assert "seconds" not in done
 

@@ -22,9 +22,9 @@ def run_main(arguments: Sequence[str], run: Path, threads: int, processes: int =
 
     threads: of each process. processes: under torchrun, that many; 0: by itself.
 
-    Returns ``ended`` ("ok", or what it said last), and if it ended well ``seconds`` in all, ``start_seconds`` until
-    the first step (the run's options are written right before it) and ``snippets_s``, as the run's own log has it;
-    by itself also ``peak_mb`` (Linux).
+    Returns ``ended``: "ok", or the status and the last error that it said; if it ended well, ``seconds`` in all,
+    ``start_seconds`` until the first step (the run's options are written right before it) and ``snippets_s``, as the
+    run's own log has it; by itself also ``peak_mb`` (Linux).
     """
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     words = [sys.executable, *(torchrun if processes else []), "main.py", *arguments, "--run-dir", str(run)]
@@ -38,9 +38,11 @@ def run_main(arguments: Sequence[str], run: Path, threads: int, processes: int =
             time.sleep(LOOK_EVERY)
         seconds = time.perf_counter() - started
         said.seek(0)
-        words = said.read().decode(errors="replace").split()[-20:]
+        lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
     if process.returncode:
-        return {"ended": f"status {process.returncode}: {' '.join(words)}"}
+        # torchrun has much to say after the line of the process that failed.
+        errors = [line for line in lines if "error: " in line] or lines[-1:]
+        return {"ended": f"status {process.returncode}: {' '.join(errors[-1:])[:200]}"}
     done = {"ended": "ok", "seconds": seconds, "start_seconds": begun, "snippets_s": _speed(run)}
     return done if processes or peak is None else {**done, "peak_mb": peak / 1e6}
 

@@ -115,12 +115,13 @@ def measure(settings: Settings) -> list[Measured]:
     """Two tables, each with a row a size and precision."""
     device = choose_device(settings.device)
     sizes = QUICK_SIZES if settings.quick else SIZES
-    jobs = [(*size, precision) for size in sizes for precision in yardstick.precisions(device)]
+    kinds = yardstick.precisions(device)
+    jobs = [(*size, precision) for size in sizes for precision in (kinds[-1:] if settings.quick else kinds)]
     done = [in_new_process(measured_step, *job, settings) for job in tqdm(jobs, "train", leave=False, delay=2)]
     net = _counted(sizes[0][0])
     rule = 3 * plain_step.forward_flops(net, BATCH_SIZE, sizes[0][1]) / 1e9
     notes = [note.format(rule=f"{rule:,.1f}", size=_size(*sizes[0])) for note in NOTES]
-    missing = [] if len(jobs) > len(sizes) else ["train: bf16, which this machine does not multiply by itself"]
+    missing = [] if "bf16" in kinds else ["train: bf16, which this machine does not multiply by itself"]
     title = f"one step of Adam, {BATCH_SIZE} videos, {NUM_CLASSES} classes"
     return [
         Measured("train", title, COLUMNS, [row for row, _ in done], notes, missing),
