@@ -14,10 +14,11 @@ from utils.annotations import load_annotations  # noqa: E402
 from utils.checkpoint import Training, seed_everything  # noqa: E402
 from utils.datasets import DATASETS  # noqa: E402
 from utils.distributed import Ranks, joined_ranks  # noqa: E402
-from utils.engine import Evaluator, Objective, train_step  # noqa: E402
+from utils.engine import Evaluator  # noqa: E402
 from utils.errors import exit_on_input_error  # noqa: E402
 from utils.features import open_features  # noqa: E402
 from utils.methods import build_criterion, build_network  # noqa: E402
+from utils.training_step import Objective, TrainingStep, build_optimiser  # noqa: E402
 from wsad_dataset import BatchLoader, WeakVideoDataset  # noqa: E402
 
 # Method, options of its network, weights of its loss, pairs in a batch of 12. Three pairs are uneven on two ranks, and
@@ -53,16 +54,18 @@ class Trainer:
                 layer.p = 0.0
         criterion = build_criterion(method, {"topk_ratio": 7, "weights": weights})
         self.loader = BatchLoader(data, 12, num_pairs, 9, 5, rank=ranks.rank, num_ranks=ranks.size)
-        self.optimiser = torch.optim.Adam(self.net.parameters(), lr=1e-3, weight_decay=1e-2)
+        self.optimiser = build_optimiser(self.net.parameters(), lr=1e-3, weight_decay=1e-2)
         self.training = Training(self.net, self.optimiser, self.loader, {"classes": []}, run, ranks)
         self.training.resume(2, 9, 3)
-        self.ranks, self.objective = ranks, ranks.share(Objective(self.net, criterion), self.loader.example("cpu"))
+        objective = ranks.share(Objective(self.net, criterion), self.loader.example("cpu"))
+        self.take = TrainingStep(objective, self.optimiser, ranks)
 
     def step(self) -> tuple[dict, dict]:
         """The terms of one step, and its gradients by parameter."""
-        terms, _ = train_step(self.objective, self.optimiser, next(self.loader), self.ranks)
-        self.training.advance(terms)
-        return terms, {n: None if p.grad is None else p.grad.clone() for n, p in self.net.named_parameters()}
+        batch = next(self.loader)
+        outcome = self.take(batch)
+        self.training.advance(outcome, batch, self.loader.video_ids)
+        return outcome.terms, {n: None if p.grad is None else p.grad.clone() for n, p in self.net.named_parameters()}
 
 
 def equality(ranks: Ranks, path: Path, out: Path) -> dict:
@@ -110,15 +113,16 @@ def interrupted(*argv: str) -> None:
     """main.py, in which rank 1 is asked to stop after its third step, and is killed in the third of its second life."""
     import main  # here, because the other tasks need not wait for it
 
-    life, steps, step = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), [], main.train_step
+    life, steps = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), []
 
-    def dangerous(*arguments):
-        steps.append(0)
-        if os.environ["RANK"] == "1" and len(steps) == 3 and life < 2:
-            os.kill(os.getpid(), (signal.SIGTERM, signal.SIGKILL)[life])
-        return step(*arguments)
+    class DangerousStep(TrainingStep):
+        def __call__(self, batch):
+            steps.append(0)
+            if os.environ["RANK"] == "1" and len(steps) == 3 and life < 2:
+                os.kill(os.getpid(), (signal.SIGTERM, signal.SIGKILL)[life])
+            return super().__call__(batch)
 
-    main.train_step = dangerous
+    main.TrainingStep = DangerousStep
     main.main(list(argv))
 
 
