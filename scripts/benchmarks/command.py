@@ -41,7 +41,7 @@ def run_main(arguments: Sequence[str], run: Path, threads: int, processes: int =
         lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
     if process.returncode:
         # torchrun has much to say after the line of the process that failed.
-        errors = [line for line in lines if "error: " in line] or lines[-1:]
+        errors = [line[line.index("error: ") :] for line in lines if "error: " in line] or lines[-1:]
         return {"ended": f"status {process.returncode}: {' '.join(errors[-1:])[:200]}"}
     done = {"ended": "ok", "seconds": seconds, "start_seconds": begun, "snippets_s": _speed(run)}
     return done if processes or peak is None else {**done, "peak_mb": peak / 1e6}
