@@ -69,7 +69,7 @@ class Trainer:
 
 
 def equality(ranks: Ranks, path: Path, out: Path) -> dict:
-    """Three steps of every case; an evaluation; what the operations give."""
+    """Three steps of every case; an evaluation; a step with a NaN on the last rank; what the operations give."""
     train, test = (subset(path, name) for name in ("train", "test"))
     torch.set_num_threads(1)
     found = {}
@@ -81,6 +81,10 @@ def equality(ranks: Ranks, path: Path, out: Path) -> dict:
     everywhere = ranks.gather((evaluation.metrics, evaluation.selection))
     assert all(scores == everywhere[0] for scores in everywhere)
     found["evaluation"] = {"metrics": evaluation.metrics, "results": evaluation.results}
+    batch = next(trainer.loader)
+    if ranks.rank == ranks.size - 1:
+        batch.features.fill_(torch.nan)
+    found["finite"] = ranks.gather(train_step(trainer.objective, trainer.optimiser, batch, ranks)[1])
     found["operations"] = {
         "gathered": ranks.gather(10 + ranks.rank),
         "once": ranks.gather(ranks.once(lambda: ranks.rank)),

@@ -119,6 +119,12 @@ def test_operations_over_ranks(many, size):
 
 
 @needs_processes
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_nan_on_one_rank_is_no_step_on_any(many, size):
+    assert many[size]["finite"] == [False] * size
+
+
+@needs_processes
 def test_three_ranks_resume_bit_for_bit_with_dropout_of_their_own(many):
     whole, parts = many["resumed"]["whole"], many["resumed"]["parts"]
     assert same(whole, parts)
@@ -267,7 +273,7 @@ def test_another_number_of_ranks_resumes_with_new_dropout(dataset, run, tmp_path
 
     shutil.copytree(run[0], tmp_path / "run")
     train(arguments(dataset, tmp_path / "run", "--holdout", "0.2", "--max-iter", "8", "--resume"))
-    assert "resumed on 1 processes instead of 2: the batches go on, dropout is new" in capsys.readouterr().out
+    assert "processes: 2 before, 1 now; the batches go on, dropout has new streams" in capsys.readouterr().out
     assert records(tmp_path / "run")[:4] == records(run[0])
     assert records(tmp_path / "run")[-1]["iteration"] == 8
 

@@ -374,7 +374,7 @@ class Training:
             restore_random_states(states[self.ranks.rank])
             return
         seed_everything(seed, self.ranks.rank, self.iteration)
-        print(f"resumed on {self.ranks.size} processes instead of {len(states)}: the batches go on, dropout is new")
+        print(f"processes: {len(states)} before, {self.ranks.size} now; the batches go on, dropout has new streams")
 
     def _newest_state(self) -> tuple[Path, dict | None]:
         """The newest state that is whole; a damaged newer one is put aside, so that it never replaces a whole one."""
