@@ -29,6 +29,7 @@ from utils.errors import exit_on_input_error
 from utils.features import open_features
 from utils.files import write_json
 from utils.logger import NoLog, RunLog
+from utils.memory import keep_freed_memory
 from utils.methods import build_criterion, build_network
 from utils.run_folder import RunFolder
 from utils.simulate import provide_demo
@@ -56,6 +57,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     """The whole of a run, in its folder: what the processes do together, and what rank 0 makes of it."""
     device, spec, run = ranks.place(choose_device(args.device)), DATASETS[args.dataset], Path(args.run_dir)
     ranks.once(provide_demo, args.path_dataset)
+    keep_freed_memory(args.cache != "none")
     annotations = load_annotations(args.path_dataset)
     store = open_features(args.path_dataset, args.modalities)
     findings = startup_findings(store, annotations, spec, args.missing_features)

@@ -18,7 +18,8 @@ from utils.annotations import Annotations
 from utils.segments import seconds_to_snippets
 from wsad_dataset import WeakVideoDataset
 
-BUCKET_SNIPPETS = 8192  # of a bucket at most, padding included; a video with more is a bucket by itself
+# Snippets of a bucket at most, padding included; a video with more is a bucket by itself. A CPU is busy with few.
+BUCKET_SNIPPETS = {"cpu": 2048, "cuda": 16384}
 SHORTEST = 7 / 8  # of the longest video of its bucket: so much work at most goes into padding
 KEPT = ("cas", "attention", "modality_attention")  # outputs that leave the device
 
@@ -70,7 +71,7 @@ def network_outputs(
     net.eval()
     try:
         before = None
-        for bucket in buckets(dataset.lengths[indices]):
+        for bucket in buckets(dataset.lengths[indices], BUCKET_SNIPPETS[next(net.parameters()).device.type]):
             # On a GPU this only queues the work; the host looks at the bucket before while it is done.
             running = _Running(net, dataset, indices[bucket])
             if before is not None:
@@ -82,7 +83,7 @@ def network_outputs(
         net.train(was_training)
 
 
-def buckets(lengths: np.ndarray, at_most: int = BUCKET_SNIPPETS, shortest: float = SHORTEST) -> Iterator[np.ndarray]:
+def buckets(lengths: np.ndarray, at_most: int, shortest: float = SHORTEST) -> Iterator[np.ndarray]:
     """The positions of (N,) lengths in buckets, by rising length; each bucket's padded size is at most ``at_most``."""
     order = np.argsort(lengths, kind="stable")
     first = 0

@@ -67,8 +67,8 @@ class TrainingStep:
         self.device = next(objective.parameters()).device
 
     def __call__(self, batch: Batch) -> StepOutcome:
+        self.optimiser.zero_grad(set_to_none=True)  # first, so that they are gone when the activations are there
         terms = self.objective(*(sent(part, self.device) for part in batch))
-        self.optimiser.zero_grad(set_to_none=True)
         terms["total"].backward()
         gradients = [parameter.grad for parameter in self.objective.parameters() if parameter.grad is not None]
         # The norm is not finite either where a square is not, and Adam squares them too.
