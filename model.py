@@ -124,11 +124,12 @@ class CO2Net(nn.Module):
             raise ValueError(f"features have shape {tuple(features.shape)}, expected {expected}")
         # (B, D1, T), (B, D2, T), laid out as the convolutions take them, or each would do it again.
         first, second = (x.transpose(1, 2).contiguous() for x in features.split(self.modality_dims, dim=-1))
-        enhanced = self.consensus(first, second, valid)  # (B, D1, T), (B, D2, T)
+        enhanced = torch.cat(self.consensus(first, second, valid), dim=1)  # (B, D1 + D2, T)
+        modalities = enhanced.split(self.modality_dims, dim=1)  # which are not kept a second time for the gradient
         modality_attention = torch.stack(
-            [unit(x, valid) for unit, x in zip(self.attention_units, enhanced, strict=True)], dim=1
+            [unit(x, valid) for unit, x in zip(self.attention_units, modalities, strict=True)], dim=1
         )  # (B, 2, T)
-        fused = self.fusion(torch.cat(enhanced, dim=1))  # (B, D1 + D2, T)
+        fused = self.fusion(enhanced)  # (B, D1 + D2, T)
         cas = self.classifier(fused, valid)  # (B, C + 1, T)
         if self.temporal_pool is not None:
             cas, modality_attention = (self._pool(without_padding(x, valid)) for x in (cas, modality_attention))

@@ -149,9 +149,9 @@ class _Made(NamedTuple):
 class BatchLoader:
     """An endless iterator of training batches; two loaders with equal state give equal batches.
 
-    `features` lie in one of a few buffers in turn: a batch stays valid until two more have been drawn, and is
-    overwritten after that. So whoever copies it to a GPU without waiting for the copy (`non_blocking=True`) has
-    time until then; who keeps it for longer needs a copy of their own.
+    `features` lie in one of a few buffers in turn: a batch stays valid while the next one is drawn and used, and is
+    overwritten when the one after that is drawn. So whoever copies it to a GPU without waiting for the copy
+    (`non_blocking=True`) has time until then; who keeps it for longer needs a copy of their own.
 
     With `prefetch` the next batch is made by a thread while this one is used. Which batches come does not change,
     nor does the state, which always is the one before the next batch that has not been drawn.
@@ -187,8 +187,7 @@ class BatchLoader:
         self._pairs = torch.arange(2 * len(range(rank, num_pairs, num_ranks))).view(-1, 2)
         shape = (len(self._own), num_snippets, sum(dataset.modality_dims))
         pin_memory = pin_memory and dataset.device.type == "cpu"
-        # Beside the two that stay valid the one that is drawn, and the one that is made ahead.
-        count = 4 if prefetch else 3
+        count = 3 if prefetch else 2  # the one that is used, the one before it, and the one that is made ahead
         self._buffers = [torch.empty(shape, device=dataset.device, pin_memory=pin_memory) for _ in range(count)]
         self._state = self._drawing_state()
         self._thread = ThreadPoolExecutor(1, "batches") if prefetch else None

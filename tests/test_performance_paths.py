@@ -1,11 +1,15 @@
 """Every fast path gives what the plain one gives: layers, padded batches, inference in buckets, the training step."""
 
 import copy
+import platform
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from test_engine import attentive_net, dataset_of
@@ -222,3 +226,26 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_state():
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     assert step(made_batch()).finite
     assert not torch.equal(net.state_dict()["fusion.0.weight"], before[0]["fusion.0.weight"])
+
+
+HELD = """
+import re, sys, numpy as np
+from pathlib import Path
+from utils.memory import keep_freed_memory
+
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+
+keep_freed_memory(sys.argv[1] == "keep")
+before = resident()
+arrays = [np.ones(2**22) for _ in range(4)]  # 32 MB each
+del arrays
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told what to do with freed memory")
+@pytest.mark.parametrize(("policy", "least", "most"), [("keep", 100, 200), ("give", -20, 20)])
+def test_freed_memory_is_kept_or_given_back(policy, least, most):
+    done = subprocess.run([sys.executable, "-c", HELD, policy], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert least <= int(done.stdout) <= most
