@@ -4,10 +4,13 @@ from argparse import Namespace
 from collections.abc import Iterable
 from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 from eval.report import results_table
 from options import default_options, loss_options, network_options, parse_args, resume_options, run_options
-from utils.annotations import load_annotations
+from utils.annotations import Annotations, load_annotations
 from utils.checkpoint import Training, read_checkpoint, seed_everything
 from utils.dataset_check import require_usable, startup_findings, summary_lines
 from utils.dataset_faults import WARNING
@@ -34,7 +37,7 @@ from utils.methods import build_criterion, build_network
 from utils.run_folder import RunFolder
 from utils.simulate import provide_demo
 from utils.training_step import Objective, TrainingStep, build_optimiser
-from wsad_dataset import BatchLoader
+from wsad_dataset import BatchLoader, WeakVideoDataset
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,11 +56,22 @@ def run_folder(args: Namespace, ranks: Ranks) -> RunFolder | nullcontext:
     return folder if ranks.is_main else nullcontext()
 
 
-def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
-    """The whole of a run, in its folder: what the processes do together, and what rank 0 makes of it."""
-    device, spec, run = ranks.place(choose_device(args.device)), DATASETS[args.dataset], Path(args.run_dir)
-    ranks.once(provide_demo, args.path_dataset)
-    keep_freed_memory(args.cache != "none")
+class Data(NamedTuple):
+    """The dataset of a run."""
+
+    annotations: Annotations
+    features: dict  # which ones, in words
+    train: WeakVideoDataset
+    test: WeakVideoDataset
+    held_out: WeakVideoDataset | None
+
+    @property
+    def simulated(self) -> str:
+        return "SIMULATED " if self.features["simulated"] else ""
+
+
+def open_data(args: Namespace, spec: DatasetSpec, device: torch.device) -> Data:
+    """The dataset, checked and said in a line; its features are where --cache wants them."""
     annotations = load_annotations(args.path_dataset)
     store = open_features(args.path_dataset, args.modalities)
     findings = startup_findings(store, annotations, spec, args.missing_features)
@@ -65,32 +79,42 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     for line in summary_lines(finding for finding in findings if finding.severity == WARNING):
         print(f"warning: {line}")
     train_ids, holdout_ids = split_holdout(annotations, spec.train_subset, args.holdout, args.seed)
-    kept_on = {"host": "cpu", "device": device, "none": None}[args.cache]
-    kept_for_test = None if args.cache == "none" else "cpu"
-    train, test = (
+    on_host = None if args.cache == "none" else "cpu"
+    subsets = [
+        (spec.train_subset, train_ids, device if args.cache == "device" else on_host),
+        (spec.test_subset, None, on_host),
+        (spec.train_subset, holdout_ids, on_host),
+    ]
+    train, test, *held_out = (
         open_subset(store, annotations, spec, subset, args.missing_features, video_ids, kept)
-        for subset, video_ids, kept in (
-            (spec.train_subset, train_ids, kept_on),
-            (spec.test_subset, None, kept_for_test),
-        )
+        for subset, video_ids, kept in subsets[: 3 if holdout_ids else 2]
     )
-    features = store.describe()
-    simulated = "SIMULATED " if features["simulated"] else ""
-    print(f"{simulated}features {features['path']}: {spec.train_subset} {train}; {spec.test_subset} {test}")
+    data = Data(annotations, store.describe(), train, test, held_out[0] if held_out else None)
+    place = data.features["path"]
+    print(f"{data.simulated}features {place}: {spec.train_subset} {train}; {spec.test_subset} {test}")
     if train.snippet_rate is None:
         print(f"the features do not say their rate: {spec.snippet_rate:g} snippets a second are assumed")
+    return data
+
+
+def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
+    """The whole of a run, in its folder: what the processes do together, and what rank 0 makes of it."""
+    device, spec, run = ranks.place(choose_device(args.device)), DATASETS[args.dataset], Path(args.run_dir)
+    ranks.once(provide_demo, args.path_dataset)
+    keep_freed_memory(args.cache != "none")
+    data = open_data(args, spec, device)
 
     seed_everything(args.seed, ranks.rank)
     architecture = {
-        "num_classes": len(annotations.classes),
-        "modality_dims": list(train.modality_dims),
+        "num_classes": len(data.annotations.classes),
+        "modality_dims": list(data.train.modality_dims),
         **network_options(args),
     }
     net = build_network(args.model, architecture).to(device)
     criterion = build_criterion(args.model, loss_options(args))
     optimiser = build_optimiser(net.parameters(), args.lr, args.weight_decay)
     loader = BatchLoader(
-        train,
+        data.train,
         args.batch_size,
         args.num_pairs,
         args.num_snippets,
@@ -102,21 +126,16 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
         open_shards=args.open_shards,
     )
     options = run_options(args)
-    identity = {"architecture": architecture, "classes": list(annotations.classes), "options": options}
+    identity = {"architecture": architecture, "classes": list(data.annotations.classes), "options": options}
     training = Training(net, optimiser, loader, identity, run, ranks)
     training.resume(args.eval_every, args.max_iter, args.seed)
     objective = Objective(net, criterion, args.precision, args.compile)
     step = TrainingStep(ranks.share(objective, loader.example(device)), optimiser, ranks)
-    evaluate = Evaluator(test, annotations, spec, args.localization, ranks)
-    holdout = None
-    if holdout_ids:
-        held_out = open_subset(
-            store, annotations, spec, spec.train_subset, args.missing_features, holdout_ids, kept_for_test
-        )
-        holdout = HoldOut(held_out, criterion, args.localization)
+    evaluate = Evaluator(data.test, data.annotations, spec, args.localization, ranks)
+    holdout = HoldOut(data.held_out, criterion, args.localization) if data.held_out else None
 
     if folder:
-        folder.begin(options, features, device, ranks.size, ranks.nodes)
+        folder.begin(options, data.features, device, ranks.size, ranks.nodes)
     evaluation = None
     snippets = args.batch_size * args.num_snippets
     with (
@@ -152,11 +171,13 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     if not folder:
         return
     rows = end_rows(training, evaluation)
-    title = f"{run.name}, last checkpoint (iteration {training.iteration}), {simulated}{' + '.join(args.modalities)}"
+    title = (
+        f"{run.name}, last checkpoint (iteration {training.iteration}), {data.simulated}{' + '.join(args.modalities)}"
+    )
     write_json(run / "metrics.json", {name: {"iteration": at, **metrics} for name, at, metrics in rows})
-    write_results(run, evaluation, annotations, evaluate.snippet_rate, args.modalities, title)
+    write_results(run, evaluation, data.annotations, evaluate.snippet_rate, args.modalities, title)
     folder.end()
-    print(f"\n{args.dataset}, {simulated}{' + '.join(args.modalities)}, seed {args.seed}")
+    print(f"\n{args.dataset}, {data.simulated}{' + '.join(args.modalities)}, seed {args.seed}")
     print(results_table(rows, spec, PROTOCOLS))
     print(how_chosen(spec, training.chosen))
     print(f"all of it is in {run}: metrics.json, detections.json (of `last`), the picture videos.png, ...")
