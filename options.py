@@ -163,7 +163,7 @@ def _train_parser() -> OneLineParser:
         "--precision",
         choices=("float32", "bf16"),
         default="float32",
-        help="of the training step; bf16 is autocast. Evaluation is always float32",
+        help="of the training step; bf16 is autocast. Evaluation is always float32, on a GPU with TF32 convolutions",
     )
     run.add_argument(
         "--compile",

@@ -18,7 +18,7 @@ import numpy as np
 from eval.detection_files import Table
 from utils.segments import tiou
 
-FIRST_BLOCK, LARGEST_BLOCK = 1 << 13, 1 << 20  # pairs; the first ones take most of the ground truth
+FIRST_BLOCK, LARGEST_BLOCK = 1 << 13, 1 << 17  # pairs; the first ones take most of the ground truth
 FREE = np.iinfo(np.int64).max
 SORTED_STABLY = 16  # elements that numpy's quicksort, which ActivityNet orders tIoU by, leaves in order if equal
 
@@ -44,7 +44,8 @@ def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -
     segments = np.stack([detections.start, detections.end], axis=1)
     # holder[t, g]: the first detection d that asked for ground truth g at threshold t, as t * N + d
     holder = np.full((len(thresholds), len(rows)), FREE)
-    for begin, stop in _blocks(high - low):
+    # A block costs a look at all holders, so it is not much smaller than they are.
+    for begin, stop in _blocks(high - low, max(LARGEST_BLOCK, holder.size // 4)):
         detection, which = _pairs(low[begin:stop], high[begin:stop])  # (P,) each
         detection += begin
         overlap = tiou(truth[which], segments[detection])
@@ -117,9 +118,10 @@ def _candidates(ground_truth: Table, detections: Table) -> tuple[np.ndarray, np.
     last = np.append(first[1:], len(rows))
 
     key = np.where(detections.video < 0, -1, detections.video * num_classes + detections.label)
-    group = np.minimum(np.searchsorted(groups, key), len(groups) - 1)
-    known = np.flatnonzero(groups[group] == key)
-    group = group[known]
+    known = np.argsort(key)  # group by group: a search along the line finds its surroundings in the cache
+    group = np.minimum(np.searchsorted(groups, key[known]), len(groups) - 1)
+    has_truth = groups[group] == key[known]
+    known, group = known[has_truth], group[has_truth]
 
     # All groups laid end to end on one line. Rounding there keeps the order (x < y gives X <= Y), so with
     # non-strict comparisons the range can only be too wide.
@@ -135,14 +137,14 @@ def _candidates(ground_truth: Table, detections: Table) -> tuple[np.ndarray, np.
     return rows, low, high
 
 
-def _blocks(counts: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Cut detections with these numbers of pairs (N,) into ranges [begin, stop), each twice the last one."""
+def _blocks(counts: np.ndarray, largest: int) -> Iterator[tuple[int, int]]:
+    """Cut detections with these numbers of pairs (N,) into ranges [begin, stop), each twice the last one at most."""
     until, begin, size = np.cumsum(counts), 0, FIRST_BLOCK
     while begin < len(counts):
         done = until[begin - 1] if begin else 0
         stop = max(begin + 1, int(np.searchsorted(until, done + size, side="right")))
         yield begin, stop
-        begin, size = stop, min(2 * size, LARGEST_BLOCK)
+        begin, size = stop, min(2 * size, largest)
 
 
 def _pairs(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

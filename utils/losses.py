@@ -217,7 +217,8 @@ class CO2Loss(nn.Module):
 def weighted_sum(terms: Mapping[str, Callable[[], Tensor]], weights: Mapping[str, float]) -> dict[str, Tensor]:
     """Each term whose weight is not 0, and their weighted sum ``total``; the others are not even computed."""
     values = {name: terms[name]() for name, weight in weights.items() if weight}
-    return {**values, "total": sum((weights[name] * value for name, value in values.items()), torch.zeros(()))}
+    first, *others = [weights[name] * value for name, value in values.items()] or [torch.zeros(())]
+    return {**values, "total": sum(others, first)}
 
 
 def resolve_weights(weights: Mapping[str, float], published: Mapping[str, float], more: str = "") -> dict[str, float]:
