@@ -13,7 +13,7 @@ from tqdm import tqdm
 from benchmarks.made import SCALES, made_lengths, made_training_set, store_plainly, write_made_set
 from benchmarks.measure import Settings, take_turns
 from benchmarks.table import Column, Measured
-from benchmarks.yardstick import wait_for
+from benchmarks.yardstick import as_main_runs, wait_for
 from utils.annotations import load_annotations
 from utils.engine import choose_device
 from utils.features import FeatureStore, open_features
@@ -66,7 +66,7 @@ class PlainLoader:
 
 def measure(settings: Settings) -> list[Measured]:
     """A row a place that features are in."""
-    torch.set_num_threads(settings.threads)
+    as_main_runs(settings)
     rows = [
         {"source": source, "cache": cache, "dtype": dtype, **_row(dataset, settings)}
         for source, cache, dtype, dataset in tqdm(_places(settings), "data", leave=False, delay=2)

@@ -13,7 +13,7 @@ from benchmarks.measure import Settings, in_new_process, peak_memory, take_turns
 from benchmarks.plain_step import PlainCO2Net, forward_flops
 from benchmarks.table import Column, Measured
 from benchmarks.yardstick import NOTES as YARDSTICK_NOTES
-from benchmarks.yardstick import Yardstick, wait_for
+from benchmarks.yardstick import Yardstick, as_main_runs, wait_for
 from eval.proposals import localize
 from model import CO2Net
 from utils.datasets import DATASETS
@@ -68,7 +68,7 @@ def measure(settings: Settings) -> list[Measured]:
 
 def measured_pass(scale: Scale, dim: int, settings: Settings) -> dict:
     """The row of one test subset; for a process of its own."""
-    torch.set_num_threads(settings.threads)
+    as_main_runs(settings)
     device = choose_device(settings.device)
     annotations, source = made_test_set(scale, dim)
     spec = DATASETS[scale.dataset]

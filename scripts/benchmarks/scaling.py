@@ -15,7 +15,7 @@ from benchmarks.command import run_main
 from benchmarks.made import SCALES, Scale, made_detections, made_ground_truth, made_outputs, write_made_set
 from benchmarks.measure import Settings, in_new_process, take_turns
 from benchmarks.table import Column, Measured
-from benchmarks.yardstick import wait_for
+from benchmarks.yardstick import as_main_runs, wait_for
 from eval.detection import evaluate_detections
 from eval.proposals import localize
 from utils.datasets import DATASETS
@@ -79,7 +79,7 @@ def measure(settings: Settings) -> list[Measured]:
 
 def measured_growths(settings: Settings) -> list[dict]:
     """The rows of all costs; for a process of its own."""
-    torch.set_num_threads(settings.threads)
+    as_main_runs(settings)
     return [_growth_row(cost, settings) for cost in tqdm(COSTS, "scaling", leave=False)]
 
 

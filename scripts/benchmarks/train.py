@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from benchmarks.made import made_training_set
 from benchmarks.measure import Settings, in_new_process, peak_memory, take_turns
 from benchmarks.split import PARTS, split_step
 from benchmarks.table import Column, Measured
-from benchmarks.yardstick import Yardstick, wait_for
+from benchmarks.yardstick import Yardstick, as_main_runs, wait_for
 from model import CO2Net
 from utils.engine import choose_device
 from utils.features import FeatureStore
@@ -24,7 +25,8 @@ SIZES = ((1024, 500), (512, 320))  # channels a modality, snippets a video
 QUICK_SIZES = ((16, 24),)
 BATCH_SIZE, NUM_CLASSES, VIDEOS = 10, 20, 40
 ADAM = {"lr": 5e-5, "weight_decay": 1e-3}
-MODE = "eager"  # neither compiled nor captured
+# With --compile or without; on a CPU compiling takes minutes and brings nothing.
+MODES = {"cpu": ("eager",), "cuda": ("eager", "compiled")}
 STEPS_A_TURN = {"cpu": 1, "cuda": 10}
 
 COLUMNS = (
@@ -83,11 +85,11 @@ class Trainee:
     step: Callable[[Batch], object]
 
 
-def ours(dim: int, num_classes: int, precision: str, device: torch.device) -> Trainee:
+def ours(dim: int, num_classes: int, precision: str, device: torch.device, compiled: bool = False) -> Trainee:
     """The step as main.py does it."""
     net, criterion = CO2Net(num_classes, (dim, dim)).to(device).train(), CO2Loss()
     optimiser = build_optimiser(net.parameters(), **ADAM)
-    return Trainee(net, criterion, optimiser, TrainingStep(Objective(net, criterion, precision), optimiser))
+    return Trainee(net, criterion, optimiser, TrainingStep(Objective(net, criterion, precision, compiled), optimiser))
 
 
 def plain(dim: int, num_classes: int, precision: str, device: torch.device) -> Trainee:
@@ -116,7 +118,8 @@ def measure(settings: Settings) -> list[Measured]:
     device = choose_device(settings.device)
     sizes = QUICK_SIZES if settings.quick else SIZES
     kinds = yardstick.precisions(device)
-    jobs = [(*size, precision) for size in sizes for precision in (kinds[-1:] if settings.quick else kinds)]
+    ways = product(kinds[-1:] if settings.quick else kinds, MODES[device.type])
+    jobs = [(*size, *way) for size, way in product(sizes, ways)]
     done = [in_new_process(measured_step, *job, settings) for job in tqdm(jobs, "train", leave=False, delay=2)]
     net = _counted(sizes[0][0])
     rule = 3 * plain_step.forward_flops(net, BATCH_SIZE, sizes[0][1]) / 1e9
@@ -135,12 +138,12 @@ def measure(settings: Settings) -> list[Measured]:
     ]
 
 
-def measured_step(dim: int, snippets: int, precision: str, settings: Settings) -> tuple[dict, list[dict]]:
+def measured_step(dim: int, snippets: int, precision: str, mode: str, settings: Settings) -> tuple[dict, list[dict]]:
     """The row of one size and precision, and the rows of its parts, ours and plain; for a process of its own."""
-    torch.set_num_threads(settings.threads)
+    as_main_runs(settings)
     device = choose_device(settings.device)
     loader = made_loader(dim, snippets, device)
-    fast = ours(dim, NUM_CLASSES, precision, device)
+    fast = ours(dim, NUM_CLASSES, precision, device, mode == "compiled")
     peak = _peak_of(fast, loader, device)
     slow = plain(dim, NUM_CLASSES, precision, device)
     gap = largest_gap(fast, slow, next(loader), device)
@@ -151,7 +154,7 @@ def measured_step(dim: int, snippets: int, precision: str, settings: Settings) -
     *both, mm, convolution = take_turns(*turns, *yard.runs, budget=budget, rounds=20)
     seconds, plain_seconds = (took / turn for took in both)
     flops = plain_step.step_flops(slow.net, BATCH_SIZE, snippets)
-    shared = {"size": _size(dim, snippets), "precision": precision, "mode": MODE}
+    shared = {"size": _size(dim, snippets), "precision": precision, "mode": mode}
     row = {
         **shared,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
@@ -166,7 +169,8 @@ def measured_step(dim: int, snippets: int, precision: str, settings: Settings) -
         "results": f"equal to {gap:.0e}",
     }
     rounds = 2 if settings.quick else 3 * turn
-    sides = (("ours", fast, seconds), ("plain", slow, plain_seconds))
+    # The parts are seen by hooks, which a compiled step does not call.
+    sides = (("ours", fast, seconds), ("plain", slow, plain_seconds)) if mode == "eager" else ()
     parts = [
         {**shared, "step": name, **_parts(side, loader, device, rounds), "whole": 1000 * whole}
         for name, side, whole in sides

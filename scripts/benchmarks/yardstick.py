@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from benchmarks.measure import cpu_has_bfloat16
+from benchmarks.measure import Settings, cpu_has_bfloat16
+from utils.memory import keep_freed_memory
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 SIDES = {"cpu": 4096, "cuda": 8192}  # of the square matrices
@@ -16,6 +17,12 @@ NOTES = (
     "turns with the step; best: the faster of that and a 3-tap convolution (MKL's float32 product does on AMD "
     "processors half of what oneDNN's convolution does)",
 )
+
+
+def as_main_runs(settings: Settings) -> None:
+    """So many threads, and freed memory kept, as main.py has it."""
+    torch.set_num_threads(settings.threads)
+    keep_freed_memory(True)
 
 
 def precisions(device: torch.device) -> list[str]:
