@@ -9,13 +9,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from test_engine import attentive_net, dataset_of
 from torch import nn
 
 from model import CO2Net
+from tests.conftest import ROOT
+from tests.test_engine import attentive_net, dataset_of
+from tests.test_golden import LOSS_NAMES, Case, assert_golden
 from utils.audio_visual import AudioVisualNet
 from utils.fusion import CONSENSUS
 from utils.inference import BUCKET_SNIPPETS, buckets, network_outputs, run_test_set
@@ -23,6 +24,10 @@ from utils.layers import Dropout, Layers
 from utils.losses import CO2Loss
 from utils.training_step import Objective, TrainingStep, build_optimiser
 from wsad_dataset import Batch
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from benchmarks.plain_step import PlainCO2Net, PlainLoss, plain_adam, plain_train_step  # noqa: E402
 
 NETWORKS = {f"co2net_{name}": lambda name=name: CO2Net(3, (6, 6), consensus=name) for name in CONSENSUS}
 NETWORKS["co2net_pooled"] = lambda: CO2Net(3, (6, 6), temporal_pool=5)
@@ -149,20 +154,17 @@ def test_a_network_comes_back_in_training_mode_even_when_nobody_takes_all_of_it(
     assert net.training
 
 
-class Plain(nn.Module):
-    """CO2-Net's step as PyTorch's documentation would have it: no autocast, Adam without anything."""
+class Plain:
+    """The paper's network, losses and step as they read, with the weights of another network, without dropout."""
 
     def __init__(self, net: CO2Net):
-        super().__init__()
-        self.net, self.criterion = net, CO2Loss()
-        self.optimiser = torch.optim.Adam(net.parameters(), lr=1e-3, weight_decay=1e-3, foreach=False, fused=False)
+        kind = next(net.parameters()).dtype
+        self.net, self.criterion = PlainCO2Net(net.num_classes, net.modality_dims).to(kind).eval(), PlainLoss()
+        self.net.load_state_dict(net.state_dict())
+        self.optimiser = plain_adam(self.net, 1e-3, 1e-3)
 
     def step(self, batch: Batch) -> dict[str, float]:
-        terms = self.criterion(self.net(batch.features), batch.labels, batch.pairs)
-        self.optimiser.zero_grad()
-        terms["total"].backward()
-        self.optimiser.step()
-        return {name: value.item() for name, value in terms.items()}
+        return plain_train_step(self.net, self.criterion, self.optimiser, batch, "float32")
 
 
 def trained(net: CO2Net, **options) -> list[dict[str, float]]:
@@ -178,6 +180,17 @@ def both_nets() -> tuple[CO2Net, CO2Net]:
     return net, copy.deepcopy(net)
 
 
+def test_the_plain_step_is_the_release_too(reference, tmp_path):
+    case = Case(reference / "golden/model_thumos14_short.npz", tmp_path)
+    plain = Plain(case.net)
+    case.net, case.loss = plain.net, plain.criterion
+    with torch.no_grad():
+        outputs, terms = case.run(case.meta["seed"], case.arrays["labels"].astype(float))
+    assert_golden(outputs["cas"], case.arrays["cas"])
+    for ours, released in LOSS_NAMES.items():
+        assert_golden(terms[ours], case.arrays[released])
+
+
 def assert_same_training(first: nn.Module, second: nn.Module, terms: list[dict], others: list[dict], tolerance: float):
     for ours, theirs in zip(terms, others, strict=True):
         assert ours == pytest.approx(theirs, rel=tolerance, abs=tolerance)
@@ -186,9 +199,9 @@ def assert_same_training(first: nn.Module, second: nn.Module, terms: list[dict],
 
 
 def test_three_steps_are_those_of_the_plain_step():
-    net, other = both_nets()
-    plain = Plain(other)
-    assert_same_training(net, other, trained(net), [plain.step(made_batch()) for _ in range(3)], 1e-5)
+    net, _ = both_nets()
+    plain = Plain(net)
+    assert_same_training(net, plain.net, trained(net), [plain.step(made_batch()) for _ in range(3)], 1e-5)
 
 
 def test_bf16_is_near_float32():
@@ -199,9 +212,10 @@ def test_bf16_is_near_float32():
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_a_compiled_step_is_the_plain_step():
-    net, other = both_nets()
-    plain = Plain(other)
-    assert_same_training(net, other, trained(net, compiled=True), [plain.step(made_batch()) for _ in range(3)], 1e-4)
+    net, _ = both_nets()
+    plain = Plain(net)
+    terms = trained(net, compiled=True)
+    assert_same_training(net, plain.net, terms, [plain.step(made_batch()) for _ in range(3)], 1e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
