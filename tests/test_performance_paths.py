@@ -18,11 +18,13 @@ from tests.conftest import ROOT
 from tests.test_engine import attentive_net, dataset_of
 from tests.test_golden import LOSS_NAMES, Case, assert_golden
 from utils.audio_visual import AudioVisualNet
+from utils.checkpoint import Training
+from utils.errors import InputError
 from utils.fusion import CONSENSUS
 from utils.inference import BUCKET_SNIPPETS, buckets, network_outputs, run_test_set
 from utils.layers import Dropout, Layers
 from utils.losses import CO2Loss
-from utils.training_step import Objective, TrainingStep, build_optimiser
+from utils.training_step import Objective, StepOutcome, TrainingStep, build_optimiser
 from wsad_dataset import Batch
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -263,3 +265,43 @@ print(resident() - before)
 def test_freed_memory_is_kept_or_given_back(policy, least, most):
     done = subprocess.run([sys.executable, "-c", HELD, policy], cwd=ROOT, capture_output=True, text=True, check=True)
     assert least <= int(done.stdout) <= most
+
+
+class NoBatches:
+    """What Training wants of its batches, where there are none."""
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+def test_a_run_begun_with_another_adam_goes_on_with_the_one_that_can_leave_steps_out(tmp_path):
+    net, _ = both_nets()
+    identity = {"architecture": {}, "classes": ["a", "b"], "options": {}}
+    before = torch.optim.Adam(net.parameters(), lr=1e-3, foreach=True)
+    net(made_batch().features)["cas"].sum().backward()
+    before.step()
+    Training(net, before, NoBatches(), identity, tmp_path).save_last()
+    optimiser = build_optimiser(net.parameters(), 1e-3, 0.0)
+    Training(net, optimiser, NoBatches(), identity, tmp_path).resume(1, 9, 0)
+    step, spoilt = TrainingStep(Objective(net, CO2Loss()), optimiser), made_batch()
+    spoilt.features[0, 0, 0] = float("nan")
+    weights = copy.deepcopy(net.state_dict())
+    assert not step(spoilt).finite
+    torch.testing.assert_close(net.state_dict(), weights, rtol=0, atol=0)
+    assert step(made_batch()).finite
+
+
+def test_a_step_that_is_looked_at_late_is_still_told_by_its_own_number_and_videos(tmp_path):
+    net, _ = both_nets()
+    identity = {"architecture": {}, "classes": ["a", "b"], "options": {}}
+    training = Training(net, build_optimiser(net.parameters(), 1e-3, 0.0), NoBatches(), identity, tmp_path)
+    bad, good = (StepOutcome({"total": torch.tensor(value)}, torch.tensor(value < 1e9)) for value in (1e10, 2.0))
+    training.advance(good, made_batch(), ["first"])
+    training.advance(bad, made_batch(), ["second"])
+    training.require_finite(0, late=True)
+    training.advance(good, made_batch(), ["third"])
+    with pytest.raises(InputError, match=r"not finite at iteration 2 \(total 1e\+10\) with the videos second;"):
+        training.require_finite(0, late=True)
+    assert training.losses() == {"total": 2.0}  # of the two that counted
