@@ -88,6 +88,21 @@ def test_the_gradient_of_dropout_goes_where_its_output_came_from():
     torch.testing.assert_close(x.grad, (y / x).detach())
 
 
+@pytest.mark.parametrize("probability", [0.3, 0.7])
+def test_an_activation_and_its_dropout_in_one_are_the_two(probability):
+    """Values and gradients, given what was dropped."""
+    layers = Layers(nn.Conv1d(3, 5, 3, padding=1), nn.LeakyReLU(0.2, inplace=True), Dropout(probability))
+    x, weights = torch.randn(4, 3, 30, requires_grad=True), torch.randn(4, 5, 30)
+    y = layers(x)
+    ours = torch.autograd.grad((weights * y).sum(), [x, *layers.parameters()])
+    mask = (y != 0) * 2**16 / layers[2].kept
+    two = nn.functional.leaky_relu(layers[0](x), 0.2) * mask
+    torch.testing.assert_close(y, two)
+    assert 0 < mask.count_nonzero() < mask.numel()
+    for one, other in zip(ours, torch.autograd.grad((weights * two).sum(), [x, *layers.parameters()]), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_padding_before_a_layer_that_looks_around_becomes_zeros():
     layers = Layers(nn.Conv1d(1, 1, 1), nn.Conv1d(1, 1, 3, padding=1, bias=False))
     for parameter in layers.parameters():
