@@ -15,7 +15,14 @@ import utils.errors
 from main import main as train
 from tests.conftest import ROOT
 from tests.ranks import CASES, equality
-from tests.test_train import CONFIG, arguments, checkpoint, records, same
+from tests.test_train import (
+    CONFIG,
+    arguments,
+    checkpoint,
+    one_thread,  # noqa: F401 - a fixture for every test here
+    records,
+    same,
+)
 from utils.annotations import parse_annotations
 from utils.checkpoint import Training, seed_everything
 from utils.distributed import ALONE, Ranks, joined_ranks
@@ -36,14 +43,6 @@ def dataset(tmp_path_factory):
     simulate_features(parse_annotations(invent_timeline(20, 3), "invented"), folder, (6, 6))
     (folder / "config.yaml").write_text(CONFIG)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def torchrun(size, *words, restarts=0):

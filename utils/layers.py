@@ -79,7 +79,7 @@ class _Dropout(torch.autograd.Function):
 class _LeakyDropout(torch.autograd.Function):
     """LeakyReLU and then _Dropout, in the place of their input.
 
-    Together one array is kept in the place of three (activation, mask, product): a fifth of a step's memory.
+    Together one array is kept for the gradient in the place of three: activation, mask, product.
     """
 
     @staticmethod

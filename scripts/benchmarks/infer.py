@@ -13,7 +13,7 @@ from benchmarks.measure import Settings, in_new_process, peak_memory, take_turns
 from benchmarks.plain_step import PlainCO2Net, forward_flops
 from benchmarks.table import Column, Measured
 from benchmarks.yardstick import NOTES as YARDSTICK_NOTES
-from benchmarks.yardstick import Yardstick, as_main_runs, wait_for
+from benchmarks.yardstick import SHARE_COLUMNS, Yardstick, as_main_runs, wait_for
 from eval.proposals import localize
 from model import CO2Net
 from utils.datasets import DATASETS
@@ -34,12 +34,7 @@ COLUMNS = (
     Column("plain_seconds", "plain forward s", ".2f"),
     Column("forward_seconds", "forward s", ".2f"),
     Column("snippets_s", "snippets/s", ",.0f"),
-    Column("tflop_s", "TFLOP/s", ".3f"),
-    Column("mm_tflop_s", "mm TFLOP/s", ".3f"),
-    Column("share_of_mm", "share of mm", ".0%"),
-    Column("best_tflop_s", "best TFLOP/s", ".3f"),
-    Column("best_by", "by"),
-    Column("share_of_best", "share of best", ".0%"),
+    *SHARE_COLUMNS,
     Column("whole_seconds", "whole pass s", ".2f"),
     Column("beyond_seconds", "beyond forward s", ".2f"),
     Column("detections", "detections", ","),

@@ -6,12 +6,22 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.measure import Settings, cpu_has_bfloat16
+from benchmarks.table import Column
 from utils.memory import keep_freed_memory
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 SIDES = {"cpu": 4096, "cuda": 8192}  # of the square matrices
 QUICK_SIDE = 128
 
+# What `Yardstick.shares` gives.
+SHARE_COLUMNS = (
+    Column("tflop_s", "TFLOP/s", ".3f"),
+    Column("mm_tflop_s", "mm TFLOP/s", ".3f"),
+    Column("share_of_mm", "share of mm", ".0%"),
+    Column("best_tflop_s", "best TFLOP/s", ".3f"),
+    Column("best_by", "by"),
+    Column("share_of_best", "share of best", ".0%"),
+)
 NOTES = (
     f"mm: torch.mm of two square matrices at this precision, {SIDES['cpu']:,} a side ({SIDES['cuda']:,} on a GPU), in "
     "turns with the step; best: the faster of that and a 3-tap convolution (MKL's float32 product does on AMD "
