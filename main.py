@@ -12,10 +12,7 @@ from eval.report import results_table
 from options import default_options, loss_options, network_options, parse_args, resume_options, run_options
 from utils.annotations import Annotations, load_annotations
 from utils.checkpoint import Training, read_checkpoint, seed_everything
-from utils.dataset_check import require_usable, startup_findings, summary_lines
-from utils.dataset_faults import WARNING
 from utils.datasets import DATASETS, DatasetSpec
-from utils.distributed import Ranks, joined_ranks
 from utils.engine import (
     PROTOCOLS,
     Evaluation,
@@ -29,13 +26,16 @@ from utils.engine import (
     write_results,
 )
 from utils.errors import exit_on_input_error
-from utils.features import open_features
-from utils.files import write_json
-from utils.logger import NoLog, RunLog
-from utils.memory import keep_freed_memory
+from utils.features.check import require_usable, startup_findings, summary_lines
+from utils.features.faults import WARNING
+from utils.features.simulate import provide_demo
+from utils.features.store import open_features
+from utils.formats.files import write_json
 from utils.methods import build_criterion, build_network
-from utils.run_folder import RunFolder
-from utils.simulate import provide_demo
+from utils.run.folder import RunFolder
+from utils.run.log import NoLog, RunLog
+from utils.run.memory import keep_freed_memory
+from utils.run.ranks import Ranks, joined_ranks
 from utils.training_step import Objective, TrainingStep, build_optimiser
 from wsad_dataset import BatchLoader, WeakVideoDataset
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.fusion import ALTERNATIVES, CONSENSUS, GlobalContext, LocalContext, PerModality, activation
-from utils.layers import Dropout, Layers, without_padding
+from utils.run.fast_dropout import Dropout, Layers, without_padding
 
 
 class ConsensusModule(nn.Module):

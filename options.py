@@ -8,13 +8,13 @@ import argparse
 from pathlib import Path
 
 from eval.proposals import LOCALIZATIONS
-from utils.audio_visual import CLASSIFIERS
 from utils.datasets import DATASETS
 from utils.errors import InputError, OneLineParser, shown
-from utils.files import read_yaml
+from utils.formats.files import read_yaml
 from utils.fusion import CONSENSUS
 from utils.losses import SIMILARITIES
 from utils.methods import METHODS
+from utils.methods.audio_visual import CLASSIFIERS
 
 NOT_IN_CONFIG = ("help", "config", "base", "resume")
 FREE_ON_RESUME = ("run_dir", "path_dataset", "max_iter", "device", "cache", "skip_nonfinite", "compile")

@@ -11,8 +11,8 @@ from utils.checkpoint import load_state, read_checkpoint, require_classes
 from utils.datasets import DATASETS
 from utils.engine import PROTOCOLS, Evaluator, choose_device, open_subset, write_results
 from utils.errors import InputError, exit_on_input_error
-from utils.features import open_features
-from utils.files import write_json
+from utils.features.store import open_features
+from utils.formats.files import write_json
 from utils.methods import METHODS, build_network
 
 

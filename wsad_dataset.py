@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from utils.annotations import Annotations, Video
 from utils.errors import InputError
-from utils.features import FeatureStore
+from utils.features.store import FeatureStore
 from utils.sampler import PairSampler, ShardSampler, rank_rows, stratified_snippets
 
 

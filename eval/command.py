@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from eval.average_precision import named_means
-from eval.detection_files import GroundTruth, Table, read_detections, read_ground_truth
 from eval.protocols import PROTOCOLS
+from eval.tables import GroundTruth, Table, read_detections, read_ground_truth
 from utils.datasets import DATASETS
 from utils.errors import InputError, shown
-from utils.files import read_json
+from utils.formats.files import read_json
 
 
 @dataclass(frozen=True, eq=False)

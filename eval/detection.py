@@ -17,7 +17,9 @@ import numpy as np
 
 from eval.average_precision import average_precisions, mean_over_range, score_order
 from eval.command import Inputs, add_evaluation_options, read_inputs
-from eval.detection_files import (
+from eval.matching import match
+from eval.protocols import PROTOCOLS, applicable_protocols, apply_protocol
+from eval.tables import (
     DetectionSource,
     GroundTruth,
     GroundTruthSource,
@@ -25,11 +27,9 @@ from eval.detection_files import (
     read_detections,
     read_ground_truth,
 )
-from eval.matching import match
-from eval.protocols import PROTOCOLS, applicable_protocols, apply_protocol
 from utils.datasets import SNIPPET_RATE
 from utils.errors import InputError, OneLineParser, exit_on_input_error
-from utils.files import write_json
+from utils.formats.files import write_json
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from eval.protocols import PROTOCOLS
 from utils.annotations import load_annotations
 from utils.datasets import DATASETS
 from utils.errors import InputError, OneLineParser, exit_on_input_error
-from utils.files import write_json
+from utils.formats.files import write_json
 from utils.segments import snippets_to_seconds, tiou
 
 # In this order the code numbers them. The first is not an error.

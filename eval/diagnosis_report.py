@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.files import save_figure
+from utils.formats.files import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from eval.detection_files import Table
+from eval.tables import Table
 from utils.segments import tiou
 
 FIRST_BLOCK, LARGEST_BLOCK = 1 << 13, 1 << 17  # pairs; the first ones take most of the ground truth

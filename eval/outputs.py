@@ -12,10 +12,18 @@ from urllib.parse import quote, unquote
 import h5py
 import numpy as np
 
-from utils.checksums import require_listed_sum
 from utils.errors import InputError
-from utils.files import replacing
-from utils.hdf5 import create_hdf5, follow, names_in, require_held, require_own_values, require_unpacked, set_attributes
+from utils.formats.checksums import require_listed_sum
+from utils.formats.files import replacing
+from utils.formats.hdf5 import (
+    create_hdf5,
+    follow,
+    names_in,
+    require_held,
+    require_own_values,
+    require_unpacked,
+    set_attributes,
+)
 
 CURVES = ("cas", "attention", "modality_attention")
 OPTIONAL = ("modality_attention",)  # not every network has it; without it there are no rows

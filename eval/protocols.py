@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eval.detection_files import GroundTruth, Table
+from eval.tables import GroundTruth, Table
 from utils.segments import seconds_to_snippets
 
 # Two wrongly annotated THUMOS14 test videos, which many papers leave out.

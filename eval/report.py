@@ -11,7 +11,7 @@ from eval.average_precision import mean_over_range
 from eval.snippet_accuracy import accuracy_note
 from utils.annotations import Annotations, Video
 from utils.datasets import DatasetSpec
-from utils.files import save_figure
+from utils.formats.files import save_figure
 from utils.segments import snippets_to_seconds
 
 GROUND_TRUTH, DETECTION, FUSED = "#2a9d4a", "#3465a4", "#333333"

@@ -15,7 +15,7 @@ from benchmarks.measure import Settings, describe_machine, machine_line, usable_
 from benchmarks.table import Measured  # noqa: E402
 
 from utils.errors import OneLineParser, exit_on_input_error  # noqa: E402
-from utils.files import write_json  # noqa: E402
+from utils.formats.files import write_json  # noqa: E402
 
 SUBJECTS = ("train", "infer", "evaluation", "localisation", "data", "memory", "scaling")
 

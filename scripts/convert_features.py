@@ -14,10 +14,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.annotations import load_annotations  # noqa: E402
-from utils.checksums import SUMS  # noqa: E402
-from utils.convert import convert_features, features_in  # noqa: E402
 from utils.errors import OneLineParser, exit_on_input_error  # noqa: E402
-from utils.features import open_features  # noqa: E402
+from utils.features.convert import convert_features, features_in  # noqa: E402
+from utils.features.store import open_features  # noqa: E402
+from utils.formats.checksums import SUMS  # noqa: E402
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from eval.html_report.page import render_report  # noqa: E402
 from eval.html_report.run_folder import read_runs  # noqa: E402
 from utils.errors import OneLineParser, exit_on_input_error  # noqa: E402
-from utils.files import write_text  # noqa: E402
+from utils.formats.files import write_text  # noqa: E402
 
 
 def main() -> None:

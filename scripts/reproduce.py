@@ -15,10 +15,10 @@ from scripts.reproduction import execute, render, results  # noqa: E402
 from scripts.reproduction.cost import as_time, measure_cost  # noqa: E402
 from scripts.reproduction.figure5 import draw_figure5  # noqa: E402
 from scripts.reproduction.plan import ROOT, Run, Setting, Table, planned_runs, read_tables  # noqa: E402
-from utils.convert import features_in  # noqa: E402
 from utils.engine import PROTOCOLS  # noqa: E402
 from utils.errors import InputError, OneLineParser, exit_on_input_error  # noqa: E402
-from utils.simulate import simulate_demo  # noqa: E402
+from utils.features.convert import features_in  # noqa: E402
+from utils.features.simulate import simulate_demo  # noqa: E402
 
 FIGURE5 = "figure5"  # drawn from the runs of Table 6, from top to bottom:
 FIGURE5_ROWS = ("CCM", "SE", "SSMA", "Concat", "Add")

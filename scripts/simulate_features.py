@@ -12,10 +12,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.annotations import load_annotations  # noqa: E402
-from utils.checksums import SUMS  # noqa: E402
 from utils.errors import OneLineParser, exit_on_input_error  # noqa: E402
-from utils.simulate import simulate_demo, simulate_features  # noqa: E402
-from utils.simulate_ave import simulate_ave  # noqa: E402
+from utils.features.simulate import simulate_demo, simulate_features  # noqa: E402
+from utils.features.simulate_ave import simulate_ave  # noqa: E402
+from utils.formats.checksums import SUMS  # noqa: E402
 
 
 def main() -> None:

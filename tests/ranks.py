@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.annotations import load_annotations  # noqa: E402
 from utils.checkpoint import Training, seed_everything  # noqa: E402
 from utils.datasets import DATASETS  # noqa: E402
-from utils.distributed import Ranks, joined_ranks  # noqa: E402
 from utils.engine import Evaluator  # noqa: E402
 from utils.errors import exit_on_input_error  # noqa: E402
-from utils.features import open_features  # noqa: E402
+from utils.features.store import open_features  # noqa: E402
 from utils.methods import build_criterion, build_network  # noqa: E402
+from utils.run.ranks import Ranks, joined_ranks  # noqa: E402
 from utils.training_step import Objective, TrainingStep, build_optimiser  # noqa: E402
 from wsad_dataset import BatchLoader, WeakVideoDataset  # noqa: E402
 

@@ -10,7 +10,7 @@ import pytest
 from utils.annotations import annotations_to_json, load_annotations, parse_annotations
 from utils.datasets import DATASETS
 from utils.errors import InputError
-from utils.release_format import array_shape, load_array
+from utils.formats.npy import array_shape, load_array
 
 EXAMPLE = {
     "classes": ["Dive", "Clap", "Jump"],

@@ -19,21 +19,21 @@ from test import main as evaluate
 from tests.ave_release import CLASSES, make_release, write_array
 from utils import fusion
 from utils.annotations import load_annotations, parse_annotations
-from utils.audio_visual import AudioVisualNet, open_max
-from utils.audio_visual_losses import (
+from utils.errors import InputError
+from utils.features.simulate import prototypes
+from utils.features.simulate_ave import simulate_ave, simulate_clip
+from utils.features.store import open_features
+from utils.fusion import CrossAttention, CrossAttentionStage
+from utils.losses import co_activity_loss, mil_loss
+from utils.methods.audio_visual import AudioVisualNet, open_max
+from utils.methods.audio_visual_losses import (
     WEIGHTS,
     AudioVisualLoss,
     foreground_continuity_loss,
     gaussian_window,
     pseudo_localization_loss,
 )
-from utils.errors import InputError
-from utils.features import open_features
-from utils.fusion import CrossAttention, CrossAttentionStage
-from utils.losses import co_activity_loss, mil_loss
 from utils.segments import aligned_snippets
-from utils.simulate import prototypes
-from utils.simulate_ave import simulate_ave, simulate_clip
 
 torch.set_num_threads(1)
 
@@ -535,7 +535,7 @@ def test_simulated_streams_complement_each_other(monkeypatch):
     }
     annotations = parse_annotations({"classes": list("abcd"), "database": database}, "made")
     monkeypatch.setattr(
-        "utils.simulate_ave.smooth_activity", lambda generator, length, count: np.zeros((length, count))
+        "utils.features.simulate_ave.smooth_activity", lambda generator, length, count: np.zeros((length, count))
     )
     signs = []  # by stream and group: how much of the group's prototype is in each second
     for video in annotations.videos.values():

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.conftest import ROOT
 from utils.annotations import load_annotations
 from utils.errors import InputError
-from utils.features import open_features
+from utils.features.store import open_features
 
 sys.path.insert(0, str(ROOT / "scripts"))
 

@@ -17,9 +17,9 @@ from tests.test_features import write_folders, write_hdf5, write_joint
 from tests.test_train import one_thread  # noqa: F401 - a fixture for every test here
 from utils.annotations import parse_annotations
 from utils.errors import InputError
-from utils.features import FeatureStore, open_features
-from utils.rows import by_block, read_rows
-from utils.simulate import invent_timeline, simulate_features
+from utils.features.simulate import invent_timeline, simulate_features
+from utils.features.store import FeatureStore, open_features
+from utils.formats.rows import by_block, read_rows
 from wsad_dataset import BatchLoader, WeakVideoDataset
 
 LENGTH = 700  # of more than a block, and more than a chunk

@@ -13,11 +13,11 @@ import pytest
 from scripts.convert_features import main
 from tests.ave_release import BACKGROUND_CLIPS, make_release, write_array
 from tests.test_features import LENGTHS, streams, write_folders, write_hdf5, write_joint
-from utils.checksums import SUMS, listed_sums, sums_text
-from utils.convert import convert_features, write_dataset
 from utils.errors import InputError
-from utils.features import open_features
-from utils.files import replacing
+from utils.features.convert import convert_features, write_dataset
+from utils.features.store import open_features
+from utils.formats.checksums import SUMS, listed_sums, sums_text
+from utils.formats.files import replacing
 
 DATABASE = {
     name: {"subset": subset, "duration": 9.5, "labels": ["A"], "annotations": [{"label": "A", "segment": [1, 2]}]}
@@ -220,7 +220,7 @@ def test_names_that_hdf5_would_merge_are_refused(tmp_path):
 
 
 def test_what_does_not_fit_is_refused(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.convert.shutil.disk_usage", lambda _: type("usage", (), {"free": 99}))
+    monkeypatch.setattr("utils.features.convert.shutil.disk_usage", lambda _: type("usage", (), {"free": 99}))
     with pytest.raises(InputError, match="do not fit on this disk"):
         convert_features(source, tmp_path / "new" / "out")
     assert not (tmp_path / "new").exists()

@@ -9,12 +9,13 @@ import pytest
 
 from tests.test_features import streams, write_folders, write_hdf5, write_joint
 from utils.annotations import load_annotations, parse_annotations
-from utils.checksums import SUMS, sums_text
-from utils.dataset_check import check_dataset, require_usable, startup_findings, summary_lines
 from utils.datasets import DATASETS
 from utils.errors import InputError
-from utils.features import main, open_features
-from utils.simulate import invent_timeline, simulate_features
+from utils.features.check import check_dataset, require_usable, startup_findings, summary_lines
+from utils.features.check import command as main
+from utils.features.simulate import invent_timeline, simulate_features
+from utils.features.store import open_features
+from utils.formats.checksums import SUMS, sums_text
 
 WIDTHS = (6, 5)
 

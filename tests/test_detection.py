@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import eval.matching
 from eval.detection import evaluate_detections
-from eval.detection_files import Table, localized_table, read_detections, read_ground_truth, write_detections
+from eval.tables import Table, localized_table, read_detections, read_ground_truth, write_detections
 from tests.conftest import REFERENCE
 from utils.errors import InputError
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.detection import evaluate_detections
-from eval.detection_files import make_table, read_detections, read_ground_truth
 from eval.diagnosis import (
     BINS,
     KINDS,
@@ -21,6 +20,7 @@ from eval.diagnosis import (
     error_kinds,
     main,
 )
+from eval.tables import make_table, read_detections, read_ground_truth
 from utils.annotations import load_annotations
 from utils.datasets import DATASETS
 from utils.errors import InputError

@@ -25,10 +25,10 @@ from tests.test_train import (
 )
 from utils.annotations import parse_annotations
 from utils.checkpoint import Training, seed_everything
-from utils.distributed import ALONE, Ranks, joined_ranks
 from utils.errors import InputError, exit_on_input_error
+from utils.features.simulate import invent_timeline, provide_demo, simulate_features
+from utils.run.ranks import ALONE, Ranks, joined_ranks
 from utils.sampler import rank_rows
-from utils.simulate import invent_timeline, provide_demo, simulate_features
 from wsad_dataset import BatchLoader
 
 needs_processes = pytest.mark.skipif(

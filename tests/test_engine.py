@@ -10,9 +10,9 @@ from utils.annotations import parse_annotations
 from utils.checkpoint import Training
 from utils.datasets import DATASETS, DatasetSpec
 from utils.engine import Evaluator, HoldOut, split_holdout
+from utils.features.simulate import invent_timeline, simulate_features
 from utils.inference import run_test_set
 from utils.losses import CO2Loss
-from utils.simulate import invent_timeline, simulate_features
 from utils.training_step import Objective
 from wsad_dataset import Batch, WeakVideoDataset
 

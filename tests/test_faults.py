@@ -29,7 +29,7 @@ from tests.test_train import (
     run_program,
     same,
 )
-from utils.run_folder import SUMMED
+from utils.run.folder import SUMMED
 from utils.training_step import Objective, TrainingStep, build_optimiser
 
 MORE = ("--max-iter", "40", "--eval-every", "4")

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from utils.errors import InputError
-from utils.feature_files import HDF5Source, open_source
-from utils.features import open_features
+from utils.features.feature_files import HDF5Source, open_source
+from utils.features.store import open_features
 
 VALUES = np.random.default_rng(0).random((40, 4)).astype(np.float32)
 PACKED = {"chunks": (16, 4), "compression": "gzip"}

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from utils.errors import InputError
-from utils.feature_files import JOINT_SUFFIX
-from utils.features import main, mean_difference, open_features
+from utils.features.check import command as main
+from utils.features.feature_files import JOINT_SUFFIX
+from utils.features.store import mean_difference, open_features
 
 
 def one_line(error) -> str:

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from utils.checksums import SUMS, file_sum, require_listed_sum, sums_text
 from utils.errors import InputError, shown
-from utils.files import read_json, read_json_lines, read_yaml, replacing, sweep_partial, write_json, write_text
+from utils.formats.checksums import SUMS, file_sum, require_listed_sum, sums_text
+from utils.formats.files import read_json, read_json_lines, read_yaml, replacing, sweep_partial, write_json, write_text
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -17,13 +17,13 @@ from model import CO2Net
 from tests.conftest import ROOT
 from tests.test_engine import attentive_net, dataset_of
 from tests.test_golden import LOSS_NAMES, Case, assert_golden
-from utils.audio_visual import AudioVisualNet
 from utils.checkpoint import Training
 from utils.errors import InputError
 from utils.fusion import CONSENSUS
 from utils.inference import BUCKET_SNIPPETS, buckets, network_outputs, run_test_set
-from utils.layers import Dropout, Layers
 from utils.losses import CO2Loss
+from utils.methods.audio_visual import AudioVisualNet
+from utils.run.fast_dropout import Dropout, Layers
 from utils.training_step import Objective, StepOutcome, TrainingStep, build_optimiser
 from wsad_dataset import Batch
 
@@ -262,7 +262,7 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_state():
 HELD = """
 import re, sys, numpy as np
 from pathlib import Path
-from utils.memory import keep_freed_memory
+from utils.run.memory import keep_freed_memory
 
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024

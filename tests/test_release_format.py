@@ -17,9 +17,9 @@ from hypothesis.extra import numpy as hnp
 
 from scripts import fuzz
 from tests.conftest import ROOT
-from utils import release_format
 from utils.errors import InputError
-from utils.release_format import array_shape, load_array, load_names, load_plain_array
+from utils.formats import npy as release_format
+from utils.formats.npy import array_shape, load_array, load_names, load_plain_array
 
 MEGABYTE = 2**20
 
@@ -410,6 +410,6 @@ def test_the_fuzzer_says_what_it_needs(run_main, monkeypatch):
 
 
 def test_the_fuzzer_explains_itself():
-    done = subprocess.run([sys.executable, ROOT / "scripts/fuzz.py", "--help"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, ROOT / "tests/torture/fuzz.py", "--help"], capture_output=True, text=True)
     assert "--seconds N" in done.stdout
     assert "--seconds 600" in done.stdout

@@ -20,8 +20,8 @@ from scripts.reproduction.figure5 import draw_figure5
 from scripts.reproduction.plan import Setting, planned_runs, read_tables
 from utils.annotations import parse_annotations
 from utils.errors import InputError
-from utils.run_folder import RunFolder
-from utils.simulate import invent_timeline, simulate_features
+from utils.features.simulate import invent_timeline, simulate_features
+from utils.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "dataset: demo\nnum_snippets: 12\nlr: 1e-3\nmax_iter: 40\neval_every: 20\nevaluate_untrained: true\n"

@@ -16,12 +16,12 @@ from tests.test_caching import arguments, demo  # noqa: F401 - a fixture
 from tests.test_convert import annotate, other_rate, other_value, other_videos
 from tests.test_features import LENGTHS, streams, write_folders, write_hdf5
 from tests.test_train import one_thread  # noqa: F401 - a fixture for every test here
-from utils.checksums import SUMS
-from utils.convert import _Selection, convert_features
-from utils.dataset_check import check_dataset
 from utils.errors import InputError
-from utils.features import open_features
-from utils.shards import MAX_OPEN, shard_name
+from utils.features.check import check_dataset
+from utils.features.convert import _Selection, convert_features
+from utils.features.shards import MAX_OPEN, shard_name
+from utils.features.store import open_features
+from utils.formats.checksums import SUMS
 
 
 def write_shards(folder, *videos: str, count: int | None = None, dtype=np.float32, **attributes):

@@ -13,10 +13,10 @@ import pytest
 
 from tests.conftest import ROOT
 from utils.annotations import annotations_to_json, load_annotations, parse_annotations
-from utils.checksums import SUMS, listed_sums, require_listed_sum
 from utils.errors import InputError
-from utils.features import open_features
-from utils.simulate import MARK, invent_timeline, simulate_features, simulate_video
+from utils.features.simulate import MARK, invent_timeline, simulate_features, simulate_video
+from utils.features.store import open_features
+from utils.formats.checksums import SUMS, listed_sums, require_listed_sum
 
 BAD_NAMES = ("a//b", "/a", "a/./b", "a\0", "", "\ud800", "/".join("a" * 17))
 DEMO = parse_annotations(invent_timeline(20, 4, seed=1), "the invented timeline")
@@ -141,7 +141,8 @@ def test_what_was_simulated_before_there_were_checksums_may_be_replaced(tmp_path
 
 
 @pytest.mark.parametrize(
-    "killed_in", ["utils.simulate.simulate_video", "utils.convert.write_json", "utils.convert.sums_text"]
+    "killed_in",
+    ["utils.features.simulate.simulate_video", "utils.features.convert.write_json", "utils.features.convert.sums_text"],
 )
 def test_a_kill_leaves_whole_files_and_no_sums_that_accuse_them(tmp_path, killed_in):
     """Before, between and after the two files take their names."""
@@ -157,8 +158,8 @@ with mock.patch({killed_in!r}, lambda *_, **__: os.kill(os.getpid(), signal.SIGK
     killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(contents(tmp_path)) == len(load_annotations(tmp_path).videos) == 20
-    assert ((tmp_path / "features.h5").read_bytes() == old) == (killed_in != "utils.convert.sums_text")
-    assert (tmp_path / SUMS).exists() == (killed_in == "utils.simulate.simulate_video")
+    assert ((tmp_path / "features.h5").read_bytes() == old) == (killed_in != "utils.features.convert.sums_text")
+    assert (tmp_path / SUMS).exists() == (killed_in == "utils.features.simulate.simulate_video")
     assert not (tmp_path / SUMS).exists() or check_sums(tmp_path)
     simulate_features(DEMO, tmp_path, (4, 4), seed=1)
     assert check_sums(tmp_path)
@@ -167,7 +168,7 @@ with mock.patch({killed_in!r}, lambda *_, **__: os.kill(os.getpid(), signal.SIGK
 def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
     simulate_features(DEMO, tmp_path, (4, 4))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr("utils.simulate.simulate_video", lambda *_: 1 / 0)
+    monkeypatch.setattr("utils.features.simulate.simulate_video", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         simulate_features(DEMO, tmp_path, (4, 4), seed=1)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

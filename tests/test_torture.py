@@ -1,4 +1,4 @@
-"""scripts/torture.py: a small share of it finds nothing, counts what it did, and a reader that is wrong is found."""
+"""tests/torture/__main__.py: a small share of it finds nothing, counts what it did, and a reader that is wrong is found."""
 
 import json
 import os
@@ -20,9 +20,9 @@ from io import StringIO
 from pathlib import Path
 
 sys.path.insert(0, "scripts")
-import torture
-import utils.files
-from scripts.reliability.setting import Setting
+import tests.torture.__main__ as torture
+import utils.formats.files
+from tests.torture.setting import Setting
 from utils.errors import exit_on_input_error
 
 out = Path(sys.argv[1])
@@ -58,7 +58,7 @@ torture.make_setting = make_and_keep
 words = sys.argv[2:]
 run("good", "--seed", "7", *words, "--markdown", str(out / "page.md"))
 torture.make_setting = made_before
-utils.files.require_listed_sum = lambda *arguments: None  # JSON, YAML and text of ours are read unchecked
+utils.formats.files.require_listed_sum = lambda *arguments: None  # JSON, YAML and text of ours are read unchecked
 run("wrong", "--only", "damage", "--damaged", "60")
 failed = json.loads((out / "wrong.json").read_text())["failures"][0]["number"]
 run("again", "--only", "damage", "--first", str(failed), "--damaged", "1")
@@ -126,7 +126,7 @@ def test_a_failure_is_repeated_by_its_number(done):
 
 def test_the_page_is_written_from_the_run(done):
     page = (done[0] / "page.md").read_text()
-    assert page.startswith("# Reliability\n\nWritten by `python scripts/torture.py --minutes 5 ")
+    assert page.startswith("# Reliability\n\nWritten by `python tests/torture/__main__.py --minutes 5 ")
     assert "**simulated**" in page
     assert f"| kills | {KILLS} |" in page
     assert "## Damaged files of others, one flip" in page

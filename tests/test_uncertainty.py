@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from eval.average_precision import named_means
 from eval.compare import compare, comparison_table, main
 from eval.detection import evaluate_detections
-from eval.detection_files import make_table, read_detections, read_ground_truth
+from eval.tables import make_table, read_detections, read_ground_truth
 from eval.uncertainty import bootstrap_interval, bootstrap_maps, resampled_map, two_sided_p_value
 from utils.datasets import DATASETS
 from utils.errors import InputError

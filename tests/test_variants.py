@@ -19,10 +19,10 @@ from scripts.reproduction.plan import read_tables
 from test import main as evaluate
 from tests.ave_release import make_release
 from utils.annotations import parse_annotations
+from utils.features.simulate import invent_timeline, simulate_features
+from utils.features.simulate_ave import simulate_ave
 from utils.fusion import ALTERNATIVES, CONSENSUS, SSMA, DescriptorPair, GlobalContext, LocalContext, SqueezeExcitation
 from utils.losses import SIMILARITIES, CO2Loss, bernoulli_js, bernoulli_kl, mutual_loss
-from utils.simulate import invent_timeline, simulate_features
-from utils.simulate_ave import simulate_ave
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ABLATIONS = sorted((CONFIGS / "ablations").glob("*.yaml"))

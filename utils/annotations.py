@@ -6,7 +6,7 @@ Three forms are read into the same `Annotations`:
   video-level labels), `ambiguous`, and times written as strings. A name is text or a whole number.
 * the `<name>-Annotations/` folder of .npy files that W-TALC and its descendants share. Its `labels_all.npy`
   are the weak labels; in 28 of the 412 THUMOS14 videos they differ from the set of annotated classes.
-* the folder of the AVE release (utils/ave.py).
+* the folder of the AVE release (utils/formats/ave.py).
 """
 
 import math
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.ave import is_ave, read_ave
 from utils.errors import InputError, shown
-from utils.files import read_json, read_text
-from utils.release_format import as_texts, load_names, load_rows, load_video_ids
+from utils.formats.ave import is_ave, read_ave
+from utils.formats.files import read_json, read_text
+from utils.formats.npy import as_texts, load_names, load_rows, load_video_ids
 
 RELEASE_SUFFIX = "-Annotations"
 _NOT_VIDEOS = ("classes", "version", "taxonomy", "database")

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.distributed import ALONE, Ranks
 from utils.errors import InputError, shown
-from utils.files import replacing
+from utils.formats.files import replacing
+from utils.run.ranks import ALONE, Ranks
 from utils.training_step import StepOutcome
 
 # The release's module names -> ours. X.channel_conv keeps only its middle tap; see model.ConsensusModule.

@@ -16,17 +16,17 @@ from torch import nn
 
 from eval.classification import classification_map
 from eval.detection import evaluate_detections
-from eval.detection_files import Table, localized_table, read_ground_truth, write_detections
 from eval.outputs import write_outputs
 from eval.proposals import DETECTION, LOCALIZATIONS
 from eval.report import mean_map, plot_videos
 from eval.snippet_accuracy import snippet_accuracy
+from eval.tables import Table, localized_table, read_ground_truth, write_detections
 from utils.annotations import Annotations
 from utils.datasets import DatasetSpec
-from utils.distributed import ALONE, Ranks
 from utils.errors import InputError
-from utils.features import FeatureStore
+from utils.features.store import FeatureStore
 from utils.inference import VideoResult, run_test_set
+from utils.run.ranks import ALONE, Ranks
 from wsad_dataset import WeakVideoDataset
 
 PROTOCOLS = ("snippet", "seconds")  # in every table, side by side; the first one selects best.pt

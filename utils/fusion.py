@@ -6,7 +6,7 @@ classifier and losses stay as they are. The paper names its alternatives and des
 after which source, is said in its docstring.
 
 Shapes: B videos, T snippets, D channels (D1, D2 of the two modalities). ``valid`` (B, T), everywhere, is True for
-snippets and False for the padding behind a shorter video of a batch; None: all are snippets (utils/layers.py).
+snippets and False for the padding behind a shorter video of a batch; None: all are snippets (utils/run/fast_dropout.py).
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.layers import Dropout, Layers, mean_over_time, without_padding
+from utils.run.fast_dropout import Dropout, Layers, mean_over_time, without_padding
 
 LEAKY_SLOPE = 0.2
 QUERIES_AT_ONCE = 512  # of the T x T cross-correlation, rows held at a time

@@ -1,7 +1,7 @@
 """A network over whole videos: T-CAM, attention and detections of each.
 
 Videos of about one length go through the network together, the shorter ones padded, which changes nothing at their
-snippets (utils/layers.py): a GPU then has work of a useful size. While it works on one such bucket, the bucket before
+snippets (utils/run/fast_dropout.py): a GPU then has work of a useful size. While it works on one such bucket, the bucket before
 is localised.
 """
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from utils.distributed import ALONE, Ranks
 from utils.errors import InputError
+from utils.run.ranks import ALONE, Ranks
 from wsad_dataset import Batch, sent
 
 
@@ -24,7 +24,7 @@ class Objective(nn.Module):
     """Network and losses as one: a batch -> its loss terms. It is what is compiled, and what ranks share.
 
     Args:
-        net, criterion: of one method (utils/methods.py).
+        net, criterion: of one method (utils/methods/__init__.py).
         precision: with ``bf16`` the network runs under autocast on features of that width, and the losses in float32
             on its outputs.
         compiled: through torch.compile, on a GPU as CUDA graphs; the first step then takes a minute or so.

@@ -17,7 +17,6 @@ from plotly.offline import get_plotlyjs
 
 from eval.average_precision import range_name
 from eval.detection import DetectionResult, evaluate_detections
-from eval.detection_files import GroundTruth, read_ground_truth
 from eval.diagnosis import KINDS, MIN_TIOU, diagnose
 from eval.html_report.run_folder import DETECTED, Run
 from eval.html_report.tables import (
@@ -31,6 +30,7 @@ from eval.html_report.tables import (
 )
 from eval.html_report.videos import JUDGED_AT, SHOWN, Verdicts, judge, read_curves, shown_detections
 from eval.protocols import PROTOCOLS, applicable_protocols
+from eval.tables import GroundTruth, read_ground_truth
 from utils.annotations import Annotations, load_annotations
 
 HERE = Path(__file__).resolve().parent

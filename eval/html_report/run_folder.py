@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.detection_files import Table, read_detections
 from eval.outputs import open_outputs
 from eval.protocols import PROTOCOLS
+from eval.tables import Table, read_detections
 from utils.datasets import DATASETS, DatasetSpec
 from utils.errors import InputError, shown
-from utils.files import read_json, read_json_lines, read_yaml
+from utils.formats.files import read_json, read_json_lines, read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DETECTED = "last"  # the checkpoint that detections.json and outputs.h5 are of

@@ -15,7 +15,7 @@ from eval.protocols import PROTOCOLS
 from eval.report import mean_map
 from utils.datasets import DatasetSpec
 from utils.errors import InputError
-from utils.files import read_json
+from utils.formats.files import read_json
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "published.json"
 ROUNDING = 0.1  # points: what an average of published, rounded values may be off by

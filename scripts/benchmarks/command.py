@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.measure import peak_memory
-from utils.files import read_json_lines
+from utils.formats.files import read_json_lines
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOOK_EVERY = 0.02  # seconds between two looks at a process

@@ -16,7 +16,7 @@ from benchmarks.table import Column, Measured
 from benchmarks.yardstick import as_main_runs, wait_for
 from utils.annotations import load_annotations
 from utils.engine import choose_device
-from utils.features import FeatureStore, open_features
+from utils.features.store import FeatureStore, open_features
 from utils.sampler import PairSampler, stratified_snippets
 from wsad_dataset import BatchLoader, WeakVideoDataset
 

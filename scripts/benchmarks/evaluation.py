@@ -8,7 +8,7 @@ from benchmarks.made import SCALES, made_detections, made_ground_truth
 from benchmarks.measure import Settings, in_new_process, peak_memory, take_turns
 from benchmarks.table import Column, Measured
 from eval.detection import evaluate_detections
-from eval.detection_files import Table, read_detections, read_ground_truth
+from eval.tables import Table, read_detections, read_ground_truth
 from utils.datasets import DATASETS
 
 SIZES = (("thumos14", 31_587), ("thumos14", 40_000), ("activitynet12", 240_000), ("activitynet12", 10_000_000))

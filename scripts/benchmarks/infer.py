@@ -18,7 +18,7 @@ from eval.proposals import localize
 from model import CO2Net
 from utils.datasets import DATASETS
 from utils.engine import Evaluation, Evaluator, choose_device
-from utils.features import FeatureStore
+from utils.features.store import FeatureStore
 from wsad_dataset import WeakVideoDataset
 
 DIM, QUICK_DIM = 1024, 16

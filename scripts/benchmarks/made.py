@@ -7,12 +7,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from eval.detection_files import Table
+from eval.tables import Table
 from utils.annotations import Annotations, annotations_to_json, parse_annotations
-from utils.checksums import SUMS
-from utils.convert import FEATURES, require_space, write_dataset
 from utils.datasets import DATASETS, RELEASE_RATE, SNIPPET_RATE, Rate
-from utils.feature_files import Source
+from utils.features.convert import FEATURES, require_space, write_dataset
+from utils.features.feature_files import Source
+from utils.formats.checksums import SUMS
 
 HELD = 10  # snippets for which made features stay as they are, so that attention over time is about as smooth as real
 

@@ -12,7 +12,7 @@ from benchmarks.picture import draw_split
 from benchmarks.table import Measured
 from benchmarks.targets import target_rows
 from utils.errors import InputError
-from utils.files import read_text, write_text
+from utils.formats.files import read_text, write_text
 
 KINDS = ("CPU", "GPU")
 HEAD = """\

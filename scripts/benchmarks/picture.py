@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.split import PARTS
-from utils.files import save_figure
+from utils.formats.files import save_figure
 
 COLOURS = ("#8c8c8c", "#0072b2", "#e69f00", "#56b4e9", "#009e73")  # told apart by the colour-blind too (Okabe, Ito)
 

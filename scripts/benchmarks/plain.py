@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from eval.detection_files import Table
+from eval.tables import Table
 
 CROWD = 16  # instances of a class in a video, beyond which ties of tIoU are decided by distance
 

@@ -16,7 +16,7 @@ from benchmarks.table import Column, Measured
 from benchmarks.yardstick import Yardstick, as_main_runs, wait_for
 from model import CO2Net
 from utils.engine import choose_device
-from utils.features import FeatureStore
+from utils.features.store import FeatureStore
 from utils.losses import CO2Loss
 from utils.training_step import Objective, TrainingStep, build_optimiser
 from wsad_dataset import Batch, BatchLoader, WeakVideoDataset

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from benchmarks.measure import Settings, cpu_has_bfloat16
 from benchmarks.table import Column
-from utils.memory import keep_freed_memory
+from utils.run.memory import keep_freed_memory
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 SIDES = {"cpu": 4096, "cuda": 8192}  # of the square matrices

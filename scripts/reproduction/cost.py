@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scripts.reproduction.plan import Run
 from utils.errors import InputError
-from utils.files import read_json, read_json_lines
+from utils.formats.files import read_json, read_json_lines
 
 STEPS = 10  # of the measurement
 COST = "cost.json"  # in a run folder that was trained in one go: {"iterations", "seconds"}

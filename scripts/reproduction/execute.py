@@ -13,7 +13,7 @@ import torch
 from scripts.reproduction.cost import COST, as_time, last_line
 from scripts.reproduction.plan import Run
 from utils.errors import InputError
-from utils.files import read_json_lines, write_json
+from utils.formats.files import read_json_lines, write_json
 
 POLL = 0.2  # seconds
 Environment = Mapping[str, str]

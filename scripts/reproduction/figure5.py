@@ -7,13 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.detection_files import Table as Detections
 from eval.html_report.run_folder import Run, read_runs
 from eval.outputs import open_outputs
 from eval.report import DETECTION, FUSED, GROUND_TRUTH
+from eval.tables import Table as Detections
 from utils.annotations import Annotations, Video, load_annotations
 from utils.errors import InputError
-from utils.files import save_figure
+from utils.formats.files import save_figure
 from utils.segments import snippets_to_seconds
 
 CHOSEN = 3  # videos, where none are named

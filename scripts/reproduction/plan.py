@@ -10,8 +10,8 @@ from pathlib import Path
 from options import default_options, parse_args, resume_options
 from utils.datasets import DATASETS
 from utils.errors import InputError
-from utils.files import read_json, read_yaml
-from utils.run_folder import require_same_options
+from utils.formats.files import read_json, read_yaml
+from utils.run.folder import require_same_options
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TABLES = Path(__file__).resolve().parent / "tables.yaml"

@@ -8,7 +8,7 @@ from eval.snippet_accuracy import accuracy_note
 from scripts.reproduction.plan import Table
 from scripts.reproduction.results import CHECKPOINTS, Column, order_line, spread
 from utils.datasets import DATASETS, DatasetSpec
-from utils.files import write_text
+from utils.formats.files import write_text
 
 # Bases whose features, where not simulated, are the paper's.
 PAPERS_OWN = ("thumos14", "activitynet12", "ave", "activitynet12_audio_visual")

@@ -13,7 +13,7 @@ from eval.report import mean_map
 from scripts.reproduction.plan import Row, Run, Table
 from utils.datasets import DATASETS, DatasetSpec
 from utils.engine import PROTOCOLS
-from utils.files import read_json, read_yaml, replacing
+from utils.formats.files import read_json, read_yaml, replacing
 
 CHECKPOINTS = ("last", "best")
 

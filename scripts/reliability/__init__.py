@@ -1,1 +1,0 @@
-"""What scripts/torture.py does to the project: kills, damaged files, files of strangers."""

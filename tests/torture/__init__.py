@@ -1,0 +1,1 @@
+"""What tests/torture/__main__.py does to the project: kills, damaged files, files of strangers."""
