@@ -36,7 +36,7 @@ from utils.run.folder import RunFolder
 from utils.run.log import NoLog, RunLog
 from utils.run.memory import keep_freed_memory
 from utils.run.ranks import Ranks, joined_ranks
-from utils.training_step import Objective, TrainingStep, build_optimiser
+from utils.training_step import Objective, TrainingStep, build_optimizer
 from wsad_dataset import BatchLoader, WeakVideoDataset
 
 
@@ -112,7 +112,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     }
     net = build_network(args.model, architecture).to(device)
     criterion = build_criterion(args.model, loss_options(args))
-    optimiser = build_optimiser(net.parameters(), args.lr, args.weight_decay)
+    optimizer = build_optimizer(net.parameters(), args.lr, args.weight_decay)
     loader = BatchLoader(
         data.train,
         args.batch_size,
@@ -127,10 +127,10 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     )
     options = run_options(args)
     identity = {"architecture": architecture, "classes": list(data.annotations.classes), "options": options}
-    training = Training(net, optimiser, loader, identity, run, ranks)
+    training = Training(net, optimizer, loader, identity, run, ranks)
     training.resume(args.eval_every, args.max_iter, args.seed)
     objective = Objective(net, criterion, args.precision, args.compile)
-    step = TrainingStep(ranks.share(objective, loader.example(device)), optimiser, ranks)
+    step = TrainingStep(ranks.share(objective, loader.example(device)), optimizer, ranks)
     evaluate = Evaluator(data.test, data.annotations, spec, args.localization, ranks)
     holdout = HoldOut(data.held_out, criterion, args.localization) if data.held_out else None
 

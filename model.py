@@ -64,7 +64,7 @@ class CO2Net(nn.Module):
             and at test (release, ActivityNet1.2 only: 13), or None.
         attention_logit_dropout: dropout on the attention logit in training (release: 0.5, so that half of the
             snippets get attention 0.5; paper: 0).
-        consensus: ``ccm``, or one of utils.fusion.ALTERNATIVES in its place (Tables 5 and 6).
+        consensus: `ccm`, or one of utils.fusion.ALTERNATIVES in its place (Tables 5 and 6).
         stages: of the cross attention, where that is the consensus.
 
     Raises:
@@ -100,18 +100,18 @@ class CO2Net(nn.Module):
             Dropout(0.7),
             nn.Conv1d(fused_dim, num_classes + 1, 1),
         )
-        self.apply(_initialise)
+        self.apply(_initialize)
         for module in self.consensus.modules():
             if isinstance(module, GlobalContext):
-                _initialise(module[0], taps=module.INITIAL_TAPS)
+                _initialize(module[0], taps=module.INITIAL_TAPS)
 
     def forward(self, features: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
         """Snippet features (B, T, D1 + D2), first modality first, T >= 1, to a dict of
 
-        * ``cas`` (B, T, C + 1): T-CAM logits S, background last
-        * ``attention`` (B, T): fused attention A, Eq. 5
-        * ``modality_attention`` (B, 2, T): A of each modality, Eq. 4
-        * ``features`` (B, T, D1 + D2): fused features X_bar, which the co-activity similarity loss sees
+        * `cas` (B, T, C + 1): T-CAM logits S, background last
+        * `attention` (B, T): fused attention A, Eq. 5
+        * `modality_attention` (B, 2, T): A of each modality, Eq. 4
+        * `features` (B, T, D1 + D2): fused features X_bar, which the co-activity similarity loss sees
 
         valid (B, T): True for snippets, False for padding, which then changes nothing at the snippets; what comes out
         for padding means nothing. None: all are snippets.
@@ -146,7 +146,7 @@ class CO2Net(nn.Module):
 
 
 def build_consensus(name: str, first_dim: int, second_dim: int, stages: int = 2) -> nn.Module:
-    """What enhances two modalities, by its name in utils.fusion.CONSENSUS; ``stages`` is of the cross attention."""
+    """What enhances two modalities, by its name in utils.fusion.CONSENSUS; `stages` is of the cross attention."""
     if name not in CONSENSUS:
         raise ValueError(f"consensus is {name!r}, expected one of {', '.join(CONSENSUS)}")
     if name == "ccm":
@@ -164,7 +164,7 @@ def _check_sizes(num_classes: int, modality_dims: Sequence[int], temporal_pool: 
         raise ValueError(f"temporal_pool is {temporal_pool}, expected an odd number of snippets or None")
 
 
-def _initialise(module: nn.Module, taps: int | None = None) -> None:
+def _initialize(module: nn.Module, taps: int | None = None) -> None:
     """Kaiming uniform (a = 0, fan in) weights and zero biases for a convolution (release)."""
     if isinstance(module, nn.Conv1d):
         fan_in = module.in_channels * (taps or module.kernel_size[0])

@@ -1,7 +1,7 @@
 """What the user asked for: command line over a YAML config over defaults.
 
-An option has one name: ``--weight-decay 1e-3`` on the command line, ``weight_decay: 1e-3`` in YAML and in the
-namespace. A config may name another one to start from (``base: thumos14.yaml``) and then only lists what differs.
+An option has one name: `--weight-decay 1e-3` on the command line, `weight_decay: 1e-3` in YAML and in the
+namespace. A config may name another one to start from (`base: thumos14.yaml`) and then only lists what differs.
 """
 
 import argparse
@@ -29,7 +29,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class _LossWeights(argparse.Action):
-    """``mil=1 oppo=0`` -> {"mil": 1.0, "oppo": 0.0}; which names there are, the model says."""
+    """`mil=1 oppo=0` -> {"mil": 1.0, "oppo": 0.0}; which names there are, the model says."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         weights = {}
@@ -110,7 +110,7 @@ def loss_options(args: argparse.Namespace) -> dict:
     """The arguments of the method's objective."""
     shared = {"topk_ratio": args.topk_ratio, "weights": args.loss_weights}
     if args.model == "audio_visual":
-        names = ("continuity_sigma", "continuity_stop_gradient", "pseudo_neighbours", "pseudo_threshold")
+        names = ("continuity_sigma", "continuity_stop_gradient", "pseudo_neighbors", "pseudo_threshold")
         return {**shared, **{name: getattr(args, name) for name in names}}
     return {**shared, "shifted_suppression": args.suppression == "shifted", "mutual": args.mutual}
 
@@ -124,7 +124,7 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Options of test.py; the rest of a run's options come with its checkpoint."""
     parser = OneLineParser(
         prog="test.py",
-        description="Localise and score with a trained checkpoint: a table of every protocol, metrics.json, "
+        description="Localize and score with a trained checkpoint: a table of every protocol, metrics.json, "
         "detections.json (ActivityNet submission form, in seconds) and a picture of a few videos.",
         formatter_class=_Help,
     )
@@ -288,15 +288,15 @@ def _train_parser() -> OneLineParser:
     method.add_argument(
         "--continuity-stop-gradient", action="store_true", help="take the smoothed sequences of L_cont as fixed targets"
     )
-    method.add_argument("--pseudo-neighbours", type=_natural, default=4, help="N of L_pseu, an even number")
+    method.add_argument("--pseudo-neighbors", type=_natural, default=4, help="N of L_pseu, an even number")
     method.add_argument("--pseudo-threshold", type=_up_to_one, default=0.7, help="tau of L_pseu")
     return parser
 
 
 def _read_config(parser: OneLineParser, path: Path, seen: tuple[Path, ...] = (), base: str | None = None) -> dict:
-    """The options of a YAML file over those of its ``base``, each checked as if given on the command line.
+    """The options of a YAML file over those of its `base`, each checked as if given on the command line.
 
-    A ``base`` given here, from the working directory, takes the place of the file's own.
+    A `base` given here, from the working directory, takes the place of the file's own.
     """
     if path in seen:
         parser.error(f"{path}: configs name each other as base")

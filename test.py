@@ -1,4 +1,4 @@
-"""Localise and score with a trained or released checkpoint. See python test.py --help."""
+"""Localize and score with a trained or released checkpoint. See python test.py --help."""
 
 from argparse import Namespace
 from pathlib import Path

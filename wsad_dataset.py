@@ -1,4 +1,4 @@
-"""Weakly labelled videos: features and video-level labels, and the training batches drawn from them.
+"""Weakly labeled videos: features and video-level labels, and the training batches drawn from them.
 
 Nothing here reads when an action happens: of a `Video`, only its id and its weak labels are used.
 """

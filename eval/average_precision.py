@@ -66,7 +66,7 @@ def _class_ranks(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def range_name(bounds: tuple[float, float]) -> str:
-    """``0.1:0.7``, as tables name the mean over these thresholds."""
+    """`0.1:0.7`, as tables name the mean over these thresholds."""
     return f"{bounds[0]:g}:{bounds[1]:g}"
 
 
@@ -84,8 +84,8 @@ def named_means(
 ) -> dict[str, np.ndarray]:
     """The means of mAP that go by a name: {name: which of the evaluated thresholds (T,) it is over}.
 
-    A published ``low:high`` is the mean over the `usual` thresholds in the range, so it is there only if all of
-    them were evaluated, and over them only. Where no range is there: ``mean``, over all that were evaluated.
+    A published `low:high` is the mean over the `usual` thresholds in the range, so it is there only if all of
+    them were evaluated, and over them only. Where no range is there: `mean`, over all that were evaluated.
     """
     evaluated, usual = np.asarray(tiou_thresholds), np.asarray(usual)
     means = {}

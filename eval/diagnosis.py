@@ -25,9 +25,9 @@ from utils.formats.files import write_json
 from utils.segments import snippets_to_seconds, tiou
 
 # In this order the code numbers them. The first is not an error.
-KINDS = ("true positive", "double detection", "wrong label", "localisation", "confusion", "background")
+KINDS = ("true positive", "double detection", "wrong label", "localization", "confusion", "background")
 MIN_TIOU = 0.1  # a detection that overlaps every instance by less lies in the background
-MIN_PRECISION = 0.05  # an instance counts as found only while the normalised precision is above this
+MIN_PRECISION = 0.05  # an instance counts as found only while the normalized precision is above this
 NUM_SLICES = 10  # the profile's slices, from 1G to 10G
 
 SIZES = ("XS", "S", "M", "L", "XL")
@@ -55,7 +55,7 @@ def error_kinds(result: DetectionResult) -> np.ndarray:
     """What each detection is at each threshold, a number in KINDS: (T, N) int8.
 
     Of those without a match, the instance (of any class) that they overlap most decides. At the threshold or above:
-    double detection if it is of their class, else wrong label. Below, but at least MIN_TIOU: localisation if it is
+    double detection if it is of their class, else wrong label. Below, but at least MIN_TIOU: localization if it is
     of their class, else confusion. Less: background.
     """
     own, other = _best_overlaps(result)
@@ -91,7 +91,7 @@ def _grouped(numbers: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
 class _Classes:
     """The evaluated list, class by class, to recompute AP without some of its detections.
 
-    AP_N normalises precision as DETAD does: as if every class had the mean number of instances.
+    AP_N normalizes precision as DETAD does: as if every class had the mean number of instances.
     """
 
     def __init__(self, result: DetectionResult) -> None:
@@ -108,7 +108,7 @@ class _Classes:
             ranks[rows] = np.arange(len(rows))
         return ranks
 
-    def average_map(self, keep: np.ndarray, positives: np.ndarray | None = None, normalised: bool = True) -> float:
+    def average_map(self, keep: np.ndarray, positives: np.ndarray | None = None, normalized: bool = True) -> float:
         """Mean of AP over thresholds and classes of the detections to `keep` (T, N) or (N,); a fraction.
 
         positives: instances of each class (C,) that can be found; default: all.
@@ -118,13 +118,13 @@ class _Classes:
         for label in np.flatnonzero(positives):
             kept = keep[:, self.rows[label]]
             hit = self.hit[:, self.rows[label]] & kept
-            precision = _precision(hit, kept, self.mean_positives / positives[label] if normalised else 1.0)
+            precision = _precision(hit, kept, self.mean_positives / positives[label] if normalized else 1.0)
             interpolated = np.maximum.accumulate(np.where(hit, precision, 0)[:, ::-1], axis=1)[:, ::-1]
             aps.append((interpolated * hit).sum(axis=1) / positives[label])
         return float(np.mean(aps))
 
     def found(self) -> np.ndarray:
-        """Which hits count as found instances (T, N): those before the normalised precision falls too low."""
+        """Which hits count as found instances (T, N): those before the normalized precision falls too low."""
         found = self.hit.copy()
         for label, rows in self.rows.items():
             hit = self.hit[:, rows]
@@ -170,7 +170,7 @@ def diagnose(
         "instances": len(result.ground_truth),
         "kinds": list(KINDS),
         "profile": _profile(kinds, classes).tolist(),
-        "average_map": classes.average_map(np.True_, normalised=False),
+        "average_map": classes.average_map(np.True_, normalized=False),
         "average_map_n": classes.average_map(np.True_),
         "average_map_n_top": classes.average_map(_in_top(classes)),
         "removal": _removal(kinds, classes),
@@ -198,10 +198,10 @@ def _profile(kinds: np.ndarray, classes: _Classes) -> np.ndarray:
 def _removal(kinds: np.ndarray, classes: _Classes) -> dict:
     """Gain in average mAP and mAP_N without the detections of each kind of error."""
     top = _in_top(classes)
-    base, base_top = classes.average_map(np.True_, normalised=False), classes.average_map(top)
+    base, base_top = classes.average_map(np.True_, normalized=False), classes.average_map(top)
     return {
         name: {
-            "average_map": classes.average_map(kinds != kind, normalised=False) - base,
+            "average_map": classes.average_map(kinds != kind, normalized=False) - base,
             "average_map_n": classes.average_map(top & (kinds != kind)) - base_top,
         }
         for kind, name in enumerate(KINDS)

@@ -31,7 +31,7 @@ def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -
 
     Among ground truths of equal tIoU the last row is taken, as ActivityNet does where a video has at most 16
     instances of a class. Where it has more, ActivityNet's choice is an accident of its quicksort; here it is the
-    instance whose centre is farthest from the detection's (then the last row), which is stable and gives the
+    instance whose center is farthest from the detection's (then the last row), which is stable and gives the
     published figures of STPN to every digit.
     """
     thresholds = np.asarray(tiou_thresholds, dtype=np.float64)
@@ -52,7 +52,7 @@ def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -
         lowest_free = np.where(holder == FREE, thresholds[:, None], np.inf).min(axis=0)  # (G,)
         useful = overlap >= lowest_free[which]
         detection, which, overlap = detection[useful], which[useful], overlap[useful]
-        distance = np.abs(truth[which].sum(axis=1) - segments[detection].sum(axis=1))  # of centres, twice
+        distance = np.abs(truth[which].sum(axis=1) - segments[detection].sum(axis=1))  # of centers, twice
         preference = _preference(detection, overlap, rows[which], distance, crowd[which])
         detection, which, overlap = detection[preference], which[preference], overlap[preference]
         threshold, pair = np.nonzero(overlap >= thresholds[:, None])

@@ -1,6 +1,6 @@
 """outputs.h5 of a run: what the network said of each test video, for pictures.
 
-HDF5, a group a video with ``cas`` (T, C + 1), ``attention`` (T,) and, of a network that has it, ``modality_attention``
+HDF5, a group a video with `cas` (T, C + 1), `attention` (T,) and, of a network that has it, `modality_attention`
 (2, T), float16; the classes and the snippets a second are attributes of the file.
 """
 
@@ -30,7 +30,7 @@ OPTIONAL = ("modality_attention",)  # not every network has it; without it there
 
 
 def write_outputs(path: str | Path, results: Sequence, classes: Sequence[str], snippet_rate: float) -> None:
-    """Write utils.engine.VideoResult of the test videos; ``snippet_rate`` in snippets a second."""
+    """Write utils.engine.VideoResult of the test videos; `snippet_rate` in snippets a second."""
     with replacing(path) as partial, create_hdf5(partial) as file:
         set_attributes(file, {"classes": [name.encode() for name in classes], "snippet_rate": snippet_rate})
         for result in results:
@@ -45,7 +45,7 @@ class Outputs:
     """An open outputs.h5: `outputs[video_id]` is a dict of the three arrays.
 
     Attributes:
-        classes: of the columns of ``cas``, without the background, which is the last one.
+        classes: of the columns of `cas`, without the background, which is the last one.
         snippet_rate: snippets a second.
         video_ids: those it has.
     """

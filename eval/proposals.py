@@ -1,6 +1,6 @@
 """T-CAM and attention of one video -> detections (numpy only).
 
-Two ways: ``outer_inner`` of arXiv:2107.12589 (Section 3.6), and the two-stage thresholding of W-TALC (Paul et al., ECCV
+Two ways: `outer_inner` of arXiv:2107.12589 (Section 3.6), and the two-stage thresholding of W-TALC (Paul et al., ECCV
 2018), which the audio-visual paper follows (its Section 4.2).
 """
 
@@ -86,8 +86,8 @@ def localize_two_stage(
     """Detections of one video by two thresholds, class by class, each class in order of time.
 
     The first keeps the classes whose video-level score is at least the mean over all action classes. The second runs
-    over time, at a share (``activation_threshold``) of the way from a class's lowest to its highest probability; each
-    run of snippets at or above it is a detection, scored by its highest probability plus ``class_weight`` times the
+    over time, at a share (`activation_threshold`) of the way from a class's lowest to its highest probability; each
+    run of snippets at or above it is a detection, scored by its highest probability plus `class_weight` times the
     video-level score. The paper gives neither value; both are those of W-TALC's code. Arguments and result as
     `localize` has them; the attention is in the probabilities already.
     """

@@ -35,7 +35,7 @@ PROTOCOLS = {
     "snippet-delu": Protocol("DELU (2024)", on_grid=True, longer_than=1),
     "seconds-210": Protocol("the 210-video list", videos_left_out=LEFT_OUT),
     "snippet-ambiguous": Protocol(
-        "THUMOS14's rule, which CO2-Net applies when it localises; for lists made without it",
+        "THUMOS14's rule, which CO2-Net applies when it localizes; for lists made without it",
         on_grid=True,
         drops_ambiguous=True,
     ),

@@ -8,7 +8,7 @@ from utils.annotations import Annotations, Video
 
 
 def snippet_classes(video: Video, classes: Sequence[str], num_snippets: int, rate: float) -> np.ndarray:
-    """The annotated class of each snippet (T,), len(classes) being the background; ``rate`` in snippets a second.
+    """The annotated class of each snippet (T,), len(classes) being the background; `rate` in snippets a second.
 
     A snippet has the class of the segment in which its middle lies, of several the first one.
     """
@@ -23,14 +23,14 @@ def snippet_classes(video: Video, classes: Sequence[str], num_snippets: int, rat
 def snippet_accuracy(
     activations: dict[str, np.ndarray], annotations: Annotations, subsets: Sequence[str], rate: float
 ) -> dict[str, dict]:
-    """The accuracy on each subset (``val+test`` is both), and what it is worth.
+    """The accuracy on each subset (`val+test` is both), and what it is worth.
 
     Args:
         activations: by video_id (T, C + 1), the background last; the highest one is what is predicted.
 
     Returns:
-        By subset: ``accuracy``; ``class_everywhere``, the accuracy of putting each video's true class on all of its
-        snippets, which knows nothing of when; ``videos`` and ``snippets``. InputError: a subset that does not exist.
+        By subset: `accuracy`; `class_everywhere`, the accuracy of putting each video's true class on all of its
+        snippets, which knows nothing of when; `videos` and `snippets`. InputError: a subset that does not exist.
     """
     result = {}
     for subset in subsets:

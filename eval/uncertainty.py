@@ -67,9 +67,9 @@ def bootstrap_interval(value: np.ndarray, samples: np.ndarray, confidence: float
     """The interval of figures (...) by the errors of their resamples (R, ...): its two ends, (2, ...).
 
     The errors are the resamples' distances from their own mean, and the interval is [value - upper quantile of the
-    errors, value - lower quantile]: the basic interval (Davison and Hinkley, 1997, Section 5.2), centred.
+    errors, value - lower quantile]: the basic interval (Davison and Hinkley, 1997, Section 5.2), centerd.
 
-    Why centred: mAP falls as videos are added (of one list, mAP@0.1:0.7 is 43.8 on random halves of THUMOS14 and 42.4
+    Why centerd: mAP falls as videos are added (of one list, mAP@0.1:0.7 is 43.8 on random halves of THUMOS14 and 42.4
     on all of it), and a resample, with 63 % of the different videos, lies above the list by half a standard deviation.
     So this is the interval of the mAP to expect on other test sets of the same size, which is what tables compare. It
     held that in 93 to 97 % of 400 trials on this list; at tIoU 0.9, where few instances are found, in 89 %.

@@ -17,16 +17,16 @@ from benchmarks.table import Measured  # noqa: E402
 from utils.errors import OneLineParser, exit_on_input_error  # noqa: E402
 from utils.formats.files import write_json  # noqa: E402
 
-SUBJECTS = ("train", "infer", "evaluation", "localisation", "data", "memory", "scaling")
+SUBJECTS = ("train", "infer", "evaluation", "localization", "data", "memory", "scaling")
 
 EPILOG = """\
 train         a step at THUMOS14's size and at 512 + 512 channels, in float32 and, where the processor or the GPU has
               it, bfloat16: TFLOP/s, as a share of a large matrix product, peak memory, its parts, and the ratio to the
               paper's network and losses written as they read (results compared)
-infer         a pass over a test subset of THUMOS14's size: forward, localisation, scoring (results compared)
+infer         a pass over a test subset of THUMOS14's size: forward, localization, scoring (results compared)
 evaluation    mAP of 31,587 to 10 million made detections, from arrays, one thread: against a plain matcher that takes
               one detection after another (results compared), and peak memory, each size in a process of its own
-localisation  T-CAM and attention of 100 to 5,000 snippets -> detections, against the paper's loops (results compared)
+localization  T-CAM and attention of 100 to 5,000 snippets -> detections, against the paper's loops (results compared)
 data          a batch of 10 x 500 snippets of 2048 channels, against a loop over its videos (results compared), and as
               a share of the machine's copy bandwidth
 memory        main.py itself: peak memory and time until the first step, at THUMOS14's size and for up to 40,000 videos
@@ -72,8 +72,8 @@ def _told(tables: list[Measured]) -> list[Measured]:
 
 
 def _gpu(args: argparse.Namespace) -> str | None:
-    """The GPU's name where the network runs on one; evaluation and localisation alone need no PyTorch to know."""
-    if args.device == "cpu" or (args.subject in ("evaluation", "localisation") and not args.out):
+    """The GPU's name where the network runs on one; evaluation and localization alone need no PyTorch to know."""
+    if args.device == "cpu" or (args.subject in ("evaluation", "localization") and not args.out):
         return None
     import torch
 

@@ -18,7 +18,7 @@ from utils.errors import exit_on_input_error  # noqa: E402
 from utils.features.store import open_features  # noqa: E402
 from utils.methods import build_criterion, build_network  # noqa: E402
 from utils.run.ranks import Ranks, joined_ranks  # noqa: E402
-from utils.training_step import Objective, TrainingStep, build_optimiser  # noqa: E402
+from utils.training_step import Objective, TrainingStep, build_optimizer  # noqa: E402
 from wsad_dataset import BatchLoader, WeakVideoDataset  # noqa: E402
 
 # Method, options of its network, weights of its loss, pairs in a batch of 12. Three pairs are uneven on two ranks, and
@@ -54,11 +54,11 @@ class Trainer:
                 layer.p = 0.0
         criterion = build_criterion(method, {"topk_ratio": 7, "weights": weights})
         self.loader = BatchLoader(data, 12, num_pairs, 9, 5, rank=ranks.rank, num_ranks=ranks.size)
-        self.optimiser = build_optimiser(self.net.parameters(), lr=1e-3, weight_decay=1e-2)
-        self.training = Training(self.net, self.optimiser, self.loader, {"classes": []}, run, ranks)
+        self.optimizer = build_optimizer(self.net.parameters(), lr=1e-3, weight_decay=1e-2)
+        self.training = Training(self.net, self.optimizer, self.loader, {"classes": []}, run, ranks)
         self.training.resume(2, 9, 3)
         objective = ranks.share(Objective(self.net, criterion), self.loader.example("cpu"))
-        self.take = TrainingStep(objective, self.optimiser, ranks)
+        self.take = TrainingStep(objective, self.optimizer, ranks)
 
     def step(self) -> tuple[dict, dict]:
         """The terms of one step, and its gradients by parameter."""

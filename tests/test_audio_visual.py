@@ -331,13 +331,13 @@ def test_a_fixed_target_takes_its_gradient_away():
 
 def test_eq_9_pseudo_localization():
     cas = open_max(random(3, 8, 4).mul(2))
-    expected, labelled = 0.0, 0
+    expected, labeled = 0.0, 0
     for p in cas.exp().numpy():
         q = np.stack([smoothed(column, np.ones(5), 4) for column in p.T], axis=1)
         sure = q.max(axis=1) >= 0.45
-        labelled += sure.sum()
+        labeled += sure.sum()
         expected += (sure * -np.log(p[np.arange(8), q.argmax(axis=1)])).mean() / 3
-    assert 0 < labelled < 24
+    assert 0 < labeled < 24
     assert pseudo_localization_loss(cas, 4, 0.45).item() == pytest.approx(expected, rel=1e-9)
 
 
@@ -359,7 +359,7 @@ def test_eq_10_and_the_shared_terms():
     assert WEIGHTS == {"mil": 1.0, "cas": 0.8, "cont": 0.8, "pseu": 1.0}
     torch.testing.assert_close(terms["total"], sum(WEIGHTS[name] * terms[name] for name in WEIGHTS))
     with_background = torch.tensor([0.0, 0.0, 1.0])  # only the video without an action
-    assert torch.equal(terms["mil"], mil_loss(outputs["cas"], labels, with_background, 5, normalised=True))
+    assert torch.equal(terms["mil"], mil_loss(outputs["cas"], labels, with_background, 5, normalized=True))
     top = np.sort(outputs["cas"].detach().numpy(), axis=1)[:, -2:].mean(axis=1)  # k = 14 // 5, of each class
     expected = -(top[0, 1] + (top[1, 1] + top[1, 2]) / 2 + top[2, 3]) / 3
     assert terms["mil"].item() == pytest.approx(expected, rel=1e-4)  # the release's 1e-4 in the labels' sum
@@ -367,8 +367,8 @@ def test_eq_10_and_the_shared_terms():
     assert set(AudioVisualLoss(weights={"cont": 0})(outputs, labels, pairs)) == {"mil", "cas", "pseu", "total"}
     with pytest.raises(ValueError, match="no loss term is called oppo; the terms are mil, cas, cont, pseu"):
         AudioVisualLoss(weights={"oppo": 1})
-    with pytest.raises(ValueError, match="pseudo_neighbours is 3"):
-        AudioVisualLoss(pseudo_neighbours=3)
+    with pytest.raises(ValueError, match="pseudo_neighbors is 3"):
+        AudioVisualLoss(pseudo_neighbors=3)
 
 
 # Two-stage thresholding.
@@ -585,7 +585,7 @@ def test_ave_through_every_command(ave, tmp_path, run_main, monkeypatch):
         monkeypatch.setattr(main, name, lambda *given, n=name, b=build: built.update({n: given}) or b(*given))
     words = "--dataset ave --model audio_visual --modalities visual audio --num-snippets 10 --max-iter 3 "
     words += "--eval-every 2 --stages 1 --classifier softmax --continuity-sigma 2 --continuity-stop-gradient "
-    words += "--pseudo-neighbours 2 --pseudo-threshold 0.3 --topk-ratio 4 --loss-weights cont=0.1 --holdout 0.3 "
+    words += "--pseudo-neighbors 2 --pseudo-threshold 0.3 --topk-ratio 4 --loss-weights cont=0.1 --holdout 0.3 "
     words += f"--path-dataset {ave}"
     status, printed, error = run_main(main.main, *words.split(), "--run-dir", tmp_path / "run", "--device", "cpu")
     assert status == 0, error
@@ -599,7 +599,7 @@ def test_ave_through_every_command(ave, tmp_path, run_main, monkeypatch):
         "weights": {"cont": 0.1},
         "continuity_sigma": 2.0,
         "continuity_stop_gradient": True,
-        "pseudo_neighbours": 2,
+        "pseudo_neighbors": 2,
         "pseudo_threshold": 0.3,
     }
     with open_outputs(tmp_path / "run/outputs.h5") as outputs:
@@ -627,7 +627,7 @@ def test_ave_through_every_command(ave, tmp_path, run_main, monkeypatch):
         ),
         ("--loss-weights pseu=1", "no loss term is called pseu"),
         ("--pseudo-threshold 1.5", "is not a number in"),
-        ("--model audio_visual --pseudo-neighbours 3", "expected as many before a snippet as after it"),
+        ("--model audio_visual --pseudo-neighbors 3", "expected as many before a snippet as after it"),
     ],
 )
 def test_impossible_options_are_one_line(ave, tmp_path, run_main, words, says):

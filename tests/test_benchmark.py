@@ -53,10 +53,10 @@ def quick(tmp_path_factory) -> dict:
 
 def test_every_subject_prints_its_tables_and_agrees_with_the_plain_code(quick):
     figures = quick["figures"]
-    for name in ("train", "train_split", "infer", "evaluation", "localisation", "data", "memory", "scaling"):
+    for name in ("train", "train_split", "infer", "evaluation", "localization", "data", "memory", "scaling"):
         assert f"\n{name}: " in quick["stdout"]
         assert figures[name]
-    compared = ("infer", "evaluation", "localisation", "data")
+    compared = ("infer", "evaluation", "localization", "data")
     assert {row["results"] for name in compared for row in figures[name]} == {"equal"}
     assert all(row["gap"] < 1e-5 for row in figures["train"])
     assert [row["detections"] for row in figures["evaluation"]] == [2000, 2000]
@@ -91,7 +91,7 @@ def test_the_page_has_every_table_and_says_what_is_missing(quick):
 
 
 def test_one_subject_alone():
-    done = benchmark("localisation", "--quick")
+    done = benchmark("localization", "--quick")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") < 15
     assert "evaluation" not in done.stdout
@@ -151,7 +151,7 @@ class Slow(nn.Linear):
 
 def test_the_time_of_a_part_is_given_to_that_part():
     net, criterion = Slow(2, 1), nn.MSELoss()
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 
     def draw():
         time.sleep(0.03)
@@ -161,12 +161,12 @@ def test_the_time_of_a_part_is_given_to_that_part():
         loss = criterion(net(x), torch.zeros(1, 1))
         time.sleep(0.02)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         time.sleep(0.01)
 
-    parts = split_step(draw, step, net, criterion, optimiser, CPU, rounds=2)
+    parts = split_step(draw, step, net, criterion, optimizer, CPU, rounds=2)
     assert list(parts) == list(PARTS)
-    least = {"data": 0.03, "forward": 0.05, "loss": 0.0, "backward": 0.02, "optimiser": 0.01}
+    least = {"data": 0.03, "forward": 0.05, "loss": 0.0, "backward": 0.02, "optimizer": 0.01}
     assert all(parts[part] >= seconds for part, seconds in least.items())
     assert not net._forward_hooks
     assert not criterion._forward_hooks

@@ -59,7 +59,7 @@ wanted = st.lists(st.integers(0, LENGTH - 1), max_size=40).map(sorted)
 
 @given(st.data(), wanted)
 def test_rows_are_those_of_the_whole_video_bit_for_bit(sources, data, snippets):
-    """Whatever the layout, with neighbours for differences, and modalities of another rate."""
+    """Whatever the layout, with neighbors for differences, and modalities of another rate."""
     store = sources[data.draw(st.sampled_from(sorted(sources)))]
     rows = store.rows("v", np.array(snippets, dtype=np.int64))
     assert rows.dtype == np.float32

@@ -1,4 +1,4 @@
-"""The weakly labelled dataset and its batches."""
+"""The weakly labeled dataset and its batches."""
 
 import io
 import json

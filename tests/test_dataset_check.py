@@ -114,7 +114,7 @@ EXPECTED = {
     "warning: segment of no length": ["test_0016"],
     "warning: suspicious names": ["test_0012"],
     "warning: far from its duration": ["test_0014"],
-    "warning: unlabelled training video": ["train_0001"],
+    "warning: unlabeled training video": ["train_0001"],
     "warning: class without a pair": ["Juggle"],
     "warning: class without a test": ["Juggle"],
     "warning: constant values": ["train_0009"],
@@ -369,7 +369,7 @@ def test_a_kind_is_one_line(dataset):
         content["database"][video_id]["labels"] = []
     path.write_text(json.dumps(content))
     (dataset / SUMS).unlink()
-    assert summary_lines(startup(dataset)) == ["unlabelled training video: 4 (train_0000, train_0001, train_0002, ...)"]
+    assert summary_lines(startup(dataset)) == ["unlabeled training video: 4 (train_0000, train_0001, train_0002, ...)"]
 
 
 def test_real_features(reference, run_main):

@@ -43,7 +43,7 @@ def plain_ap(truth, found, threshold):
             union = (its_end - its_start) + (end - start) - shared
             overlap = shared / union if union > 0 else 0.0
             distance = abs(its_start + its_end - (start + end)) if crowd[its_video] > 16 else 0
-            key = overlap, distance  # tIoU, then in a crowd the distance of the centres
+            key = overlap, distance  # tIoU, then in a crowd the distance of the centers
             if its_video == video and index not in taken and overlap >= threshold and key >= best_key:
                 best, best_key = index, key
         if best is not None:

@@ -45,9 +45,9 @@ TRUTH = [("v", "run", 0, 10), ("v", "run", 100, 110), ("v", "jump", 50, 60), ("w
         (("v", "run", 0, 5, 0.5), "true positive"),  # tIoU exactly 0.5
         (("v", "run", 102, 110, 0.5), "double detection"),  # the instance is taken by the first detection
         (("v", "run", 50, 59, 0.5), "wrong label"),
-        (("v", "run", 0, 4, 0.5), "localisation"),
-        (("v", "run", 100, 104, 0.5), "localisation"),
-        (("v", "run", 0, 1, 0.5), "localisation"),  # tIoU exactly 0.1
+        (("v", "run", 0, 4, 0.5), "localization"),
+        (("v", "run", 100, 104, 0.5), "localization"),
+        (("v", "run", 0, 1, 0.5), "localization"),  # tIoU exactly 0.1
         (("v", "run", 50, 54, 0.5), "confusion"),
         (("v", "run", 20, 30, 0.5), "background"),
         (("v", "run", 0, 0.9, 0.5), "background"),
@@ -66,13 +66,13 @@ def test_the_kind_depends_on_the_threshold():
     assert kinds == [
         ["true positive", "double detection"],
         ["true positive", "double detection"],
-        ["localisation", "true positive"],
+        ["localization", "true positive"],
     ]
 
 
 def test_the_better_overlap_decides_and_ties_are_the_own_class():
     twice = [("v", "run", 0, 10), ("v", "jump", 0, 10), ("v", "jump", 20, 30)]
-    assert KINDS[error_kinds(evaluated(twice, [("v", "run", 0, 4, 1)]))[0, 0]] == "localisation"
+    assert KINDS[error_kinds(evaluated(twice, [("v", "run", 0, 4, 1)]))[0, 0]] == "localization"
     # the jump overlaps by 0.5, the run, which is taken, by 0.4
     near = [("v", "jump", 0, 10), ("v", "run", 0, 4)]
     found = [("v", "run", 0, 4, 0.9), ("v", "run", 0, 5, 0.8)]
@@ -96,10 +96,10 @@ def test_removal_by_hand():
     assert diagnosis["average_map"] == pytest.approx(2 / 3)  # precisions 1/2 and 2/3
     gains = {kind: gain["average_map"] for kind, gain in diagnosis["removal"].items()}
     assert gains == pytest.approx(dict.fromkeys(KINDS[1:], 0) | {"background": 1 / 3})
-    assert diagnosis["average_map_n"] == pytest.approx(2 / 3)  # one class: nothing to normalise
+    assert diagnosis["average_map_n"] == pytest.approx(2 / 3)  # one class: nothing to normalize
 
 
-def test_normalised_map_by_hand():
+def test_normalized_map_by_hand():
     # 3 runs and 1 jump, so each class counts as 2. The jump's precision after one miss: 2 / (2 + 1).
     truth = [*TRUTH[:2], ("v", "run", 200, 210), ("v", "jump", 50, 60)]
     found = [("v", "jump", 0, 10, 0.9), ("v", "jump", 50, 60, 0.8), ("v", "run", 0, 10, 0.7)]
@@ -203,12 +203,12 @@ def plain_kind(result, threshold, row):
     if best >= alpha:
         return "double detection" if right else "wrong label"
     if best >= MIN_TIOU:
-        return "localisation" if right else "confusion"
+        return "localization" if right else "confusion"
     return "background"
 
 
 def plain_average_map_n(result, keep):
-    """DETAD's normalised mAP of the detections to keep (T, N), place by place."""
+    """DETAD's normalized mAP of the detections to keep (T, N), place by place."""
     truth = result.ground_truth
     labels = np.unique(truth.label)
     mean = len(truth) / len(labels)
@@ -345,7 +345,7 @@ def test_real_list(reference, tmp_path):
     assert 100 * first["average_map"] == pytest.approx(33.627, abs=0.05)
     assert [part["instances"] for part in first["characteristics"]["length in s"]] == [1626, 851, 730, 114, 37]
     assert {kind for kind, gain in first["removal"].items() if gain["average_map"] > 0.04} == {
-        "localisation",
+        "localization",
         "background",
     }
     on_grid = [part["instances"] for part in diagnoses["snippet"]["characteristics"]["length in s"]]

@@ -145,7 +145,7 @@ def test_an_evaluation_off_the_schedule_is_no_candidate(tmp_path):
 
 
 def test_options_reach_what_is_built(tmp_path, monkeypatch):
-    """Every option of the method and of the optimiser, away from its default."""
+    """Every option of the method and of the optimizer, away from its default."""
     simulate_features(parse_annotations(invent_timeline(8, 2), "made"), tmp_path, (4, 3))
     built = {}
 
@@ -156,7 +156,7 @@ def test_options_reach_what_is_built(tmp_path, monkeypatch):
 
         return build
 
-    for name in ("build_network", "build_criterion", "BatchLoader", "Objective", "build_optimiser"):
+    for name in ("build_network", "build_criterion", "BatchLoader", "Objective", "build_optimizer"):
         monkeypatch.setattr(main, name, spy(name, getattr(main, name)))
     options = "--dataset demo --lr 0.002 --weight-decay 0.03 --batch-size 5 --num-pairs 2 --num-snippets 11 --seed 4 "
     options += "--consensus se --mutual kl "
@@ -170,7 +170,7 @@ def test_options_reach_what_is_built(tmp_path, monkeypatch):
     assert architecture["consensus"] == "se"
     objective = {"topk_ratio": 3, "weights": {"oppo": 0.1}, "shifted_suppression": False, "mutual": "kl"}
     assert built["build_criterion"][0] == ("co2net", objective)
-    assert built["build_optimiser"][0][1:] == (0.002, 0.03)
+    assert built["build_optimizer"][0][1:] == (0.002, 0.03)
     assert built["BatchLoader"][0][1:] == (5, 2, 11, 4)
     assert built["Objective"][0][2:] == ("bf16", False)
 

@@ -30,7 +30,7 @@ from tests.test_train import (
     same,
 )
 from utils.run.folder import SUMMED
-from utils.training_step import Objective, TrainingStep, build_optimiser
+from utils.training_step import Objective, TrainingStep, build_optimizer
 
 MORE = ("--max-iter", "40", "--eval-every", "4")
 
@@ -226,7 +226,7 @@ def test_only_skipped_steps_between_two_evaluations(dataset, tmp_path, monkeypat
 def test_a_finite_loss_with_an_infinite_gradient_changes_nothing():
     net = nn.Linear(1, 1)
     before = [parameter.clone() for parameter in net.parameters()]
-    optimiser = build_optimiser(net.parameters(), 1e-3, 0.0)
+    optimizer = build_optimizer(net.parameters(), 1e-3, 0.0)
 
     class Criterion:
         def __call__(self, outputs, labels, pairs):
@@ -241,10 +241,10 @@ def test_a_finite_loss_with_an_infinite_gradient_changes_nothing():
             return {"y": self.inner(features)}
 
     batch = (torch.ones(2, 1), torch.ones(2, 1), torch.zeros(0, 2))
-    outcome = TrainingStep(Objective(Net(), Criterion()), optimiser)(batch)
+    outcome = TrainingStep(Objective(Net(), Criterion()), optimizer)(batch)
     assert outcome.terms["total"] == 0 and not outcome.finite
     assert same(before, [parameter.detach() for parameter in net.parameters()])
-    assert not any(value.any() for values in optimiser.state.values() for value in values.values())
+    assert not any(value.any() for values in optimizer.state.values() for value in values.values())
 
 
 def test_too_little_memory_is_said_with_what_to_lower(dataset, tmp_path, monkeypatch, run_main):  # noqa: F811

@@ -22,7 +22,7 @@ PACKED = {"chunks": (16, 4), "compression": "gzip"}
 
 
 def opened(folder, write) -> HDF5Source:
-    """A file in which ``write`` has been at work, given the file and the group of a modality."""
+    """A file in which `write` has been at work, given the file and the group of a modality."""
     with h5py.File(folder / "features.h5", "w") as file:
         write(file, file.create_group("rgb"))
     return HDF5Source(folder / "features.h5")

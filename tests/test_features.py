@@ -185,10 +185,10 @@ def test_mean_difference_by_hand():
 
 
 @given(arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 3)), elements=st.integers(-99, 99)))
-def test_mean_difference_is_the_mean_over_the_neighbours(features):
+def test_mean_difference_is_the_mean_over_the_neighbors(features):
     for t, row in enumerate(mean_difference(features)):
-        neighbours = [abs(features[t] - features[n]) for n in (t - 1, t + 1) if 0 <= n < len(features)]
-        np.testing.assert_array_equal(row, np.mean(neighbours or [0 * row], axis=0))
+        neighbors = [abs(features[t] - features[n]) for n in (t - 1, t + 1) if 0 <= n < len(features)]
+        np.testing.assert_array_equal(row, np.mean(neighbors or [0 * row], axis=0))
 
 
 def bad_value(data):

@@ -1,4 +1,4 @@
-"""Equality with the release: outputs, losses, gradients, Adam trajectory, and localisation."""
+"""Equality with the release: outputs, losses, gradients, Adam trajectory, and localization."""
 
 import json
 import zlib
@@ -14,7 +14,7 @@ from utils.annotations import load_annotations
 from utils.checkpoint import RELEASED_MODULES, load_weights
 from utils.losses import CO2Loss
 from utils.segments import seconds_to_snippets
-from utils.training_step import build_optimiser
+from utils.training_step import build_optimizer
 
 MODEL_CASES = ["thumos14", "thumos14_short", "thumos14_two_snippets", "activitynet12"]
 PROPOSAL_CASES = ["t12", "t60", "t150", "t333", "t1000", "t2615", "anet_t75", "noclass", "ambiguous"]
@@ -146,26 +146,26 @@ def test_losses_and_gradients(case):
     assert not gradients
 
 
-@pytest.mark.parametrize("build", [torch.optim.Adam, build_optimiser])
+@pytest.mark.parametrize("build", [torch.optim.Adam, build_optimizer])
 @pytest.mark.parametrize("name", ["thumos14", "activitynet12"])
 def test_adam_trajectory(name, build, reference, tmp_path):
     case = Case(reference / f"golden/model_{name}.npz", tmp_path)
     meta = case.meta
-    optimiser = build(case.net.parameters(), lr=meta["lr"], weight_decay=meta["weight_decay"])
+    optimizer = build(case.net.parameters(), lr=meta["lr"], weight_decay=meta["weight_decay"])
     totals = []
     for step in range(meta["steps"]):
         seed = meta["seed"] * 1000 + step + 1
         labels = recipe_labels(seed, meta["batch"], meta["classes"], meta["multi"])
         _, terms = case.run(seed, labels)
         totals.append(terms["total"].item())
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         terms["total"].backward()
-        optimiser.step()
+        optimizer.step()
     assert_golden(totals, case.arrays["trajectory"])
 
 
 @pytest.mark.parametrize("name", PROPOSAL_CASES)
-def test_localisation(name, reference):
+def test_localization(name, reference):
     arrays = np.load(reference / f"golden/proposals_{name}.npz")
     annotations = load_annotations(reference / "data/thumos14/annotations.json")
     ambiguous = annotations.videos[json.loads(str(arrays["meta"]))["video_id"]].ambiguous

@@ -90,7 +90,7 @@ def test_logit_dropout_is_the_releases_and_can_be_off():
     assert not (attention == 0.5).any()
 
 
-def test_initialisation_is_kaiming_uniform_of_the_three_tap_kernels():
+def test_initialization_is_kaiming_uniform_of_the_three_tap_kernels():
     net = CO2Net(3, (64, 48))
     for module, fan_in in [
         (net.consensus[0].global_context[0], 3 * 64),

@@ -83,7 +83,7 @@ def test_a_wrong_config_is_one_line(tmp_path, capsys, text, message):
         (["--path-dataset", "DIR", "--loss-weights", "oppo"], "'oppo' is not NAME=NUMBER"),
         (["--path-dataset", "DIR", "--seed", "-1"], "a whole number from 0"),
         (["--path-dataset", "DIR", "--seed", str(2**63)], "a whole number from 0"),
-        (["--path-dataset", "DIR", "--colour", "red"], "unrecognized arguments: --colour red"),
+        (["--path-dataset", "DIR", "--color", "red"], "unrecognized arguments: --color red"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(capsys, argv, message):

@@ -24,7 +24,7 @@ from utils.inference import BUCKET_SNIPPETS, buckets, network_outputs, run_test_
 from utils.losses import CO2Loss
 from utils.methods.audio_visual import AudioVisualNet
 from utils.run.fast_dropout import Dropout, Layers
-from utils.training_step import Objective, StepOutcome, TrainingStep, build_optimiser
+from utils.training_step import Objective, StepOutcome, TrainingStep, build_optimizer
 from wsad_dataset import Batch
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -178,14 +178,14 @@ class Plain:
         kind = next(net.parameters()).dtype
         self.net, self.criterion = PlainCO2Net(net.num_classes, net.modality_dims).to(kind).eval(), PlainLoss()
         self.net.load_state_dict(net.state_dict())
-        self.optimiser = plain_adam(self.net, 1e-3, 1e-3)
+        self.optimizer = plain_adam(self.net, 1e-3, 1e-3)
 
     def step(self, batch: Batch) -> dict[str, float]:
-        return plain_train_step(self.net, self.criterion, self.optimiser, batch, "float32")
+        return plain_train_step(self.net, self.criterion, self.optimizer, batch, "float32")
 
 
 def trained(net: CO2Net, **options) -> list[dict[str, float]]:
-    step = TrainingStep(Objective(net, CO2Loss(), **options), build_optimiser(net.parameters(), 1e-3, 1e-3))
+    step = TrainingStep(Objective(net, CO2Loss(), **options), build_optimizer(net.parameters(), 1e-3, 1e-3))
     outcomes = [step(made_batch()) for _ in range(3)]
     assert all(outcome.finite for outcome in outcomes)
     return [{name: value.item() for name, value in outcome.terms.items()} for outcome in outcomes]
@@ -245,15 +245,15 @@ def test_a_gpu_takes_the_steps_of_the_cpu(compiled):
 
 def test_a_step_that_is_not_finite_changes_neither_weights_nor_state():
     net, _ = both_nets()
-    optimiser = build_optimiser(net.parameters(), 1e-3, 1e-3)
-    step = TrainingStep(Objective(net, CO2Loss()), optimiser)
+    optimizer = build_optimizer(net.parameters(), 1e-3, 1e-3)
+    step = TrainingStep(Objective(net, CO2Loss()), optimizer)
     assert step(made_batch()).finite
-    before = copy.deepcopy((net.state_dict(), optimiser.state_dict()["state"]))
+    before = copy.deepcopy((net.state_dict(), optimizer.state_dict()["state"]))
     spoilt = made_batch()
     spoilt.features[0, 0, 0] = float("nan")
     outcome = step(spoilt)
     assert not outcome.finite and outcome.terms["total"].isnan()
-    after = (net.state_dict(), optimiser.state_dict()["state"])
+    after = (net.state_dict(), optimizer.state_dict()["state"])
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     assert step(made_batch()).finite
     assert not torch.equal(net.state_dict()["fusion.0.weight"], before[0]["fusion.0.weight"])
@@ -298,9 +298,9 @@ def test_a_run_begun_with_another_adam_goes_on_with_the_one_that_can_leave_steps
     net(made_batch().features)["cas"].sum().backward()
     before.step()
     Training(net, before, NoBatches(), identity, tmp_path).save_last()
-    optimiser = build_optimiser(net.parameters(), 1e-3, 0.0)
-    Training(net, optimiser, NoBatches(), identity, tmp_path).resume(1, 9, 0)
-    step, spoilt = TrainingStep(Objective(net, CO2Loss()), optimiser), made_batch()
+    optimizer = build_optimizer(net.parameters(), 1e-3, 0.0)
+    Training(net, optimizer, NoBatches(), identity, tmp_path).resume(1, 9, 0)
+    step, spoilt = TrainingStep(Objective(net, CO2Loss()), optimizer), made_batch()
     spoilt.features[0, 0, 0] = float("nan")
     weights = copy.deepcopy(net.state_dict())
     assert not step(spoilt).finite
@@ -311,7 +311,7 @@ def test_a_run_begun_with_another_adam_goes_on_with_the_one_that_can_leave_steps
 def test_a_step_that_is_looked_at_late_is_still_told_by_its_own_number_and_videos(tmp_path):
     net, _ = both_nets()
     identity = {"architecture": {}, "classes": ["a", "b"], "options": {}}
-    training = Training(net, build_optimiser(net.parameters(), 1e-3, 0.0), NoBatches(), identity, tmp_path)
+    training = Training(net, build_optimizer(net.parameters(), 1e-3, 0.0), NoBatches(), identity, tmp_path)
     bad, good = (StepOutcome({"total": torch.tensor(value)}, torch.tensor(value < 1e9)) for value in (1e10, 2.0))
     training.advance(good, made_batch(), ["first"])
     training.advance(bad, made_batch(), ["second"])

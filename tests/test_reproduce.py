@@ -147,7 +147,7 @@ def test_slurms_local_executor_gets_what_is_not_done(data, finished, capsys):
 
 def test_slurm_without_submitit_or_cluster_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="--slurm: "):
-        execute.run_on_slurm([], tmp_path, {"cluster": "local", "colour": "red"})
+        execute.run_on_slurm([], tmp_path, {"cluster": "local", "color": "red"})
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(InputError, match="pip install submitit"):
         execute.run_on_slurm([], tmp_path, {})

@@ -74,9 +74,9 @@ def test_flow_tells_when_and_appearance_tells_only_where():
         for video in DEMO.videos.values():
             length = int(video.duration * 25 / 16)
             features.append(simulate_video(video, DEMO.classes, length, (32, 32), seed=0)[stream])
-            centre = (np.arange(length) + 0.5) * 16 / 25
+            center = (np.arange(length) + 0.5) * 16 / 25
             starts, ends = video.segments[:, :1], video.segments[:, 1:]
-            inside.append(((centre >= starts) & (centre < ends)).any(axis=0))
+            inside.append(((center >= starts) & (center < ends)).any(axis=0))
         train, test = (np.concatenate(features[half::2]).astype(np.float64) for half in (0, 1))
         weights = np.linalg.lstsq(np.c_[train, np.ones(len(train))], np.concatenate(inside[::2]), rcond=None)[0]
         predicted = np.c_[test, np.ones(len(test))] @ weights

@@ -146,7 +146,7 @@ def test_test_program_gives_the_runs_numbers(dataset, run, tmp_path):
 
 @pytest.mark.parametrize("stop", [2, 4, 3])
 def test_resumed_equals_uninterrupted(dataset, run, tmp_path, stop):
-    """Weights, optimiser, batches, random states and log; also when it ended off the evaluation schedule."""
+    """Weights, optimizer, batches, random states and log; also when it ended off the evaluation schedule."""
     train(arguments(dataset, tmp_path, "--holdout", "0.2", "--max-iter", str(stop)))
     torch.manual_seed(99)
     train(arguments(dataset, tmp_path, "--holdout", "0.2", "--resume"))

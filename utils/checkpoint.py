@@ -3,9 +3,9 @@
 They are zip archives, as torch.save writes them, and their CRC-32 of each record is checked here (PyTorch's own reader
 does not look at it), so a flipped bit is noticed. A released .pkl of the old form has no checksum.
 
-A checkpoint is one dict: ``model`` (state dict), ``architecture`` (the network's arguments), ``classes`` (in the order
-of its outputs), ``options`` (the run's), ``iteration``, ``metrics`` of its evaluation, and, in ``last.pt``,
-``training``: optimiser, batches, running losses and every random state that the next step depends on, of each of the
+A checkpoint is one dict: `model` (state dict), `architecture` (the network's arguments), `classes` (in the order
+of its outputs), `options` (the run's), `iteration`, `metrics` of its evaluation, and, in `last.pt`,
+`training`: optimizer, batches, running losses and every random state that the next step depends on, of each of the
 processes that train together.
 """
 
@@ -50,7 +50,7 @@ STATES = ("last.pt", "previous.pt")  # what a training is resumed from: the firs
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict, keep: Path | None = None) -> None:
-    """Write a checkpoint, whole or not at all; ``keep``: where the one that is there now goes.
+    """Write a checkpoint, whole or not at all; `keep`: where the one that is there now goes.
 
     Raises:
         InputError: if it cannot be written (a full disk, ...); what was there is still there then.
@@ -117,13 +117,13 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
     """Load a checkpoint of ours, or a released .pkl (legacy or zip, CUDA tensors) by its own parameter names.
 
     Raises:
-        InputError: if the file cannot be opened, or its weights are not those of ``net``; ``net`` is then unchanged.
+        InputError: if the file cannot be opened, or its weights are not those of `net`; `net` is then unchanged.
     """
     load_state(net, read_checkpoint(path), path)
 
 
 def load_state(net: nn.Module, checkpoint: dict, path: str | Path) -> None:
-    """Load the weights of an opened checkpoint into ``net``; see load_weights."""
+    """Load the weights of an opened checkpoint into `net`; see load_weights."""
     state = checkpoint.get("model", checkpoint)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
@@ -203,13 +203,13 @@ class Training:
     Attributes:
         iteration: steps done.
         metrics: of the last evaluation, None before it or after a stop between evaluations.
-        chosen: iteration and score of each chosen checkpoint, by its name; ``best`` is best.pt.
+        chosen: iteration and score of each chosen checkpoint, by its name; `best` is best.pt.
         skipped: steps whose loss or gradient was not finite, and which therefore changed nothing.
         untrained: metrics before the first step, if they were asked for.
 
     Args:
-        identity: ``architecture``, ``classes`` and ``options``, written into every checkpoint.
-        run: the run folder; checkpoints go to its ``checkpoints``.
+        identity: `architecture`, `classes` and `options`, written into every checkpoint.
+        run: the run folder; checkpoints go to its `checkpoints`.
         ranks: the processes that train together. Rank 0 reads and writes the files for all of them; whatever touches
             a file is called on all together, and returns when the file is there.
     """
@@ -217,14 +217,14 @@ class Training:
     def __init__(
         self,
         net: nn.Module,
-        optimiser: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,
         loader: Stateful,
         identity: dict,
         run: Path,
         ranks: Ranks = ALONE,
     ):
         self.ranks = ranks
-        self.net, self.optimiser, self.loader, self.identity = net, optimiser, loader, identity
+        self.net, self.optimizer, self.loader, self.identity = net, optimizer, loader, identity
         self.folder = run / "checkpoints"
         self.iteration, self.metrics, self.untrained = 0, None, None
         self.chosen: dict[str, dict] = {}
@@ -253,9 +253,9 @@ class Training:
         return {name: value.item() / count for name, value in self._sums.items()} if count else {}
 
     def require_finite(self, allowed: int, late: bool = False) -> None:
-        """Look whether the steps so far, with ``late`` all but the last one, had a finite loss and gradient.
+        """Look whether the steps so far, with `late` all but the last one, had a finite loss and gradient.
 
-        One that had not has changed nothing. ``allowed``: how many such steps a run may have.
+        One that had not has changed nothing. `allowed`: how many such steps a run may have.
 
         Raises:
             InputError: if it had more; fault.pt then holds the state, and the batch of that step.
@@ -315,7 +315,7 @@ class Training:
     def _state(self) -> dict:
         random, *others = self.ranks.gather(random_states())
         return {
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "batches": self.loader.state_dict(),
             "random": random,
             "random_of_other_ranks": others,
@@ -351,12 +351,12 @@ class Training:
 
     def _continue_from(self, checkpoint: dict, training: dict) -> None:
         self.iteration, self.metrics = int(checkpoint["iteration"]), checkpoint["metrics"]
-        self.optimiser.load_state_dict(training["optimiser"])
-        for group in self.optimiser.param_groups:  # whatever it was when the run began
-            group.update({name: self.optimiser.defaults[name] for name in ("fused", "foreach")})
-        for parameter, values in self.optimiser.state.items():
+        self.optimizer.load_state_dict(training["optimizer"])
+        for group in self.optimizer.param_groups:  # whatever it was when the run began
+            group.update({name: self.optimizer.defaults[name] for name in ("fused", "foreach")})
+        for parameter, values in self.optimizer.state.items():
             if not values["exp_avg"].shape == values["exp_avg_sq"].shape == parameter.shape:
-                raise ValueError("the optimiser's state is of another network")
+                raise ValueError("the optimizer's state is of another network")
         self.loader.load_state_dict(training["batches"])
         device = next(self.net.parameters()).device
         self._sums = {name: value.to(device) for name, value in training["losses"]["sums"].items()}

@@ -33,7 +33,7 @@ PROTOCOLS = ("snippet", "seconds")  # in every table, side by side; the first on
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda`` -> device; InputError if there is no GPU to use."""
+    """`auto`, `cpu` or `cuda` -> device; InputError if there is no GPU to use."""
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch sees no CUDA GPU; use --device cpu or auto")
     if name == "auto":
@@ -50,7 +50,7 @@ def open_subset(
     video_ids: Sequence[str] | None = None,
     device: torch.device | str | None = "cpu",
 ) -> WeakVideoDataset:
-    """The videos of one subset (of these ids only), as the dataset's spec uses them, features kept on ``device``."""
+    """The videos of one subset (of these ids only), as the dataset's spec uses them, features kept on `device`."""
     return WeakVideoDataset(
         annotations,
         store,
@@ -63,7 +63,7 @@ def open_subset(
 
 
 def split_holdout(annotations: Annotations, subset: str, fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """The subset's video ids, in file order, to train on and to hold out: a random ``fraction``, rounded."""
+    """The subset's video ids, in file order, to train on and to hold out: a random `fraction`, rounded."""
     video_ids = [video.video_id for video in annotations.subset(subset)]
     generator = np.random.default_rng([seed, 2])  # apart from the batches' streams
     count = round(fraction * len(video_ids))
@@ -120,9 +120,9 @@ class HoldOut:
 class Evaluation:
     """One pass over the test subset, scored.
 
-    ``metrics`` is what metrics.json holds: ``classification_map``, and under the name of each protocol ``classes``,
-    ``tiou_thresholds``, ``ap`` [threshold][class], ``map`` [threshold] and ``average_map``, as fractions; where snippet
-    accuracy is the data set's measure, ``snippet_accuracy`` too, as eval.snippet_accuracy gives it.
+    `metrics` is what metrics.json holds: `classification_map`, and under the name of each protocol `classes`,
+    `tiou_thresholds`, `ap` [threshold][class], `map` [threshold] and `average_map`, as fractions; where snippet
+    accuracy is the data set's measure, `snippet_accuracy` too, as eval.snippet_accuracy gives it.
     """
 
     results: list[VideoResult]
@@ -216,7 +216,7 @@ def _defined(value: float) -> float | None:
 class StopSignal:
     """Ctrl-C, or a cluster's SIGTERM: remembered, so that the step in progress ends and the state is saved.
 
-    A second one stops at once, and loses what came after the last evaluation. ``requested`` is the signal's number,
+    A second one stops at once, and loses what came after the last evaluation. `requested` is the signal's number,
     None before there was one.
 
     Args:

@@ -45,7 +45,7 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
     """Run a command; a bad input ends it with its one line on stderr and exit status 2, never a traceback.
 
     So does a file that the system does not give or take (no permission, a full disk, a folder in its place).
-    A reader that stops early (``| head``) is no error. Ctrl-C ends it with one line and exit status 130.
+    A reader that stops early (`| head`) is no error. Ctrl-C ends it with one line and exit status 130.
 
     Of many processes that torchrun started each says its own line, under its rank; what all of them would say is
     said once.
@@ -92,7 +92,7 @@ def _by_rank(message: str) -> str:
 
 
 def _system_message(error: OSError) -> str:
-    """``PATH: what is wrong`` as far as the error knows; h5py's may know neither."""
+    """`PATH: what is wrong` as far as the error knows; h5py's may know neither."""
     if error.strerror is None:
         return str(error) or type(error).__name__
     return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"

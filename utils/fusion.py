@@ -5,7 +5,7 @@ Each alternative maps (first (B, D1, T), second (B, D2, T)) to two tensors of th
 classifier and losses stay as they are. The paper names its alternatives and describes none; how each was read, and
 after which source, is said in its docstring.
 
-Shapes: B videos, T snippets, D channels (D1, D2 of the two modalities). ``valid`` (B, T), everywhere, is True for
+Shapes: B videos, T snippets, D channels (D1, D2 of the two modalities). `valid` (B, T), everywhere, is True for
 snippets and False for the padding behind a shorter video of a batch; None: all are snippets (utils/run/fast_dropout.py).
 """
 
@@ -32,7 +32,7 @@ class GlobalContext(Layers):
     """F^G, Eq. 1: the mean over time of a modality (B, D_in, T) -> descriptor (B, D_out, 1)."""
 
     # One pooled vector needs one tap. The release gives it three, of which the outer two only ever see zero padding;
-    # the initialisation (model.py) still counts them.
+    # the initialization (model.py) still counts them.
     INITIAL_TAPS = 3
 
     def __init__(self, in_dim: int, out_dim: int, dropout: float = 0.5):
@@ -105,7 +105,7 @@ class SSMA(nn.Module):
     convolution without activation fuses it; all of them three taps wide, over time instead of over the image.
     There the fused map has the width of one modality. Here the last convolution keeps D1 + D2 channels, and its two
     parts stand for the two modalities: a shared gate, and a fusion of both modalities for each attention unit.
-    The batch normalisation that follows the deepest of the source's three fusions is left out, as in its other two.
+    The batch normalization that follows the deepest of the source's three fusions is left out, as in its other two.
     """
 
     def __init__(self, first_dim: int, second_dim: int, reduction: int = REDUCTION):
@@ -165,9 +165,9 @@ class CrossAttentionStage(nn.Module):
     """One cross attention, Eq. 1 and 2 of "Cross-attentional audio-visual fusion for weakly-supervised action
     localization" (ICLR 2021).
 
-    Lambda = X_u^T W X_v of the l2-normalised snippets; each modality is averaged over time by the column-wise softmax
+    Lambda = X_u^T W X_v of the l2-normalized snippets; each modality is averaged over time by the column-wise softmax
     of Lambda (u) or of its transpose (v). So at snippet l the snippets of one modality are weighted by how well they
-    fit snippet l of the *other*. What is averaged is X itself, not normalised (our reading: the paper normalises
+    fit snippet l of the *other*. What is averaged is X itself, not normalized (our reading: the paper normalizes
     "before computing the cross-correlation"). For modalities of different widths W is rectangular.
     """
 
@@ -224,7 +224,7 @@ class CrossAttention(nn.Module):
 class EmbeddedCrossAttention(nn.Module):
     """The audio-visual paper's whole fusion in place of the CCM: an extra row of Table 6, which neither paper has.
 
-    The embedding is part of it. Raw features are non-negative and far from zero: without a layer that centres and
+    The embedding is part of it. Raw features are non-negative and far from zero: without a layer that centers and
     scales them, tanh of their sums saturates (on R(2+1)D features three of four values are above 0.95, and hardly
     change over time). Each modality keeps its width.
     """

@@ -2,7 +2,7 @@
 
 Videos of about one length go through the network together, the shorter ones padded, which changes nothing at their
 snippets (utils/run/fast_dropout.py): a GPU then has work of a useful size. While it works on one such bucket, the bucket before
-is localised.
+is localized.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,9 +43,9 @@ def run_test_set(
     localization: str = "outer_inner",
     indices: Sequence[int] | None = None,
 ) -> list[VideoResult]:
-    """The network over all snippets of every video, without dropout and in float32, and the localisation.
+    """The network over all snippets of every video, without dropout and in float32, and the localization.
 
-    Of the annotations only the ambiguous segments are used; ``snippet_rate`` is in snippets a second. ``indices``: of
+    Of the annotations only the ambiguous segments are used; `snippet_rate` is in snippets a second. `indices`: of
     the videos to run, all by default; the results come in their order.
     """
     indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
@@ -84,7 +84,7 @@ def network_outputs(
 
 
 def buckets(lengths: np.ndarray, at_most: int, shortest: float = SHORTEST) -> Iterator[np.ndarray]:
-    """The positions of (N,) lengths in buckets, by rising length; each bucket's padded size is at most ``at_most``."""
+    """The positions of (N,) lengths in buckets, by rising length; each bucket's padded size is at most `at_most`."""
     order = np.argsort(lengths, kind="stable")
     first = 0
     for last, position in enumerate(order):

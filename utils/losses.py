@@ -35,7 +35,7 @@ def suppress(cas: Tensor, attention: Tensor, shifted: bool = True) -> Tensor:
 
 
 def mil_loss(
-    cas: Tensor, labels: Tensor, background: float | Tensor, topk_ratio: int, normalised: bool = False
+    cas: Tensor, labels: Tensor, background: float | Tensor, topk_ratio: int, normalized: bool = False
 ) -> Tensor:
     """Top-k multiple-instance learning loss: L_mil^org on S, L_mil^supp on S_bar (Section 3.5, after W-TALC).
 
@@ -48,14 +48,14 @@ def mil_loss(
         background: label of the background class, of all videos or of each (B,): 1 on S, where background is
             present, 0 on S_bar, where attention has removed it.
         topk_ratio: 7 on THUMOS14, 5 on ActivityNet1.2.
-        normalised: the T-CAM holds log probabilities, which need no softmax over the classes.
+        normalized: the T-CAM holds log probabilities, which need no softmax over the classes.
     """
     column = torch.ones_like(labels[:, 0]) * background  # made on the device, which need not wait for the host
     labels = torch.cat([labels, column.unsqueeze(1)], dim=1)
     labels = labels / (labels.sum(dim=1, keepdim=True) + 1e-4)  # 1e-4: release
     k = max(1, cas.shape[1] // topk_ratio)
     video_logits = cas.topk(k, dim=1).values.mean(dim=1)  # (B, C + 1)
-    log_probabilities = video_logits if normalised else F.log_softmax(video_logits, dim=1)
+    log_probabilities = video_logits if normalized else F.log_softmax(video_logits, dim=1)
     return -(labels * log_probabilities).sum(dim=1).mean()
 
 
@@ -160,8 +160,8 @@ class CO2Loss(nn.Module):
 
     Args:
         topk_ratio: divisor of T in the top-k of L_mil (7 THUMOS14, 5 ActivityNet1.2).
-        weights: weights by term, over the published ones in WEIGHTS; ``mil`` stands for ``mil_org`` and
-            ``mil_supp`` together. A weight of 0 removes the term from the result, and its cost.
+        weights: weights by term, over the published ones in WEIGHTS; `mil` stands for `mil_org` and
+            `mil_supp` together. A weight of 0 removes the term from the result, and its cost.
         shifted_suppression: S_bar as in the release; False is the paper's plain product, Eq. 9.
         mutual: the similarity of L_ml, one of SIMILARITIES (Table 4).
 
@@ -185,7 +185,7 @@ class CO2Loss(nn.Module):
         self.mutual = mutual
 
     def forward(self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor) -> dict[str, Tensor]:
-        """Each active term, unweighted, and their weighted sum ``total``; all scalars.
+        """Each active term, unweighted, and their weighted sum `total`; all scalars.
 
         Args:
             outputs: what CO2Net returns.
@@ -215,7 +215,7 @@ class CO2Loss(nn.Module):
 
 
 def weighted_sum(terms: Mapping[str, Callable[[], Tensor]], weights: Mapping[str, float]) -> dict[str, Tensor]:
-    """Each term whose weight is not 0, and their weighted sum ``total``; the others are not even computed."""
+    """Each term whose weight is not 0, and their weighted sum `total`; the others are not even computed."""
     values = {name: terms[name]() for name, weight in weights.items() if weight}
     first, *others = [weights[name] * value for name, value in values.items()] or [torch.zeros(())]
     return {**values, "total": sum(others, first)}

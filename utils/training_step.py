@@ -25,7 +25,7 @@ class Objective(nn.Module):
 
     Args:
         net, criterion: of one method (utils/methods/__init__.py).
-        precision: with ``bf16`` the network runs under autocast on features of that width, and the losses in float32
+        precision: with `bf16` the network runs under autocast on features of that width, and the losses in float32
             on its outputs.
         compiled: through torch.compile, on a GPU as CUDA graphs; the first step then takes a minute or so.
 
@@ -51,34 +51,34 @@ class Objective(nn.Module):
 
 
 class TrainingStep:
-    """Forward, losses, backward and optimiser on one batch.
+    """Forward, losses, backward and optimizer on one batch.
 
-    A step with a loss term or a gradient that is not finite changes neither the weights nor the optimiser's state, on
+    A step with a loss term or a gradient that is not finite changes neither the weights nor the optimizer's state, on
     any rank. The device decides so by itself, as for gradient scaling: the host need not know before the next step.
 
     Args:
         objective: an Objective, or what ranks made of it; it runs where its parameters are.
-        optimiser: as `build_optimiser` makes it.
+        optimizer: as `build_optimizer` makes it.
         ranks: those that take the step together. Their terms become means, and so are the gradients that they share.
     """
 
-    def __init__(self, objective: nn.Module, optimiser: torch.optim.Optimizer, ranks: Ranks = ALONE):
-        self.objective, self.optimiser, self.ranks = objective, optimiser, ranks
+    def __init__(self, objective: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks = ALONE):
+        self.objective, self.optimizer, self.ranks = objective, optimizer, ranks
         self.device = next(objective.parameters()).device
 
     def __call__(self, batch: Batch) -> StepOutcome:
-        self.optimiser.zero_grad(set_to_none=True)  # first, so that they are gone when the activations are there
+        self.optimizer.zero_grad(set_to_none=True)  # first, so that they are gone when the activations are there
         terms = self.objective(*(sent(part, self.device) for part in batch))
         terms["total"].backward()
         gradients = [parameter.grad for parameter in self.objective.parameters() if parameter.grad is not None]
         # The norm is not finite either where a square is not, and Adam squares them too.
         sizes = self.ranks.mean(torch.stack([*terms.values(), nn.utils.get_total_norm(gradients)]))
         finite = sizes.isfinite().all()
-        self.optimiser.found_inf = (~finite).float()
-        self.optimiser.step()
+        self.optimizer.found_inf = (~finite).float()
+        self.optimizer.step()
         return StepOutcome(dict(zip(terms, sizes, strict=False)), finite)
 
 
-def build_optimiser(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def build_optimizer(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """Adam (Section 4.2) in one kernel, which can leave a step out without asking the host."""
     return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)

@@ -3,11 +3,11 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const RUN_COLOURS = ["#1f5fa6", "#c2410c", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f"];
+  const RUN_COLORS = ["#1f5fa6", "#c2410c", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f"];
   const RUN_DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
-  const KIND_COLOURS = ["#1b7f4d", "#2b6cb0", "#b3261e", "#b7791f", "#7e3fa0", "#6b7280"]; // the order of data.kinds
-  const CLASS_COLOURS = ["#0e7490", "#be185d", "#4d7c0f", "#4338ca", "#7c4a12"]; // of a video; unlike those of the kinds
-  const MODALITY_COLOURS = ["#c2374b", "#a86500"];
+  const KIND_COLORS = ["#1b7f4d", "#2b6cb0", "#b3261e", "#b7791f", "#7e3fa0", "#6b7280"]; // the order of data.kinds
+  const CLASS_COLORS = ["#0e7490", "#be185d", "#4d7c0f", "#4338ca", "#7c4a12"]; // of a video; unlike those of the kinds
+  const MODALITY_COLORS = ["#c2374b", "#a86500"];
   const FUSED = "#1c2430";
   const AXIS = { gridcolor: "#e8ebf0", zerolinecolor: "#cfd6e0", linecolor: "#aab4c3", fixedrange: true, automargin: true };
   const LAYOUT = {
@@ -20,7 +20,7 @@
   const charts = [];
 
   const $ = (id) => document.getElementById(id);
-  const runColour = (index) => RUN_COLOURS[index % RUN_COLOURS.length];
+  const runColor = (index) => RUN_COLORS[index % RUN_COLORS.length];
   const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const percent = (value) => (value === null || value === undefined ? "–" : (100 * value).toFixed(2));
   const seconds = (value) => `${Number(value.toFixed(2))}`;
@@ -48,16 +48,16 @@
 
   /* ---- legends ---- */
   function legend(target, entries) {
-    const swatch = (colour) => element("i", { class: "swatch", style: { "--colour": colour } });
-    target.replaceChildren(...entries.map(([name, colour]) => element("span", {}, swatch(colour), name)));
+    const swatch = (color) => element("i", { class: "swatch", style: { "--color": color } });
+    target.replaceChildren(...entries.map(([name, color]) => element("span", {}, swatch(color), name)));
   }
 
   function legends() {
-    const runs = several ? data.runs.map((run, index) => [run.name, runColour(index)]) : [];
+    const runs = several ? data.runs.map((run, index) => [run.name, runColor(index)]) : [];
     document.querySelectorAll(".run-legend").forEach((target) => legend(target, runs));
-    document.querySelectorAll(".card").forEach((card) => card.style.setProperty("--colour", runColour(+card.dataset.run)));
-    document.querySelectorAll(".kind").forEach((kind) => kind.style.setProperty("--colour", KIND_COLOURS[+kind.dataset.kind]));
-    const kinds = data.kinds.map((kind, index) => [kind, KIND_COLOURS[index]]);
+    document.querySelectorAll(".card").forEach((card) => card.style.setProperty("--color", runColor(+card.dataset.run)));
+    document.querySelectorAll(".kind").forEach((kind) => kind.style.setProperty("--color", KIND_COLORS[+kind.dataset.kind]));
+    const kinds = data.kinds.map((kind, index) => [kind, KIND_COLORS[index]]);
     legend($("kind-legend"), kinds);
     legend($("timeline-legend"), kinds);
   }
@@ -71,9 +71,9 @@
       const best = points.map((point) => part === "scores" && point.iteration === run.best);
       traces.push({
         x: points.map((point) => point.iteration), y: values, name: plain(run.name), mode: "lines+markers",
-        line: { color: runColour(index), width: 2, dash: RUN_DASHES[index % RUN_DASHES.length] },
-        marker: { color: best.map((is) => (is ? "#ffffff" : runColour(index))), size: best.map((is) => (is ? 10 : 4)),
-          line: { color: runColour(index), width: best.map((is) => (is ? 2.5 : 0)) } },
+        line: { color: runColor(index), width: 2, dash: RUN_DASHES[index % RUN_DASHES.length] },
+        marker: { color: best.map((is) => (is ? "#ffffff" : runColor(index))), size: best.map((is) => (is ? 10 : 4)),
+          line: { color: runColor(index), width: best.map((is) => (is ? 2.5 : 0)) } },
         hovertemplate: `%{y:.${scale === 1 ? "4" : "2"}f} at %{x}<extra>${several ? plain(run.name).replace(/%/g, "&#37;") : ""}</extra>`,
       });
     });
@@ -125,7 +125,7 @@
     const bar = several ? Math.max(9, 18 - 2 * data.runs.length) : 16;
     const traces = data.runs.map((run, index) => ({
       type: "bar", orientation: "h", y: names.map((_, row) => row), x: names.map((name) => 100 * columns[index][name]),
-      name: plain(run.name), marker: { color: runColour(index) }, text: names.map((name) => percent(columns[index][name])), textposition: "outside",
+      name: plain(run.name), marker: { color: runColor(index) }, text: names.map((name) => percent(columns[index][name])), textposition: "outside",
       cliponaxis: false, textfont: { size: 11 }, hovertext: names.map((name) => `${plain(name)}<br>${plain(run.name)}: ${percent(columns[index][name])}`), hoverinfo: "text",
     }));
     draw($("class-chart"), traces, {
@@ -147,7 +147,7 @@
       const totals = slices.map((slice) => slice.reduce((sum, count) => sum + count, 0));
       const names = slices.map((_, index) => `${index + 1}G`);
       const traces = data.kinds.map((kind, index) => ({
-        type: "bar", x: names, y: slices.map((slice, row) => (100 * slice[index]) / Math.max(1, totals[row])), marker: { color: KIND_COLOURS[index] },
+        type: "bar", x: names, y: slices.map((slice, row) => (100 * slice[index]) / Math.max(1, totals[row])), marker: { color: KIND_COLORS[index] },
         hovertext: slices.map((slice) => `${plain(kind)}: ${slice[index]}`), hoverinfo: "text",
       }));
       const chart = element("div", { class: "chart", role: "img", "aria-label": `Kinds of detections of ${run.name} by place in the list` });
@@ -170,7 +170,7 @@
   const annotated = (video) => [...new Set(video.truth.map((row) => row[0]))].sort((a, b) => a - b);
   const present = (video) => [...new Set([...annotated(video), ...video.runs.flatMap((run) => (run ? Object.keys(run.cas).map(Number) : []))])];
 
-  const classColour = (number) => CLASS_COLOURS[present(data.videos[state.video]).indexOf(number) % CLASS_COLOURS.length];
+  const classColor = (number) => CLASS_COLORS[present(data.videos[state.video]).indexOf(number) % CLASS_COLORS.length];
 
   function show(index, focusList = false) {
     state.video = index;
@@ -185,7 +185,7 @@
       const box = element("input", { type: "checkbox", value: number, onchange: chooseClass });
       box.checked = state.chosen.has(number);
       const note = annotated(video).includes(number) ? "" : " (not annotated)";
-      return element("label", { style: { "--colour": classColour(number) } }, box, data.classes[number] + note);
+      return element("label", { style: { "--color": classColor(number) } }, box, data.classes[number] + note);
     });
     $("class-choice").replaceChildren(element("legend", {}, "Classes"), ...boxes);
     markRow(focusList);
@@ -210,14 +210,14 @@
     });
   }
 
-  function rgba(colour, alpha) {
-    const part = (from) => parseInt(colour.slice(from, from + 2), 16);
+  function rgba(color, alpha) {
+    const part = (from) => parseInt(color.slice(from, from + 2), 16);
     return `rgba(${part(1)},${part(3)},${part(5)},${alpha.toFixed(3)})`;
   }
 
-  const bars = (rows, levels, colours, lines, texts) => ({
+  const bars = (rows, levels, colors, lines, texts) => ({
     type: "bar", orientation: "h", base: rows.map((row) => row[0]), x: rows.map((row) => row[1] - row[0]), y: levels, width: 0.82,
-    marker: { color: colours, line: { color: lines, width: 1 } }, hovertext: texts, hoverinfo: "text",
+    marker: { color: colors, line: { color: lines, width: 1 } }, hovertext: texts, hoverinfo: "text",
   });
 
   /* A track: title, height in pixels, range of its own axis, traces without axes. */
@@ -226,7 +226,7 @@
       const rows = video.truth.filter((row) => row[0] === number).map((row) => row.slice(1));
       const ignored = video.ambiguous;
       const text = (what) => ([start, end]) => `${what}<br>${seconds(start)}–${seconds(end)} s`;
-      const traces = [bars(rows, rows.map(() => 0), rows.map(() => classColour(number)), rows.map(() => classColour(number)), rows.map(text(plain(data.classes[number]))))];
+      const traces = [bars(rows, rows.map(() => 0), rows.map(() => classColor(number)), rows.map(() => classColor(number)), rows.map(text(plain(data.classes[number]))))];
       if (ignored.length) traces.push(bars(ignored, ignored.map(() => 0), ignored.map(() => "rgba(120,128,140,.25)"), ignored.map(() => "#8a93a1"), ignored.map(text("ambiguous"))));
       return { title: `Ground truth · <b>${plain(data.classes[number])}</b>`, height: 20, range: [0.5, -0.5], bare: true, traces };
     });
@@ -241,27 +241,27 @@
     const top = Math.max(1e-9, ...rows.map((row) => row[3]));
     const strength = (row) => 0.12 + 0.88 * Math.min(1, Math.max(0, row[3] / top));
     const text = ([label, start, end, score, kind], place) => `${place + 1}. ${plain(data.classes[label])}<br>${seconds(start)}–${seconds(end)} s, score ${score}<br>${plain(data.kinds[kind])}`;
-    const traces = [bars(rows.map((row) => [row[1], row[2]]), levels, rows.map((row) => rgba(KIND_COLOURS[row[4]], strength(row))), rows.map((row) => KIND_COLOURS[row[4]]), rows.map(text))];
+    const traces = [bars(rows.map((row) => [row[1], row[2]]), levels, rows.map((row) => rgba(KIND_COLORS[row[4]], strength(row))), rows.map((row) => KIND_COLORS[row[4]]), rows.map(text))];
     const none = rows.length ? "" : " · none";
     return { title: `${name}Detections · <b>${plain(data.classes[number])}</b>${none}`, height: Math.max(14, 12 * count), range: [count - 0.5, -0.5], bare: true, traces };
   }
 
-  function line(times, values, colour, name, width = 1.2) {
-    return { x: times, y: values, mode: "lines", line: { color: colour, width }, hovertext: values.map((value, index) => `${name} ${value.toFixed(3)}<br>${seconds(times[index])} s`), hoverinfo: "text" };
+  function line(times, values, color, name, width = 1.2) {
+    return { x: times, y: values, mode: "lines", line: { color: color, width }, hovertext: values.map((value, index) => `${name} ${value.toFixed(3)}<br>${seconds(times[index])} s`), hoverinfo: "text" };
   }
 
   function runTracks(run, place) {
-    const name = several ? `<span style="color:${runColour(place)}"><b>${plain(data.runs[place].name)}</b></span> · ` : "";
+    const name = several ? `<span style="color:${runColor(place)}"><b>${plain(data.runs[place].name)}</b></span> · ` : "";
     if (!run) return [{ title: `${name}no answer for this video`, height: 8, range: [0, 1], bare: true, traces: [] }];
     const times = Array.from({ length: run.snippets }, (_, index) => Number(((index + 0.5) / run.rate).toFixed(3)));
     const each = run.attention.length > 1;  // the audio-visual network has one attention, not one a modality
-    const colours = each ? [...MODALITY_COLOURS, FUSED] : [FUSED];
+    const colors = each ? [...MODALITY_COLORS, FUSED] : [FUSED];
     const labels = each ? [...data.runs[place].modalities.map(plain), "fused"] : ["foreground"];
-    const attention = run.attention.map((packed, index) => line(times, unpack(packed), colours[index], labels[index], index === labels.length - 1 ? 2 : 1.1));
-    const key = labels.map((label, index) => `<span style="color:${colours[index]}"><b>${label}</b></span>`).join(" · ");
+    const attention = run.attention.map((packed, index) => line(times, unpack(packed), colors[index], labels[index], index === labels.length - 1 ? 2 : 1.1));
+    const key = labels.map((label, index) => `<span style="color:${colors[index]}"><b>${label}</b></span>`).join(" · ");
     const drawn = [...state.chosen].filter((number) => run.cas[number]);
-    const cas = drawn.map((number) => line(times, unpack(run.cas[number]), classColour(number), plain(data.classes[number]), 1.5));
-    const casKey = drawn.map((number) => `<span style="color:${classColour(number)}"><b>${plain(data.classes[number])}</b></span>`).join(" · ");
+    const cas = drawn.map((number) => line(times, unpack(run.cas[number]), classColor(number), plain(data.classes[number]), 1.5));
+    const casKey = drawn.map((number) => `<span style="color:${classColor(number)}"><b>${plain(data.classes[number])}</b></span>`).join(" · ");
     const values = cas.flatMap((trace) => trace.y).concat(0);
     const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
     const room = 0.06 * (high - low || 1);
@@ -332,7 +332,7 @@
     { key: "instances", head: "instances", value: (index) => data.videos[index].truth.length },
     ...data.runs.map((run, place) => ({ key: `ap${place}`, head: several ? `AP ${run.name}` : "AP", ap: true, value: (index) => (data.videos[index].runs[place] ? data.videos[index].runs[place].ap : null) })),
     { key: "missed", head: "missed", value: (index) => (answer(index) ? answer(index).missed : null) },
-    ...data.kinds.map((kind, number) => ({ key: `kind${number}`, head: kind, colour: KIND_COLOURS[number], value: (index) => (answer(index) ? answer(index).counts[number] : null) })),
+    ...data.kinds.map((kind, number) => ({ key: `kind${number}`, head: kind, color: KIND_COLORS[number], value: (index) => (answer(index) ? answer(index).counts[number] : null) })),
   ];
 
   function sortBy(column) {

@@ -56,7 +56,7 @@ def _best_of_each_class(labels: np.ndarray, instances: np.ndarray) -> np.ndarray
 def shown_detections(result: DetectionResult, kinds: np.ndarray, rate: float) -> dict[str, list]:
     """{video_id: [[class, start, end, score, kind], ...]} in seconds, by falling score, SHOWN a class at most.
 
-    ``rate`` is the unit of the result's times: snippets a second, or 1 for seconds.
+    `rate` is the unit of the result's times: snippets a second, or 1 for seconds.
     """
     found = result.detections
     shown: dict[str, list] = {}

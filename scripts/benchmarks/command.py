@@ -18,13 +18,13 @@ PATIENCE = 20  # seconds that a process has to end when it is asked to
 
 
 def run_main(arguments: Sequence[str], run: Path, threads: int, processes: int = 0) -> dict:
-    """Run main.py with these arguments and ``--run-dir run``, which must not be there yet.
+    """Run main.py with these arguments and `--run-dir run`, which must not be there yet.
 
     threads: of each process. processes: under torchrun, that many; 0: by itself.
 
-    Returns ``ended``: "ok", or the status and the last error that it said; if it ended well, ``seconds`` in all,
-    ``start_seconds`` until the first step (the run's options are written right before it) and ``snippets_s``, as the
-    run's own log has it; by itself also ``peak_mb`` (Linux).
+    Returns `ended`: "ok", or the status and the last error that it said; if it ended well, `seconds` in all,
+    `start_seconds` until the first step (the run's options are written right before it) and `snippets_s`, as the
+    run's own log has it; by itself also `peak_mb` (Linux).
     """
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     words = [sys.executable, *(torchrun if processes else []), "main.py", *arguments, "--run-dir", str(run)]

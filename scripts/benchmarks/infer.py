@@ -1,4 +1,4 @@
-"""A test pass: the network over 212 videos, their localisation and both protocols, as main.py evaluates."""
+"""A test pass: the network over 212 videos, their localization and both protocols, as main.py evaluates."""
 
 import time
 from dataclasses import replace
@@ -44,10 +44,10 @@ COLUMNS = (
 NOTES = (
     *YARDSTICK_NOTES,
     "plain forward: the network alone, float32, one video after another; forward: the same inside the whole pass",
-    "whole pass: forward, localisation, classification mAP and detection mAP under both protocols, as main.py does it; "
+    "whole pass: forward, localization, classification mAP and detection mAP under both protocols, as main.py does it; "
     "beyond forward: the whole pass without the forward passes in it; rates are those of the forward passes in it",
     "SIMULATED features, an untrained network whose attention is scaled to a trained one's spread, so that there is as "
-    "much to localise (benchmarks/made.py: made_outputs)",
+    "much to localize (benchmarks/made.py: made_outputs)",
     f"results: detections equal to those of the plain forward passes, scores to {TOLERANCE:g}",
 )
 

@@ -94,7 +94,7 @@ def made_outputs(snippets: int, num_classes: int = 20, seed: int = 0) -> tuple[n
     for each snippet, a correlation of 0.94, 0.81, 0.54 and 0.29 between snippets 1, 2, 4 and 8 apart, a median of
     0.34, and a tenth of it below 0.04 and above 0.88. Here it is the logistic function of noise, 3 parts of it
     smoothed over 2.5 snippets and 1 part over 12: 0.31 runs, 0.97, 0.87, 0.61 and 0.27, 0.35, 0.04 and 0.87. One
-    class follows the attention, and is the one localised.
+    class follows the attention, and is the one localized.
     """
     generator = np.random.default_rng([seed, snippets])
     activity = np.sqrt(0.75) * _smooth_noise(generator, snippets, 2.5) + 0.5 * _smooth_noise(generator, snippets, 12)
@@ -129,7 +129,7 @@ class MadeSource(Source):
 
 
 def made_training_set(videos: int, num_classes: int = 20, dim: int = 1024) -> tuple[Annotations, MadeSource]:
-    """Weakly labelled videos of THUMOS14's lengths."""
+    """Weakly labeled videos of THUMOS14's lengths."""
     lengths = made_lengths(replace(SCALES["thumos14"], videos=videos))
     names = _class_names(num_classes)
     database = {

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from benchmarks.split import PARTS
 from utils.formats.files import save_figure
 
-COLOURS = ("#8c8c8c", "#0072b2", "#e69f00", "#56b4e9", "#009e73")  # told apart by the colour-blind too (Okabe, Ito)
+COLORS = ("#8c8c8c", "#0072b2", "#e69f00", "#56b4e9", "#009e73")  # told apart by the color-blind too (Okabe, Ito)
 
 
 def draw_split(path: Path, rows: Sequence[dict]) -> None:
@@ -18,9 +18,9 @@ def draw_split(path: Path, rows: Sequence[dict]) -> None:
     axes = figure.add_subplot()
     names = [f"{row['size']}, {row['precision']}, {row['step']}" for row in rows]
     left = np.zeros(len(rows))
-    for part, colour in zip(PARTS, COLOURS, strict=True):
+    for part, color in zip(PARTS, COLORS, strict=True):
         values = np.array([row[part] for row in rows])
-        axes.barh(names, values, left=left, color=colour, label=part)
+        axes.barh(names, values, left=left, color=color, label=part)
         left += values
     axes.invert_yaxis()
     axes.set_xlabel("ms a training step, each part by itself")

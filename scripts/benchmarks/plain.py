@@ -31,9 +31,9 @@ def evaluate(truth: Table, found: Table, thresholds: Sequence[float]) -> tuple[n
         if rows is None:
             continue
         overlap = _tiou(truth.start[rows], truth.end[rows], found.start[detection], found.end[detection])
-        # Of equal tIoU the last row goes first; in a crowd the one whose centre is farthest (see eval.matching).
-        centres = truth.start[rows] + truth.end[rows] - (found.start[detection] + found.end[detection])
-        best_first = np.lexsort((np.abs(centres) * (len(rows) > CROWD), overlap))[::-1]
+        # Of equal tIoU the last row goes first; in a crowd the one whose center is farthest (see eval.matching).
+        centers = truth.start[rows] + truth.end[rows] - (found.start[detection] + found.end[detection])
+        best_first = np.lexsort((np.abs(centers) * (len(rows) > CROWD), overlap))[::-1]
         for level, threshold in enumerate(thresholds):
             for choice in best_first:
                 if overlap[choice] < threshold:

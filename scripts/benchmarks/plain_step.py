@@ -69,7 +69,7 @@ class PlainCO2Net(nn.Module):
 
 
 class PlainLoss(nn.Module):
-    """Eq. 10 by loops: outputs, labels (B, C), pairs (P, 2) -> the terms and ``total``."""
+    """Eq. 10 by loops: outputs, labels (B, C), pairs (P, 2) -> the terms and `total`."""
 
     def forward(self, outputs: dict[str, Tensor], labels: Tensor, pairs: Tensor) -> dict[str, Tensor]:
         cas, attention = outputs["cas"], outputs["attention"].unsqueeze(2)
@@ -95,17 +95,17 @@ def plain_adam(net: nn.Module, lr: float, weight_decay: float) -> torch.optim.Ad
 
 
 def plain_train_step(
-    net: nn.Module, criterion: nn.Module, optimiser: torch.optim.Optimizer, batch: tuple[Tensor, ...], precision: str
+    net: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, ...], precision: str
 ) -> dict[str, float]:
-    """One step on (features, labels, pairs); the values of the terms. ``bf16`` is autocast over the network."""
+    """One step on (features, labels, pairs); the values of the terms. `bf16` is autocast over the network."""
     device = next(net.parameters()).device
     features, labels, pairs = (x.to(device) for x in batch)
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         outputs = net(features)
     terms = criterion({name: value.float() for name, value in outputs.items()}, labels, pairs)
     terms["total"].backward()
-    optimiser.step()
+    optimizer.step()
     return {name: term.item() for name, term in terms.items()}
 
 

@@ -58,7 +58,7 @@ TORCHRUN_NOTES = (
 
 @dataclass(frozen=True)
 class Cost:
-    """Something whose time grows: ``made(size, settings)`` gives what is timed."""
+    """Something whose time grows: `made(size, settings)` gives what is timed."""
 
     name: str
     grows_in: str
@@ -145,7 +145,7 @@ def _evaluation(scale: Scale) -> Callable[[], object]:
     return partial(evaluate_detections, truth, found, DATASETS[scale.dataset].tiou_thresholds)
 
 
-def localisation_of_snippets(snippets: int, settings: Settings) -> Callable[[], object]:
+def localization_of_snippets(snippets: int, settings: Settings) -> Callable[[], object]:
     videos = [made_outputs(snippets, seed=seed) for seed in range(5)]
     return lambda: [localize(*video) for video in videos]
 
@@ -154,7 +154,7 @@ COSTS = (
     Cost("evaluation", "videos", evaluation_of_videos, (200, 500, 1_000, 2_000), (20, 40)),
     Cost("batch", "videos", batch_of_videos, (200, 2_000, 20_000), (40, 80)),
     Cost("step", "snippets", step_of_snippets, (125, 250, 500, 1_000), (8, 16)),
-    Cost("localisation of 5 videos", "snippets", localisation_of_snippets, (100, 300, 1_000, 5_000), (40, 80)),
+    Cost("localization of 5 videos", "snippets", localization_of_snippets, (100, 300, 1_000, 5_000), (40, 80)),
     Cost("step", "classes", step_of_classes, (20, 100, 200), (4, 8)),
     Cost("evaluation", "classes", evaluation_of_classes, (20, 100, 200), (4, 8)),
 )

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, seen from outside: hooks on the network, the losses and the optimiser."""
+"""Where the time of a training step goes, seen from outside: hooks on the network, the losses and the optimizer."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.yardstick import wait_for
 
-PARTS = ("data", "forward", "loss", "backward", "optimiser")
+PARTS = ("data", "forward", "loss", "backward", "optimizer")
 
 
 def split_step(
@@ -17,14 +17,14 @@ def split_step(
     step: Callable[[object], object],
     net: nn.Module,
     criterion: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     device: torch.device,
     rounds: int,
 ) -> dict[str, float]:
-    """Median seconds of each part of ``step(draw())``, one after another without a gap; the device is waited for.
+    """Median seconds of each part of `step(draw())`, one after another without a gap; the device is waited for.
 
-    data: until the network begins, copies to the device included; backward: from the losses to the optimiser, checks of
-    the gradients included; optimiser: to the end of the step.
+    data: until the network begins, copies to the device included; backward: from the losses to the optimizer, checks of
+    the gradients included; optimizer: to the end of the step.
     """
     marks = []
 
@@ -36,7 +36,7 @@ def split_step(
         net.register_forward_pre_hook(mark),
         net.register_forward_hook(mark),
         criterion.register_forward_hook(mark),
-        optimiser.register_step_pre_hook(mark),
+        optimizer.register_step_pre_hook(mark),
     ]
     times = []
     try:

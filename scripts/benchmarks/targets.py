@@ -12,7 +12,7 @@ FULL = "1024+1024, T 500"
 
 @dataclass(frozen=True)
 class Target:
-    """One aim. ``figure`` gives the measured figure from the rows, or None where they have it not."""
+    """One aim. `figure` gives the measured figure from the rows, or None where they have it not."""
 
     what: str
     limit: float
@@ -32,7 +32,7 @@ class Target:
 
 
 def target_rows(kind: str, rows: Rows) -> list[tuple[str, str, str, str]]:
-    """All aims for a ``CPU`` or a ``GPU``."""
+    """All aims for a `CPU` or a `GPU`."""
     return [target.row(rows) for target in TARGETS if kind in target.kinds]
 
 

@@ -18,7 +18,7 @@ from model import CO2Net
 from utils.engine import choose_device
 from utils.features.store import FeatureStore
 from utils.losses import CO2Loss
-from utils.training_step import Objective, TrainingStep, build_optimiser
+from utils.training_step import Objective, TrainingStep, build_optimizer
 from wsad_dataset import Batch, BatchLoader, WeakVideoDataset
 
 SIZES = ((1024, 500), (512, 320))  # channels a modality, snippets a video
@@ -76,26 +76,26 @@ class Trainee:
 
     net: nn.Module
     criterion: nn.Module
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     step: Callable[[Batch], object]
 
 
 def ours(dim: int, num_classes: int, precision: str, device: torch.device, compiled: bool = False) -> Trainee:
     """The step as main.py does it."""
     net, criterion = CO2Net(num_classes, (dim, dim)).to(device).train(), CO2Loss()
-    optimiser = build_optimiser(net.parameters(), **ADAM)
-    return Trainee(net, criterion, optimiser, TrainingStep(Objective(net, criterion, precision, compiled), optimiser))
+    optimizer = build_optimizer(net.parameters(), **ADAM)
+    return Trainee(net, criterion, optimizer, TrainingStep(Objective(net, criterion, precision, compiled), optimizer))
 
 
 def plain(dim: int, num_classes: int, precision: str, device: torch.device) -> Trainee:
     """The step as the paper and the field's code read."""
     net, criterion = plain_step.PlainCO2Net(num_classes, (dim, dim)).to(device).train(), plain_step.PlainLoss()
-    optimiser = plain_step.plain_adam(net, **ADAM)
+    optimizer = plain_step.plain_adam(net, **ADAM)
     return Trainee(
         net,
         criterion,
-        optimiser,
-        lambda batch: plain_step.plain_train_step(net, criterion, optimiser, batch, precision),
+        optimizer,
+        lambda batch: plain_step.plain_train_step(net, criterion, optimizer, batch, precision),
     )
 
 
@@ -204,7 +204,7 @@ def _turn(side: Trainee, loader: BatchLoader, device: torch.device, count: int) 
 
 def _parts(side: Trainee, loader: BatchLoader, device: torch.device, rounds: int) -> dict[str, float]:
     """Milliseconds of each part, and their sum."""
-    split = split_step(lambda: next(loader), side.step, side.net, side.criterion, side.optimiser, device, rounds)
+    split = split_step(lambda: next(loader), side.step, side.net, side.criterion, side.optimizer, device, rounds)
     ms = {part: 1000 * seconds for part, seconds in split.items()}
     return {**ms, "sum": sum(ms.values())}
 

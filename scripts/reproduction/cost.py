@@ -29,7 +29,7 @@ class Cost:
 
 
 def measure_cost(folder: Path, run: Run, environment: Mapping[str, str]) -> Cost:
-    """The cost of runs like ``run``, from those in the setting's ``folder`` that are finished and about as long."""
+    """The cost of runs like `run`, from those in the setting's `folder` that are finished and about as long."""
     costs = [read_json(path) for path in sorted(folder.glob(f"*/{COST}"))]
     # The start and the first evaluation weigh more in a shorter run.
     if costs := [cost for cost in costs if cost["iterations"] >= run.options.max_iter / 2]:

@@ -20,7 +20,7 @@ Environment = Mapping[str, str]
 
 
 def slots(jobs: int, cpu_only: bool) -> list[Environment]:
-    """An environment for each run that may go on at a time: ``jobs`` on each visible GPU, or on the CPU, divided."""
+    """An environment for each run that may go on at a time: `jobs` on each visible GPU, or on the CPU, divided."""
     count = 0 if cpu_only else torch.cuda.device_count()
     if count:
         told = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -124,7 +124,7 @@ def run_on_slurm(runs: Sequence[Run], folder: Path, parameters: Mapping[str, str
 
     Args:
         folder: for submitit's files; the nodes must see it, and the run folders, too.
-        parameters: of submitit's AutoExecutor, as in slurm_partition=gpu; ``cluster`` is its own ("local", "debug").
+        parameters: of submitit's AutoExecutor, as in slurm_partition=gpu; `cluster` is its own ("local", "debug").
 
     Raises:
         InputError: if submitit is absent, finds no cluster, or does not know a parameter.

@@ -57,7 +57,7 @@ class Attempt:
         return time.monotonic() - self._begun
 
     def runs(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
-        """Wait until ``until`` holds, at most so long; whether it still runs then."""
+        """Wait until `until` holds, at most so long; whether it still runs then."""
         end = time.monotonic() + seconds
         while not until() and (left := end - time.monotonic()) > 0:
             if select.select([self._pipe], [], [], min(left, 0.002))[0]:

@@ -68,7 +68,7 @@ def _parse_args() -> argparse.Namespace:
 
 
 def _fuzz(args: argparse.Namespace, folder: Path, tried) -> None:
-    """Try inputs until the time is over, which ends the process; ``tried`` counts them."""
+    """Try inputs until the time is over, which ends the process; `tried` counts them."""
     import atheris
 
     with atheris.instrument_imports(include=FOLLOWED):

@@ -53,9 +53,9 @@ def opened(read: Callable[[], object]) -> tuple[str, object]:
 def run_trials(
     trial: Callable[[int], dict], total: int | None, budget: Budget, log: Path
 ) -> Iterator[tuple[int, dict]]:
-    """(number, result) of trial(number) for the numbers from budget.first on, below ``total``, within the budget.
+    """(number, result) of trial(number) for the numbers from budget.first on, below `total`, within the budget.
 
-    A result is a dict that JSON can hold, with its ``outcome``; that of a trial which hung, crashed or swallowed the
+    A result is a dict that JSON can hold, with its `outcome`; that of a trial which hung, crashed or swallowed the
     memory is "hang", "crash" or "memory".
 
     Args:

@@ -8,7 +8,7 @@ Each run has a folder of its own and a few attempts on it, all with --resume. Wh
 * beside it, a second process on the same folder;
 * a disk that is full: no file may grow beyond a random size.
 
-An end is compared bit for bit: weights, optimiser, batches, random states and what was chosen, in last.pt, best.pt and
+An end is compared bit for bit: weights, optimizer, batches, random states and what was chosen, in last.pt, best.pt and
 selected.pt; log.jsonl but for its snippets a second; metrics.json, detections.json and outputs.h5.
 """
 

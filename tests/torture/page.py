@@ -63,7 +63,7 @@ def kills_table(counts: Mapping[str, int]) -> Table:
     told = "; ".join(f"*{name.strip()}*: {text}" for name, text in COUNTS.items() if text)
     note = (
         f"A training of {VIDEOS} simulated videos and {CLASSES} classes, killed at random moments and continued with "
-        "`--resume` until it ended, then compared with the one that nobody disturbed, bit for bit: model, optimiser, "
+        "`--resume` until it ended, then compared with the one that nobody disturbed, bit for bit: model, optimizer, "
         "batches, random states and choices in `last.pt`, `best.pt` and `selected.pt`; `log.jsonl` without its clock; "
         f"`metrics.json`, `detections.json`, `outputs.h5`. {told[0].upper()}{told[1:]}."
     )

@@ -192,7 +192,7 @@ CHANGES: dict[str, tuple[Callable[[dict], object], bool]] = {  # name: what is c
     "a weight without values": (_weight(lambda w: w.to("meta")), True),
     "a complex weight": (_weight(lambda w: w.to(torch.complex64)), True),
     "a weight of whole numbers": (_weight(torch.Tensor.long), False),
-    "a quantised weight": (_weight(lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8)), True),
+    "a quantized weight": (_weight(lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8)), True),
     "a weight of 8 bits": (_weight(lambda w: w.to(torch.float8_e5m2)), False),
     "a weight of NaN": (_weight(lambda w: w * torch.nan), True),
     "a weight of no dimension": (_weight(lambda w: torch.tensor(1.0)), True),
@@ -213,7 +213,7 @@ CHANGES: dict[str, tuple[Callable[[dict], object], bool]] = {  # name: what is c
     "missing features that are a list": (_option("missing_features", ["x"]), False),
     "snippets that are text": (_option("num_snippets", "many"), False),
     "an architecture that is a text": (_put("architecture", "CO2Net"), True),
-    "an architecture of other arguments": (_put("architecture", {"colour": "red"}), True),
+    "an architecture of other arguments": (_put("architecture", {"color": "red"}), True),
     "an architecture of numbers as names": (_put("architecture", {5: 5}), True),
     "a consensus of no name": (lambda c: c["architecture"].update(consensus="__import__"), True),
     "a consensus that is a list": (lambda c: c["architecture"].update(consensus=[]), True),
@@ -232,7 +232,7 @@ def _state(name: str, value: object) -> Callable[[dict], None]:
 
 
 def _of_other_shapes(checkpoint: dict) -> None:
-    for values in checkpoint["training"]["optimiser"]["state"].values():
+    for values in checkpoint["training"]["optimizer"]["state"].values():
         values["exp_avg"] = torch.zeros(3)
     checkpoint["iteration"] = 10  # so that it is used
 
@@ -240,10 +240,10 @@ def _of_other_shapes(checkpoint: dict) -> None:
 STATES: dict[str, Callable[[dict], object]] = {  # of a training, as last.pt holds it
     "a state that is a list": _put("training", [1]),
     "a state of nothing": _put("training", {}),
-    "an optimiser of nothing": _state("optimiser", {}),
-    "an optimiser that is a text": _state("optimiser", "Adam"),
-    "an optimiser of other shapes": _of_other_shapes,
-    "an optimiser of other weights": lambda c: c["training"]["optimiser"]["param_groups"][0].update(params=[0]),
+    "an optimizer of nothing": _state("optimizer", {}),
+    "an optimizer that is a text": _state("optimizer", "Adam"),
+    "an optimizer of other shapes": _of_other_shapes,
+    "an optimizer of other weights": lambda c: c["training"]["optimizer"]["param_groups"][0].update(params=[0]),
     "batches of nothing": _state("batches", {}),
     "batches of another generator": lambda c: c["training"]["batches"]["sampler"].update(bit_generator="MT19937"),
     "batches of a number": lambda c: c["training"]["batches"]["sampler"].update(state=5),

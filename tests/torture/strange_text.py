@@ -34,7 +34,7 @@ TAGS = {
     "module": "!!python/module:antigravity",
     "tuple": "!!python/tuple [1, 2]",
     "bytes": "!!python/bytes 'aGk='",
-    "own": "!colour red",
+    "own": "!color red",
     "local": "!<tag:yaml.org,2002:python/object/apply:os.mkdir> ['{path}']",
 }
 ALIASES = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40))

@@ -179,7 +179,7 @@ def _readable_videos(path: Path) -> tuple[Annotations | None, list[Finding]]:
 
 
 def _named_classes(database: dict[str, dict]) -> list[str]:
-    """The classes that videos are labelled with, of a file that does not list them."""
+    """The classes that videos are labeled with, of a file that does not list them."""
     labels = [label for entry in database.values() for label in entry.get("labels", [])]
     labels += [row["label"] for entry in database.values() for row in entry.get("annotations", [])]
     return list(dict.fromkeys(labels))

@@ -271,7 +271,7 @@ def _training_faults(layout: _Layout, annotations: Annotations, spec: DatasetSpe
     for video in videos:
         if not video.labels and video.subset != BACKGROUND:
             message = f"training video '{video.video_id}' has no label, expected one at least"
-            yield Finding(WARNING, "unlabelled training video", where, message, video=video.video_id)
+            yield Finding(WARNING, "unlabeled training video", where, message, video=video.video_id)
     counts = Counter(label for video in videos for label in video.labels)
     for label in annotations.classes if videos else ():
         if counts[label] < 2:

@@ -1,7 +1,7 @@
 """Simulated two-stream features over a real or an invented timeline.
 
 They stand in for features that are absent: to rehearse a full-size experiment, and for the demo. What they
-share with real ones is the structure that weakly supervised localisation lives on:
+share with real ones is the structure that weakly supervised localization lives on:
 
 * flow follows the action: a class's motion prototype, between its boundaries, of another strength each time;
 * appearance follows the scene: a class's scene prototype over a wide window around the action and, weaker,

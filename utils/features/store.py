@@ -165,7 +165,7 @@ class FeatureStore:
         """`mean_difference` of a stored modality of so many snippets, of all of them or in these rows."""
         if rows is None:
             return mean_difference(self.stored_values(stored, video_id).astype(np.float32, copy=False))
-        # Beside each row its neighbours, so that what is next to it here is so in the video too.
+        # Beside each row its neighbors, so that what is next to it here is so in the video too.
         near = np.unique(np.concatenate([rows - 1, rows, rows + 1]).clip(0, length - 1))
         values = self.stored_values(stored, video_id, near).astype(np.float32, copy=False)
         return mean_difference(values)[np.searchsorted(near, rows)]
@@ -239,7 +239,7 @@ def _require_sorted(snippets: np.ndarray, length: int) -> None:
 
 
 def mean_difference(features: np.ndarray) -> np.ndarray:
-    """(T, D) -> (T, D): mean absolute difference to the neighbouring snippets (at the ends the one).
+    """(T, D) -> (T, D): mean absolute difference to the neighboring snippets (at the ends the one).
 
     A stand-in for motion where there is one stream only; zeros for a single snippet.
     """

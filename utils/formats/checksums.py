@@ -1,4 +1,4 @@
-"""SHA256SUMS: the checksums of a folder's files, in the form that ``sha256sum -c SHA256SUMS`` reads.
+"""SHA256SUMS: the checksums of a folder's files, in the form that `sha256sum -c SHA256SUMS` reads.
 
 Converted and simulated datasets and finished runs have one, so that a flipped bit in a file of ours is noticed. In a
 file of somebody else's, without one, it cannot be.
@@ -51,7 +51,7 @@ def listed_sums(folder: Path) -> dict[str, str]:
 
 
 def require_listed_sum(path: Path, content: bytes | None = None) -> None:
-    """InputError if the SHA256SUMS beside a file lists another checksum; ``content``: the file's, if already read."""
+    """InputError if the SHA256SUMS beside a file lists another checksum; `content`: the file's, if already read."""
     expected = listed_sums(path.parent).get(path.name)
     if expected is None:
         return

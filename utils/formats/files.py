@@ -26,9 +26,9 @@ MAX_YAML_BRACKETS = 1000  # the reader takes minutes over a hundred thousand ope
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A place beside ``path`` to write to; what is there when the block ends well takes the place of ``path``.
+    """A place beside `path` to write to; what is there when the block ends well takes the place of `path`.
 
-    An error in the block leaves ``path`` as it was and nothing beside it; one of the system, as a full disk, becomes
+    An error in the block leaves `path` as it was and nothing beside it; one of the system, as a full disk, becomes
     an InputError. The content is on the disk before it has its name, so that a machine that loses power has one of
     the two as well.
     """
@@ -95,7 +95,7 @@ def read_bytes(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
 
 
 def read_text(path: str | Path, expected: str, max_bytes: int = MAX_JSON_BYTES) -> str:
-    """UTF-8 text, with a byte order mark or without; ``expected`` says what of, for the message of the InputError."""
+    """UTF-8 text, with a byte order mark or without; `expected` says what of, for the message of the InputError."""
     try:
         return read_bytes(path, max_bytes).decode("utf-8-sig")
     except UnicodeDecodeError:

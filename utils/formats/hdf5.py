@@ -32,7 +32,7 @@ PLAIN_TYPES = (h5py.h5t.IEEE_F16LE, h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F64LE)  #
 
 @contextmanager
 def create_hdf5(path: Path) -> Iterator[h5py.File]:
-    """A file to write, with checksums over its metadata; its datasets have them by ``fletcher32=True``.
+    """A file to write, with checksums over its metadata; its datasets have them by `fletcher32=True`.
 
     OSError, in the system's words, for what the system refuses, such as a full disk.
     """
@@ -80,7 +80,7 @@ def follow(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | h5py.Dat
 
 
 def dataset_paths(group: h5py.Group, met: set[h5py.Group], level: int = 1) -> Iterator[str]:
-    """The paths under a group of all that is no group itself; of a group that was ``met`` before, nothing."""
+    """The paths under a group of all that is no group itself; of a group that was `met` before, nothing."""
     if level > MAX_LEVELS:
         raise ValueError(f"groups are nested deeper than {MAX_LEVELS} levels")
     for name in names_in(group):

@@ -132,7 +132,7 @@ class _Header(NamedTuple):
 
 
 def _read_header(file: BinaryIO) -> _Header:
-    """What a .npy file says about itself, held against its size; ``file`` stands behind it then.
+    """What a .npy file says about itself, held against its size; `file` stands behind it then.
 
     ValueError: damaged, a dtype that is not plain, a shape that takes more or fewer bytes than follow.
     """
@@ -200,7 +200,7 @@ def _read_objects(file: BinaryIO, header: _Header) -> np.ndarray:
 def _weigh(value: object, known: dict[int, tuple[int, int]], level: int = 0) -> tuple[int, int]:
     """The bytes that a value comes to at the least where all its parts are written out, and how deep they nest.
 
-    ``known``: the same of the lists and arrays that were met before, by id. ValueError: something that is no value, or
+    `known`: the same of the lists and arrays that were met before, by id. ValueError: something that is no value, or
     nested too deep, as what holds itself is.
     """
     if isinstance(value, str | bytes):

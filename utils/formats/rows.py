@@ -1,6 +1,6 @@
 """Some rows of a large array in a file, without the others: what training without a cache reads.
 
-Rows are wanted sorted and may repeat. Neighbours are read together, a block at a time, so that memory stays at one
+Rows are wanted sorted and may repeat. Neighbors are read together, a block at a time, so that memory stays at one
 block and a disk is not asked for every row.
 """
 

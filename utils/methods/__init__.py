@@ -1,4 +1,4 @@
-"""The two papers' methods: network, objective and localisation, by the name that ``--model`` gives."""
+"""The two papers' methods: network, objective and localization, by the name that `--model` gives."""
 
 from dataclasses import dataclass
 

@@ -28,9 +28,9 @@ class AudioVisualNet(nn.Module):
         num_classes: action classes C; the network adds the background itself.
         modality_dims: channels of each modality, in the order the features hold them: of two, or of one alone, which
             is the paper's uni-modal variant (embedding, then classifier).
-        consensus: ``cross_attention``, or another of utils.fusion.CONSENSUS in its place: ``ccm`` is CO2-Net's.
+        consensus: `cross_attention`, or another of utils.fusion.CONSENSUS in its place: `ccm` is CO2-Net's.
         stages: t_e, how often the cross attention is applied; 0 leaves the plain concatenation.
-        classifier: ``openmax`` (Eq. 5), or the ``softmax`` over C + 1 classes that Tables 2 and 5 compare it with.
+        classifier: `openmax` (Eq. 5), or the `softmax` over C + 1 classes that Tables 2 and 5 compare it with.
         width: d_x, channels of an embedded modality.
         dropout: on the attended features, before the classifier.
 
@@ -64,14 +64,14 @@ class AudioVisualNet(nn.Module):
         self.dropout = Dropout(dropout)
         # Open-max: the two parallel layers, of the C actions and of the foreground (last), side by side in one.
         self.classifier = nn.Linear(width * len(self.modality_dims), num_classes + 1)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, features: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
         """Snippet features (B, T, sum of modality_dims), T >= 1, to a dict of
 
-        * ``cas`` (B, T, C + 1): log p, log probabilities of the classes (Eq. 5), background last
-        * ``attention`` (B, T): 1 - p_bg, which for the open-max classifier is the foreground reliability mu
-        * ``features`` (B, T, D): X_att (Eq. 4) before the dropout, which the co-activity similarity loss sees
+        * `cas` (B, T, C + 1): log p, log probabilities of the classes (Eq. 5), background last
+        * `attention` (B, T): 1 - p_bg, which for the open-max classifier is the foreground reliability mu
+        * `features` (B, T, D): X_att (Eq. 4) before the dropout, which the co-activity similarity loss sees
 
         valid (B, T): True for snippets, False for padding, which then changes nothing at the snippets; None: all are
         snippets.
@@ -113,7 +113,7 @@ def open_max(scores: Tensor) -> Tensor:
     return torch.cat([actions, reliability[..., 1:]], dim=-1)
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     """Xavier (Section 4.2) weights and zero biases; the W of a cross attention has them from the start."""
     if isinstance(module, nn.Conv1d | nn.Linear):
         nn.init.xavier_uniform_(module.weight)

@@ -33,7 +33,7 @@ def window_mean(values: Tensor, window: Tensor) -> Tensor:
 
 
 def gaussian_window(sigma: float, width: int = WINDOW) -> Tensor:
-    """G of Eq. 6 and 7 at -B/2, ..., B/2, with ``sigma`` in snippets: (B + 1,)."""
+    """G of Eq. 6 and 7 at -B/2, ..., B/2, with `sigma` in snippets: (B + 1,)."""
     offsets = torch.arange(width + 1) - width // 2
     return torch.exp(-0.5 * (offsets / sigma) ** 2)
 
@@ -59,18 +59,18 @@ def foreground_continuity_loss(cas: Tensor, labels: Tensor, sigma: float = 1.0, 
     return (reliability.unsqueeze(-1) - smooth).abs().sum(dim=-1).mean()  # Eq. 8
 
 
-def pseudo_localization_loss(cas: Tensor, neighbours: int = 4, threshold: float = 0.7) -> Tensor:
-    """Pseudo localisation loss L_pseu, Eq. 9: a snippet agrees with the class that its neighbourhood is sure of.
+def pseudo_localization_loss(cas: Tensor, neighbors: int = 4, threshold: float = 0.7) -> Tensor:
+    """Pseudo localization loss L_pseu, Eq. 9: a snippet agrees with the class that its neighborhood is sure of.
 
-    The mean prediction q of a snippet and its N neighbours gives the pseudo label argmax q where max q >= tau. As an
+    The mean prediction q of a snippet and its N neighbors gives the pseudo label argmax q where max q >= tau. As an
     index the label carries no gradient; the snippets without one count in the mean as 0.
 
     Args:
         cas: log p (B, T, C + 1).
-        neighbours: N, even; 4, as the continuity loss has it with B.
+        neighbors: N, even; 4, as the continuity loss has it with B.
         threshold: tau. Above 1/2, which an untrained mu gives to the background everywhere.
     """
-    q = window_mean(cas.detach().exp(), torch.ones(neighbours + 1))
+    q = window_mean(cas.detach().exp(), torch.ones(neighbors + 1))
     confidence, pseudo_labels = q.max(dim=-1)  # (B, T)
     surprise = -cas.gather(-1, pseudo_labels.unsqueeze(-1)).squeeze(-1)
     return torch.where(confidence >= threshold, surprise, 0.0).mean()
@@ -88,10 +88,10 @@ class AudioVisualLoss(nn.Module):
         topk_ratio: divisor of T in the top-k of L_mil.
         weights: weights by term, over the published ones in WEIGHTS. A weight of 0 removes the term, and its cost.
         continuity_sigma, continuity_stop_gradient: see foreground_continuity_loss.
-        pseudo_neighbours, pseudo_threshold: see pseudo_localization_loss.
+        pseudo_neighbors, pseudo_threshold: see pseudo_localization_loss.
 
     Raises:
-        ValueError: for a name that is no term, or an odd number of neighbours.
+        ValueError: for a name that is no term, or an odd number of neighbors.
     """
 
     def __init__(
@@ -100,19 +100,19 @@ class AudioVisualLoss(nn.Module):
         weights: Mapping[str, float] | None = None,
         continuity_sigma: float = 1.0,
         continuity_stop_gradient: bool = False,
-        pseudo_neighbours: int = 4,
+        pseudo_neighbors: int = 4,
         pseudo_threshold: float = 0.7,
     ):
         super().__init__()
-        if pseudo_neighbours < 0 or pseudo_neighbours % 2:
-            raise ValueError(f"pseudo_neighbours is {pseudo_neighbours}, expected as many before a snippet as after it")
+        if pseudo_neighbors < 0 or pseudo_neighbors % 2:
+            raise ValueError(f"pseudo_neighbors is {pseudo_neighbors}, expected as many before a snippet as after it")
         self.weights = self.resolve_weights(weights or {})
         self.topk_ratio = topk_ratio
         self.continuity = {"sigma": continuity_sigma, "stop_gradient": continuity_stop_gradient}
-        self.pseudo = {"neighbours": pseudo_neighbours, "threshold": pseudo_threshold}
+        self.pseudo = {"neighbors": pseudo_neighbors, "threshold": pseudo_threshold}
 
     def forward(self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor) -> dict[str, Tensor]:
-        """Each active term, unweighted, and their weighted sum ``total``; all scalars.
+        """Each active term, unweighted, and their weighted sum `total`; all scalars.
 
         Args:
             outputs: what AudioVisualNet returns.
@@ -122,7 +122,7 @@ class AudioVisualLoss(nn.Module):
         cas = outputs["cas"]
         background = (~labels.any(dim=1)).to(labels)
         terms = {
-            "mil": lambda: mil_loss(cas, labels, background, self.topk_ratio, normalised=True),
+            "mil": lambda: mil_loss(cas, labels, background, self.topk_ratio, normalized=True),
             "cas": lambda: co_activity_loss(outputs["features"], cas, labels, pairs),
             "cont": lambda: foreground_continuity_loss(cas, labels, **self.continuity),
             "pseu": lambda: pseudo_localization_loss(cas, **self.pseudo),

@@ -36,7 +36,7 @@ class Layers(nn.Sequential):
     """Layers after one another that may be told where a video ends.
 
     valid (B, T) is True for snippets and False for the padding behind a shorter video of a batch. Before a layer that
-    looks at neighbouring snippets the padding becomes zeros, which is what lies behind a video that is alone; so
+    looks at neighboring snippets the padding becomes zeros, which is what lies behind a video that is alone; so
     padding changes nothing at the snippets. None: all are snippets.
     """
 

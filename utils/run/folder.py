@@ -39,7 +39,7 @@ class RunFolder:
         defaults: what an option was in a run that was begun before there was the option.
 
     Raises:
-        InputError: if another process has it, it holds a run and ``resume`` is off, or one with other options, or it
+        InputError: if another process has it, it holds a run and `resume` is off, or one with other options, or it
             cannot be made.
     """
 

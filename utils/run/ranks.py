@@ -57,7 +57,7 @@ class Ranks:
         stay as they are.
 
         Args:
-            objective: a module that gives loss terms, ``total`` among them.
+            objective: a module that gives loss terms, `total` among them.
             example: what it takes.
         """
         if self.size == 1:
@@ -110,7 +110,7 @@ ALONE = Ranks()
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """This process among those that torchrun started; ``ALONE`` without it. The process ends with the block.
+    """This process among those that torchrun started; `ALONE` without it. The process ends with the block.
 
     Inside the block all but rank 0 are silent.
 

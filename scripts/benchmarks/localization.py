@@ -16,7 +16,7 @@ TITLE = f"one video (mean of {VIDEOS} made ones), 20 classes, one thread"
 COLUMNS = (
     Column("snippets", "T", ","),
     Column("proposals", "proposals a class", ".0f"),
-    Column("classes", "classes localised", ".1f"),
+    Column("classes", "classes localized", ".1f"),
     Column("ms", "ms", ".2f"),
     Column("plain_ms", "plain ms", ".1f"),
     Column("ratio", "ratio", ".1f"),
@@ -34,8 +34,8 @@ NOTES = (
 def measure(settings: Settings) -> list[Measured]:
     """A row a length."""
     lengths, budget = ((40, 100), 0.05) if settings.quick else ((100, 300, 1000, 5000), 4.0)
-    rows = [_row(snippets, budget) for snippets in tqdm(lengths, "localisation", leave=False, delay=2)]
-    return [Measured("localisation", TITLE, COLUMNS, rows, NOTES)]
+    rows = [_row(snippets, budget) for snippets in tqdm(lengths, "localization", leave=False, delay=2)]
+    return [Measured("localization", TITLE, COLUMNS, rows, NOTES)]
 
 
 def _row(snippets: int, budget: float) -> dict:
