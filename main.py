@@ -26,8 +26,7 @@ from utils.engine import (
     write_results,
 )
 from utils.errors import exit_on_input_error
-from utils.features.check import require_usable, startup_findings, summary_lines
-from utils.features.faults import WARNING
+from utils.features.check import startup_warnings
 from utils.features.simulate import provide_demo
 from utils.features.store import open_features
 from utils.formats.files import write_json
@@ -74,10 +73,8 @@ def open_data(args: Namespace, spec: DatasetSpec, device: torch.device) -> Data:
     """The dataset, checked and said in a line; its features are where --cache wants them."""
     annotations = load_annotations(args.path_dataset)
     store = open_features(args.path_dataset, args.modalities)
-    findings = startup_findings(store, annotations, spec, args.missing_features)
-    require_usable(findings, args.path_dataset)
-    for line in summary_lines(finding for finding in findings if finding.severity == WARNING):
-        print(f"warning: {line}")
+    for warning in startup_warnings(store, annotations, spec, args.missing_features):
+        print(f"warning: {warning}")
     train_ids, holdout_ids = split_holdout(annotations, spec.train_subset, args.holdout, args.seed)
     on_host = None if args.cache == "none" else "cpu"
     subsets = [

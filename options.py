@@ -9,7 +9,7 @@ from pathlib import Path
 
 from eval.proposals import LOCALIZATIONS
 from utils.datasets import DATASETS
-from utils.errors import InputError, OneLineParser, shown
+from utils.errors import InputError, OneLineParser, shorten
 from utils.formats.files import read_yaml
 from utils.fusion import CONSENSUS
 from utils.losses import SIMILARITIES
@@ -326,7 +326,7 @@ def _checked(parser: OneLineParser, action: argparse.Action, value: object, path
     """One YAML value, brought to the option's type by the command line's own rules."""
     if isinstance(action, argparse._StoreTrueAction):
         if not isinstance(value, bool):
-            parser.error(f"{path}: {action.dest} is {shown(value)}, expected true or false")
+            parser.error(f"{path}: {action.dest} is {shorten(value)}, expected true or false")
         return value
     if isinstance(action, _LossWeights):
         value = [f"{name}={weight}" for name, weight in value.items()] if isinstance(value, dict) else value
@@ -335,7 +335,7 @@ def _checked(parser: OneLineParser, action: argparse.Action, value: object, path
     many = action.nargs is not None
     if many != isinstance(value, list) or value is None:
         expected = "a list" if many else "a single value"
-        parser.error(f"{path}: {action.dest} is {shown(value)}, expected {expected}")
+        parser.error(f"{path}: {action.dest} is {shorten(value)}, expected {expected}")
     words = [str(item) for item in value] if many else [str(value)]
     checker = OneLineParser(prog=parser.prog, add_help=False)
     checker.error = lambda message: parser.error(f"{path}: {message}")

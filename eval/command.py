@@ -12,7 +12,7 @@ from eval.average_precision import named_means
 from eval.protocols import PROTOCOLS
 from eval.tables import GroundTruth, Table, read_detections, read_ground_truth
 from utils.datasets import DATASETS
-from utils.errors import InputError, shown
+from utils.errors import InputError, shorten
 from utils.formats.files import read_json
 
 
@@ -121,5 +121,5 @@ def told_snippet_rate(path: str | Path) -> float | None:
     except (TypeError, ValueError, OverflowError):
         rate = math.nan
     if not 0 < rate < math.inf:
-        raise InputError(f"{path}: 'snippet_rate' is {shown(told)}, expected a positive number of snippets a second")
+        raise InputError(f"{path}: 'snippet_rate' is {shorten(told)}, expected a positive number of snippets a second")
     return rate

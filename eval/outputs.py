@@ -13,15 +13,15 @@ import h5py
 import numpy as np
 
 from utils.errors import InputError
-from utils.formats.checksums import require_listed_sum
-from utils.formats.files import replacing
+from utils.formats.checksums import verify_checksum
+from utils.formats.files import atomic_write
 from utils.formats.hdf5 import (
+    check_chunks,
+    check_no_external_data,
+    check_stored_size,
     create_hdf5,
     follow,
     names_in,
-    require_held,
-    require_own_values,
-    require_unpacked,
     set_attributes,
 )
 
@@ -31,7 +31,7 @@ OPTIONAL = ("modality_attention",)  # not every network has it; without it there
 
 def write_outputs(path: str | Path, results: Sequence, classes: Sequence[str], snippet_rate: float) -> None:
     """Write utils.engine.VideoResult of the test videos; `snippet_rate` in snippets a second."""
-    with replacing(path) as partial, create_hdf5(partial) as file:
+    with atomic_write(path) as partial, create_hdf5(partial) as file:
         set_attributes(file, {"classes": [name.encode() for name in classes], "snippet_rate": snippet_rate})
         for result in results:
             group = file.create_group(_group_name(result.video_id))
@@ -68,9 +68,9 @@ class Outputs:
 
     def _read(self, path: str) -> np.ndarray:
         dataset = follow(self._file, path)
-        require_own_values(dataset)
-        require_held(dataset, self._bytes)
-        require_unpacked(dataset)
+        check_no_external_data(dataset)
+        check_stored_size(dataset, self._bytes)
+        check_chunks(dataset)
         return dataset[()].astype(np.float32)
 
 
@@ -79,7 +79,7 @@ def open_outputs(path: str | Path) -> Iterator[Outputs]:
     """InputError, also for what is read from it inside the block: no such file, a damaged one, or one of others."""
     path = Path(path)
     try:
-        require_listed_sum(path)
+        verify_checksum(path)
         with h5py.File(path, "r") as file:
             yield Outputs(file, path.stat().st_size)
     except InputError:

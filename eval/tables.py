@@ -21,7 +21,7 @@ from utils.annotations import (
     parse_annotations,
     start_and_end,
 )
-from utils.errors import InputError, shown
+from utils.errors import InputError, shorten
 from utils.formats.files import read_json, write_json
 from utils.segments import snippets_to_seconds
 
@@ -226,7 +226,7 @@ def _parse_detections(data: object, where: str) -> Table:
 def _json_rows(results: dict[str, list], where: str) -> Iterator[tuple]:
     for video, entries in results.items():
         if not isinstance(entries, list):
-            raise InputError(f"{where}: video '{video}': expected a list, found {shown(entries)}")
+            raise InputError(f"{where}: video '{video}': expected a list, found {shorten(entries)}")
         for row, entry in enumerate(entries):
             place = f"{where}: video '{video}', detection {row}"
             try:
@@ -236,7 +236,7 @@ def _json_rows(results: dict[str, list], where: str) -> Iterator[tuple]:
                 raise InputError(f"{place}: no {error}") from None
             except (TypeError, ValueError):
                 expected = "{'label': ..., 'score': ..., 'segment': [start, end]}"
-                raise InputError(f"{place}: expected {expected}, found {shown(entry)}") from None
+                raise InputError(f"{place}: expected {expected}, found {shorten(entry)}") from None
             yield _checked_row(video, label, start, end, score, place)
 
 
@@ -247,7 +247,7 @@ def _csv_rows(path: Path) -> Iterator[tuple]:
             if reader.fieldnames is None:
                 raise InputError(f"{path}: the file is empty")
             if len(set(reader.fieldnames)) < len(reader.fieldnames):
-                raise InputError(f"{path}: the header names a column twice: {shown(reader.fieldnames)}")
+                raise InputError(f"{path}: the header names a column twice: {shorten(reader.fieldnames)}")
             missing = [name for name in CSV_COLUMNS if name not in reader.fieldnames]
             if missing:
                 raise InputError(f"{path}: no column {missing}; the header must have {','.join(CSV_COLUMNS)}")
@@ -269,7 +269,7 @@ def _checked_row(video, label, start, end, score, place: str) -> tuple[str, str,
     try:
         numbers = float(start), float(end), float(score)
     except (TypeError, ValueError, OverflowError):
-        found = f"segment [{shown(start)}, {shown(end)}], score {shown(score)}"
+        found = f"segment [{shorten(start)}, {shorten(end)}], score {shorten(score)}"
         raise InputError(f"{place}: not numbers: {found}") from None
     if not all(map(math.isfinite, numbers)):
         raise InputError(f"{place}: not finite: segment [{start}, {end}], score {score}")

@@ -11,13 +11,13 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 
-from utils.annotations import load_annotations  # noqa: E402
-from utils.errors import OneLineParser, exit_on_input_error  # noqa: E402
-from utils.features.convert import convert_features, features_in  # noqa: E402
-from utils.features.store import open_features  # noqa: E402
-from utils.formats.checksums import SUMS  # noqa: E402
+from utils.annotations import load_annotations
+from utils.errors import OneLineParser, exit_on_input_error
+from utils.features.convert import convert_features, features_in
+from utils.features.store import open_features
+from utils.formats.checksums import SUMS
 
 
 def main() -> None:

@@ -9,13 +9,13 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 
-from utils.annotations import load_annotations  # noqa: E402
-from utils.errors import OneLineParser, exit_on_input_error  # noqa: E402
-from utils.features.simulate import simulate_demo, simulate_features  # noqa: E402
-from utils.features.simulate_ave import simulate_ave  # noqa: E402
-from utils.formats.checksums import SUMS  # noqa: E402
+from utils.annotations import load_annotations
+from utils.errors import OneLineParser, exit_on_input_error
+from utils.features.simulate import simulate_demo, simulate_features
+from utils.features.simulate_ave import simulate_ave
+from utils.formats.checksums import SUMS
 
 
 def main() -> None:

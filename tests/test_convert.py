@@ -16,8 +16,8 @@ from tests.test_features import LENGTHS, streams, write_folders, write_hdf5, wri
 from utils.errors import InputError
 from utils.features.convert import convert_features, write_dataset
 from utils.features.store import open_features
-from utils.formats.checksums import SUMS, listed_sums, sums_text
-from utils.formats.files import replacing
+from utils.formats.checksums import SUMS, format_checksums, read_checksums
+from utils.formats.files import atomic_write
 
 DATABASE = {
     name: {"subset": subset, "duration": 9.5, "labels": ["A"], "annotations": [{"label": "A", "segment": [1, 2]}]}
@@ -247,13 +247,13 @@ def test_sums_of_other_files_stay(source, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    (out / SUMS).write_text(sums_text(out, ["notes.txt"]))
-    notes = listed_sums(out)
-    with replacing(out / SUMS) as partial:
+    (out / SUMS).write_text(format_checksums(out, ["notes.txt"]))
+    notes = read_checksums(out)
+    with atomic_write(out / SUMS) as partial:
         partial.write_text((out / SUMS).read_text() + "e3" * 32 + "  features.h5\n")
     convert_features(source, out)
-    assert listed_sums(out) == notes | listed_sums(out)
-    assert sorted(listed_sums(out)) == ["annotations.json", "features.h5", "notes.txt"]
+    assert read_checksums(out) == notes | read_checksums(out)
+    assert sorted(read_checksums(out)) == ["annotations.json", "features.h5", "notes.txt"]
     (out / SUMS).write_text("no sum\n")
     with pytest.raises(InputError, match="SHA256SUMS: damaged"):
         convert_features(source, out)

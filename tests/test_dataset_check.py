@@ -11,11 +11,11 @@ from tests.test_features import streams, write_folders, write_hdf5, write_joint
 from utils.annotations import load_annotations, parse_annotations
 from utils.datasets import DATASETS
 from utils.errors import InputError
-from utils.features.check import check_dataset, require_usable, startup_findings, summary_lines
+from utils.features.check import check_dataset, startup_warnings
 from utils.features.check import command as main
 from utils.features.simulate import invent_timeline, simulate_features
 from utils.features.store import open_features
-from utils.formats.checksums import SUMS, sums_text
+from utils.formats.checksums import SUMS, format_checksums
 
 WIDTHS = (6, 5)
 
@@ -94,7 +94,7 @@ def spoil(folder):
     (folder / "annotations.json").write_text(json.dumps(annotations))
     (folder / "notes.txt").write_text("once")
     (folder / "gone.txt").write_text("once")
-    (folder / SUMS).write_text(sums_text(folder, ["notes.txt", "gone.txt", "features.h5"]))
+    (folder / SUMS).write_text(format_checksums(folder, ["notes.txt", "gone.txt", "features.h5"]))
     (folder / "notes.txt").write_text("now")
     (folder / "gone.txt").unlink()
 
@@ -320,56 +320,47 @@ def test_terminal_codes_in_a_name_are_shown_and_not_sent(tmp_path, run_main):
 
 def startup(folder, missing_features="error"):
     annotations = load_annotations(folder)
-    return startup_findings(open_features(folder), annotations, DATASETS["demo"], missing_features)
+    return startup_warnings(open_features(folder), annotations, DATASETS["demo"], missing_features)
 
 
-def test_a_start_of_training_looks_at_what_it_will_use(dataset):
+def test_training_refuses_a_dataset_with_errors_in_the_videos_it_uses(dataset):
     assert startup(dataset) == []
     (dataset / SUMS).unlink()
     with h5py.File(dataset / "features.h5", "r+") as file:
         spoil_features(file)
-        file["rgb/other"] = np.zeros((3, 99), np.float16)
-    path = dataset / "annotations.json"
-    content = json.loads(path.read_text())
-    content["database"]["spare"] = {"subset": "spare", "duration": 9, "annotations": []}
-    path.write_text(json.dumps(content))
-    findings = startup(dataset)
-    kinds = {finding.kind: finding.severity for finding in findings}
-    assert kinds == {
-        "wrong width": "error",
-        "wrong shape": "error",
-        "different lengths": "error",
-        "missing features": "error",
-        "no snippets": "warning",
-        "suspicious names": "warning",
-        "far from its duration": "warning",
-    }
-    with pytest.raises(InputError, match=r"wrong width: 1 \(train_0004\); wrong shape: 1 .*--check says all of it"):
-        require_usable(findings, dataset)
-    skipping = startup(dataset, "skip")
-    assert {finding.severity for finding in skipping if finding.kind == "missing features"} == {"note"}
+        file["rgb/other"] = np.zeros((3, 99), np.float16)  # a video without annotations
+    with pytest.raises(InputError) as error:
+        startup(dataset)
+    assert (
+        "features.h5: wrong width: 1 (train_0004); wrong shape: 1 (train_0005); different lengths: 1 (test_0013); "
+        f"python -m utils.features {dataset / 'features.h5'} --check lists every error"
+    ) in str(error.value)
 
 
-def test_a_start_of_training_says_one_error_whole_and_leaves_the_missing_to_the_dataset(dataset):
+def test_training_reports_a_single_error_in_full(dataset):
     with h5py.File(dataset / "features.h5", "r+") as file:
-        del file["rgb/train_0003"]
         replace_values(file, "rgb/test_0013", file["rgb/test_0013"][:, :4])
-    findings = startup(dataset)
-    with pytest.raises(
-        InputError, match=r"features\.h5: 'rgb' of video 'test_0013' has shape .*expected \(snippets, 6\)"
-    ):
-        require_usable(findings, dataset)
-    require_usable([finding for finding in findings if finding.video != "test_0013"], dataset)
+    with pytest.raises(InputError, match=r"h5: 'rgb' of video 'test_0013' has shape .*expected \(snippets, 6\)"):
+        startup(dataset)
 
 
-def test_a_kind_is_one_line(dataset):
+def test_training_warns_once_per_kind(dataset):
     path = dataset / "annotations.json"
     content = json.loads(path.read_text())
     for video_id in ("train_0000", "train_0001", "train_0002", "train_0003"):
         content["database"][video_id]["labels"] = []
+    content["database"]["spare"] = {"subset": "spare", "duration": 9, "annotations": []}
     path.write_text(json.dumps(content))
     (dataset / SUMS).unlink()
-    assert summary_lines(startup(dataset)) == ["unlabeled training video: 4 (train_0000, train_0001, train_0002, ...)"]
+    with h5py.File(dataset / "features.h5", "r+") as file:
+        del file["rgb/train_0007"]  # left to WeakVideoDataset
+        for modality in ("rgb", "flow"):
+            replace_values(file, f"{modality}/test_0014", file[f"{modality}/test_0014"][:40])
+    expected = [
+        "far from its duration: 1 (test_0014)",
+        "unlabeled training video: 4 (train_0000, train_0001, train_0002, ...)",
+    ]
+    assert startup(dataset) == startup(dataset, "skip") == expected
 
 
 def test_real_features(reference, run_main):

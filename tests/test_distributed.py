@@ -196,7 +196,7 @@ def test_what_all_ranks_find_wrong_is_said_once(dataset, tmp_path):
 
 @pytest.mark.parametrize("environment", [{"LOCAL_RANK": "1", "RANK": "9"}, {"LOCAL_RANK": "0", "RANK": "8"}])
 def test_a_rank_says_its_number(environment, monkeypatch, capsys):
-    monkeypatch.setattr(utils.errors, "FIRST_SPEAKS", 0.0)
+    monkeypatch.setattr(utils.errors, "RANK_ZERO_HEAD_START", 0.0)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
 

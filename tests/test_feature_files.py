@@ -1,6 +1,6 @@
 """Strangers' feature files: honest ones are read; nothing outside is opened, no size is believed, nothing crashes.
 
-`tests/test_features.py` has what the three forms hold, `tests/test_release_format.py` what a .npy file may be.
+`tests/test_features.py` has what the three forms hold, `tests/test_npy.py` what a .npy file may be.
 """
 
 import os

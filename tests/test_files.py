@@ -4,15 +4,23 @@ import os
 
 import pytest
 
-from utils.errors import InputError, shown
-from utils.formats.checksums import SUMS, file_sum, require_listed_sum, sums_text
-from utils.formats.files import read_json, read_json_lines, read_yaml, replacing, sweep_partial, write_json, write_text
+from utils.errors import InputError, shorten
+from utils.formats.checksums import SUMS, format_checksums, sha256_of, verify_checksum
+from utils.formats.files import (
+    atomic_write,
+    read_json,
+    read_json_lines,
+    read_yaml,
+    sweep_partial,
+    write_json,
+    write_text,
+)
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(ZeroDivisionError), replacing(path) as partial:
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as partial:
         partial.write_text("half of the n")
         1 / 0  # noqa: B018
     assert path.read_text() == "old"
@@ -36,10 +44,10 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path):
 
 def test_a_flipped_bit_in_a_listed_file_is_noticed(tmp_path):
     write_json(tmp_path / "metrics.json", {"map": 0.5})
-    (tmp_path / SUMS).write_text(sums_text(tmp_path, ["metrics.json"]))
+    (tmp_path / SUMS).write_text(format_checksums(tmp_path, ["metrics.json"]))
     assert read_json(tmp_path / "metrics.json") == {"map": 0.5}
     (tmp_path / "metrics.json").write_text('{"map": 0.7}\n')
-    for check in (read_json, require_listed_sum):
+    for check in (read_json, verify_checksum):
         with pytest.raises(InputError, match="differs from the checksum in SHA256SUMS"):
             check(tmp_path / "metrics.json")
     (tmp_path / "notes.json").write_text("{}")
@@ -48,7 +56,7 @@ def test_a_flipped_bit_in_a_listed_file_is_noticed(tmp_path):
 
 def test_sums_are_those_of_sha256sum(tmp_path):
     (tmp_path / "empty").touch()
-    assert file_sum(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert sha256_of(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
 @pytest.mark.parametrize("text", ["no sum", "ab  name\n", "e3" * 32 + "  ../outside\n", "e3" * 32 + " name\n"])
@@ -106,10 +114,10 @@ def test_a_value_is_shown_short_however_entangled():
     bomb = ["x"]
     for _ in range(60):
         bomb = [bomb, bomb]  # its plain repr would have 2^60 letters
-    assert len(shown(bomb)) <= 80
+    assert len(shorten(bomb)) <= 80
     deep = []
     for _ in range(100_000):
         deep = [deep]
-    assert len(shown(deep)) <= 80
-    assert shown("a" * 1000).startswith("'aaa")
-    assert shown([0, "b"]) == "[0, 'b']"
+    assert len(shorten(deep)) <= 80
+    assert shorten("a" * 1000).startswith("'aaa")
+    assert shorten([0, "b"]) == "[0, 'b']"

@@ -16,7 +16,7 @@ from utils.annotations import annotations_to_json, load_annotations, parse_annot
 from utils.errors import InputError
 from utils.features.simulate import MARK, invent_timeline, simulate_features, simulate_video
 from utils.features.store import open_features
-from utils.formats.checksums import SUMS, listed_sums, require_listed_sum
+from utils.formats.checksums import SUMS, read_checksums, verify_checksum
 
 BAD_NAMES = ("a//b", "/a", "a/./b", "a\0", "", "\ud800", "/".join("a" * 17))
 DEMO = parse_annotations(invent_timeline(20, 4, seed=1), "the invented timeline")
@@ -28,9 +28,9 @@ def contents(folder) -> dict[str, np.ndarray]:
 
 
 def check_sums(folder) -> bool:
-    for name in listed_sums(folder):
-        require_listed_sum(folder / name)
-    return sorted(listed_sums(folder)) == ["annotations.json", "features.h5"]
+    for name in read_checksums(folder):
+        verify_checksum(folder / name)
+    return sorted(read_checksums(folder)) == ["annotations.json", "features.h5"]
 
 
 def test_what_is_written_fits_the_timeline(tmp_path):
@@ -142,7 +142,11 @@ def test_what_was_simulated_before_there_were_checksums_may_be_replaced(tmp_path
 
 @pytest.mark.parametrize(
     "killed_in",
-    ["utils.features.simulate.simulate_video", "utils.features.convert.write_json", "utils.features.convert.sums_text"],
+    [
+        "utils.features.simulate.simulate_video",
+        "utils.features.convert.write_json",
+        "utils.features.convert.format_checksums",
+    ],
 )
 def test_a_kill_leaves_whole_files_and_no_sums_that_accuse_them(tmp_path, killed_in):
     """Before, between and after the two files take their names."""
@@ -158,7 +162,7 @@ with mock.patch({killed_in!r}, lambda *_, **__: os.kill(os.getpid(), signal.SIGK
     killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(contents(tmp_path)) == len(load_annotations(tmp_path).videos) == 20
-    assert ((tmp_path / "features.h5").read_bytes() == old) == (killed_in != "utils.features.convert.sums_text")
+    assert ((tmp_path / "features.h5").read_bytes() == old) == (killed_in != "utils.features.convert.format_checksums")
     assert (tmp_path / SUMS).exists() == (killed_in == "utils.features.simulate.simulate_video")
     assert not (tmp_path / SUMS).exists() or check_sums(tmp_path)
     simulate_features(DEMO, tmp_path, (4, 4), seed=1)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import InputError, shown
+from utils.errors import InputError, shorten
 from utils.formats.ave import is_ave, read_ave
 from utils.formats.files import read_json, read_text
 from utils.formats.npy import as_texts, load_names, load_rows, load_video_ids
@@ -164,14 +164,14 @@ def _weak_labels(labels: list, place: str) -> list[str]:
 
 def _row_label(row: object, place: str) -> str:
     if not isinstance(row, dict) or "label" not in row:
-        raise InputError(f"{place}: expected {{'label': ..., 'segment': [...]}}, found {shown(row)}")
+        raise InputError(f"{place}: expected {{'label': ..., 'segment': [...]}}, found {shorten(row)}")
     return checked_name(row["label"], f"{place}, label")
 
 
 def checked_name(value: object, place: str) -> str:
     """A name as a file gives it, text or a whole number; InputError for anything else, so that null is no class."""
     if isinstance(value, bool) or not isinstance(value, str | int) or "\0" in str(value):
-        raise InputError(f"{place}: expected a name, found {shown(value)}")
+        raise InputError(f"{place}: expected a name, found {shorten(value)}")
     return str(value)
 
 
@@ -183,7 +183,7 @@ def _duration(value: object, place: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         duration = math.nan
     if not (math.isfinite(duration) and duration >= 0):
-        raise InputError(f"{place}: duration {shown(value)} is not a number of seconds")
+        raise InputError(f"{place}: duration {shorten(value)} is not a number of seconds")
     return duration
 
 
@@ -196,7 +196,7 @@ def _segments(rows: object, place: str) -> np.ndarray:
         try:
             start, end = (float(time) for time in start_and_end(row))
         except (TypeError, ValueError, OverflowError):
-            raise InputError(f"{place} {index}: expected [start, end] in seconds, found {shown(row)}") from None
+            raise InputError(f"{place} {index}: expected [start, end] in seconds, found {shorten(row)}") from None
         if not (math.isfinite(start) and math.isfinite(end) and start <= end):
             raise InputError(f"{place} {index}: [{start}, {end}] is not a segment (finite, start <= end)")
         segments[index] = start, end
@@ -252,7 +252,7 @@ def _load_lists(path: Path) -> list[list]:
     rows = []
     for number, row in enumerate(load_rows(path)):
         if not (isinstance(row, list | tuple) or (isinstance(row, np.ndarray) and row.ndim)):
-            raise InputError(f"{path}: row {number}: expected a list, found {shown(row)}")
+            raise InputError(f"{path}: row {number}: expected a list, found {shorten(row)}")
         rows.append(list(row))
     return rows
 
@@ -266,7 +266,7 @@ def _read_ambiguous(path: Path) -> dict[str, list[list[str]]]:
     for number, line in enumerate(lines, start=1):
         if fields := line.split():
             if len(fields) != 3:
-                raise InputError(f"{path}: line {number}: expected 'video_id start end', found {shown(line)}")
+                raise InputError(f"{path}: line {number}: expected 'video_id start end', found {shorten(line)}")
             segments.setdefault(fields[0], []).append(fields[1:])
     return segments
 

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.errors import InputError, shown
-from utils.formats.files import replacing
+from utils.errors import InputError, shorten
+from utils.formats.files import atomic_write
 from utils.run.ranks import ALONE, Ranks
 from utils.training_step import StepOutcome
 
@@ -57,7 +57,7 @@ def save_checkpoint(path: str | Path, checkpoint: dict, keep: Path | None = None
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         with partial.open("wb") as file:  # PyTorch's own file writer would hide what the system says
             try:
                 torch.save(checkpoint, file)
@@ -93,9 +93,9 @@ def read_checkpoint(path: str | Path) -> dict:
         raise InputError(f"{path}: holds a {type(checkpoint).__name__}, expected a dict of weights")
     for name, kind in PARTS.items():
         if name in checkpoint and not isinstance(checkpoint[name], kind):
-            raise InputError(f"{path}: its {name} is {shown(checkpoint[name])}, which is none of a run's")
+            raise InputError(f"{path}: its {name} is {shorten(checkpoint[name])}, which is none of a run's")
     if not all(isinstance(name, str) for name in checkpoint.get("classes", [])):
-        raise InputError(f"{path}: its classes are {shown(checkpoint['classes'])}, expected names")
+        raise InputError(f"{path}: its classes are {shorten(checkpoint['classes'])}, expected names")
     return checkpoint
 
 

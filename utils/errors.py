@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-FIRST_SPEAKS = 5.0  # seconds that torchrun's other processes on a machine leave its first one to say the same
+RANK_ZERO_HEAD_START = 5.0  # seconds that torchrun's other processes on a machine leave its first one to say the same
 
 
 class InputError(ValueError):
@@ -23,7 +23,7 @@ class InputError(ValueError):
         super().__init__(_one_line(message))
 
 
-def shown(value: object, length: int = 80) -> str:
+def shorten(value: object, length: int = 80) -> str:
     """A value of a file, as a message shows it: short, however long, deep or entangled it is."""
     brief = reprlib.Repr()
     brief.maxlevel, brief.maxstring, brief.maxother, brief.maxlong = 3, length, length, length
@@ -86,7 +86,7 @@ def _by_rank(message: str) -> str:
     them while they wait.
     """
     if not _is_first():
-        time.sleep(FIRST_SPEAKS)
+        time.sleep(RANK_ZERO_HEAD_START)
     rank = os.environ.get("RANK", "0") if "LOCAL_RANK" in os.environ else "0"
     return message if rank == "0" else f"rank {rank}: {message}"
 

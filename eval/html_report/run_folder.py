@@ -10,7 +10,7 @@ from eval.outputs import open_outputs
 from eval.protocols import PROTOCOLS
 from eval.tables import Table, read_detections
 from utils.datasets import DATASETS, DatasetSpec
-from utils.errors import InputError, shown
+from utils.errors import InputError, shorten
 from utils.formats.files import read_json, read_json_lines, read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -158,7 +158,7 @@ def _read_log(path: Path) -> list[dict]:
     log = [_finite(record) for record in read_json_lines(path)] if path.is_file() else []
     for record in log:
         if not _is_evaluation(record):
-            raise InputError(f"{path}: expected iteration, losses and scores in every line, found {shown(record)}")
+            raise InputError(f"{path}: expected iteration, losses and scores in every line, found {shorten(record)}")
     return log
 
 

@@ -13,7 +13,7 @@ from eval.report import mean_map
 from scripts.reproduction.plan import Row, Run, Table
 from utils.datasets import DATASETS, DatasetSpec
 from utils.engine import PROTOCOLS
-from utils.formats.files import read_json, read_yaml, replacing
+from utils.formats.files import atomic_write, read_json, read_yaml
 
 CHECKPOINTS = ("last", "best")
 
@@ -173,7 +173,7 @@ def write_csv(path: Path, tables: Sequence[Table], columns: Sequence[Column]) ->
         "protocol",
         "mean",
     ]
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*head, *(f"mAP@{t:g}" for t in thresholds)])
         for table in tables:

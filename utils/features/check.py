@@ -21,6 +21,7 @@ from utils.features.faults import (
     NOTE,
     RATE_NOT_GIVEN,
     SEVERITIES,
+    WARNING,
     Finding,
     cheap_findings,
     duration_gaps,
@@ -86,10 +87,22 @@ def check_dataset(
     return Check(store, annotations, spec, list(unique.values()))
 
 
-def startup_findings(
+def startup_warnings(
     store: FeatureStore, annotations: Annotations, spec: DatasetSpec, missing_features: str
-) -> list[Finding]:
-    """What `cheap_findings` says of the videos that a training is going to use."""
+) -> list[str]:
+    """Return one warning per kind of fault among the videos that a training uses.
+
+    Missing features are left to `WeakVideoDataset`, which refuses or skips them.
+
+    Args:
+        store: features to train on.
+        annotations: annotations to train on.
+        spec: dataset, which names the subsets in use.
+        missing_features: treatment of videos without features, "error" or "skip".
+
+    Raises:
+        InputError: The dataset has errors; the message names their kinds, or the only error in full.
+    """
 
     def matters(finding: Finding) -> bool:
         if finding.video is None:
@@ -97,20 +110,18 @@ def startup_findings(
         video = annotations.videos.get(finding.video)
         return video is not None and is_used(spec, video)
 
-    return [*filter(matters, cheap_findings(store, annotations, spec, _severity_of_missing(missing_features)))]
-
-
-def require_usable(findings: Iterable[Finding], path: str | Path) -> None:
-    """All errors as one InputError; but for missing features, which wsad_dataset.py refuses in its own words."""
+    severity = _severity_of_missing(missing_features)
+    findings = [finding for finding in cheap_findings(store, annotations, spec, severity) if matters(finding)]
     errors = [finding for finding in findings if finding.severity == ERROR and finding.kind != MISSING]
     if len(errors) == 1:
         raise InputError(str(errors[0]))
     if errors:
-        kinds = "; ".join(summary_lines(errors))
-        raise InputError(f"{path}: {kinds}; python -m utils.features {path} --check says all of it")
+        path, kinds = store.source.path, "; ".join(_summaries(errors))
+        raise InputError(f"{path}: {kinds}; python -m utils.features {path} --check lists every error")
+    return _summaries(finding for finding in findings if finding.severity == WARNING)
 
 
-def summary_lines(findings: Iterable[Finding]) -> list[str]:
+def _summaries(findings: Iterable[Finding]) -> list[str]:
     """A line a kind: how often, and of which videos (or classes, or files) first."""
     return [f"{kind}: {len(group)} ({_subjects(group, FEW)})" for (_, kind), group in _by_kind(findings).items()]
 

@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 from utils.annotations import RELEASE_SUFFIX, Annotations, annotations_to_json, load_annotations
 from utils.datasets import Rate
-from utils.errors import InputError, shown
+from utils.errors import InputError, shorten
 from utils.features.feature_files import JOINT_SUFFIX
 from utils.features.hdf5_source import HDF5Source
 from utils.features.shards import shard_name
 from utils.features.sources import Source
 from utils.features.store import FeatureStore, open_features
-from utils.formats.checksums import SUMS, listed_sums, sums_text
-from utils.formats.files import replacing, write_json, write_text
+from utils.formats.checksums import SUMS, format_checksums, read_checksums
+from utils.formats.files import atomic_write, write_json, write_text
 from utils.formats.hdf5 import MAX_LEVELS, create_hdf5, set_attributes
 
 FEATURES, ANNOTATIONS = "features.h5", "annotations.json"
@@ -76,11 +76,11 @@ def write_files(
     InputError: the system does not let us write (a full disk, no permission), a SHA256SUMS that is damaged.
     """
     out.mkdir(parents=True, exist_ok=True)
-    listed = listed_sums(out)
+    listed = read_checksums(out)
     with ExitStack() as replaced:  # all files take their names when the last one is whole
         for name, arrays in files.items():
             if arrays is not None:
-                _write_features(replaced.enter_context(replacing(out / name)), arrays, attributes)
+                _write_features(replaced.enter_context(atomic_write(out / name)), arrays, attributes)
         _write_sums(out, listed, ours=files)
         if annotations is not None:
             write_json(out / ANNOTATIONS, annotations)
@@ -232,7 +232,7 @@ def require_hdf5_names(video_ids: Collection[str]) -> None:
         inside_another = any("/".join(parts[:count]) in known for count in range(1, len(parts)))
         no_text = "\0" in video_id or any("\ud800" <= character <= "\udfff" for character in video_id)
         if inside_another or no_text or "" in parts or "." in parts or len(parts) > MAX_LEVELS:
-            raise InputError(f"HDF5 cannot hold a video named {shown(video_id)} (beside the others); rename it")
+            raise InputError(f"HDF5 cannot hold a video named {shorten(video_id)} (beside the others); rename it")
 
 
 def features_in(folder: Path) -> Iterator[Path]:
@@ -271,7 +271,7 @@ def _write_sums(folder: Path, listed: Mapping[str, str], ours: Iterable[str], wr
     ours = [*ours, ANNOTATIONS]
     others = [f"{value}  {name}\n" for name, value in listed.items() if name not in ours]
     if written or others:
-        write_text(folder / SUMS, "".join(others) + (sums_text(folder, ours) if written else ""))
+        write_text(folder / SUMS, "".join(others) + (format_checksums(folder, ours) if written else ""))
     else:
         (folder / SUMS).unlink(missing_ok=True)
 

@@ -19,7 +19,7 @@ from utils.errors import InputError
 from utils.features.sources import Source
 from utils.features.store import FeatureStore, is_finite
 from utils.formats.ave import BACKGROUND
-from utils.formats.checksums import SUMS, listed_sums, require_listed_sum
+from utils.formats.checksums import SUMS, read_checksums, verify_checksum
 
 ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
 MISSING = "missing features"  # the one kind that training has words of its own for (wsad_dataset.py)
@@ -91,7 +91,7 @@ def value_findings(store: FeatureStore) -> Iterator[Finding]:
 def sum_findings(folder: Path) -> Iterator[Finding]:
     """Files that a folder's SHA256SUMS lists and that are not there or differ."""
     try:
-        listed = listed_sums(folder)
+        listed = read_checksums(folder)
     except InputError as error:
         yield file_error("damaged checksums", folder / SUMS, error)
         return
@@ -100,7 +100,7 @@ def sum_findings(folder: Path) -> Iterator[Finding]:
         try:
             if not path.exists():
                 raise InputError(f"{path}: is listed in {SUMS}, but is not there; restore it")
-            require_listed_sum(path)
+            verify_checksum(path)
         except InputError as error:
             yield file_error("differs from its checksum", path, error)
         except OSError as error:

@@ -9,7 +9,7 @@ import numpy as np
 
 from utils.annotations import RELEASE_SUFFIX
 from utils.datasets import RELEASE_RATE, Rate
-from utils.errors import InputError, shown
+from utils.errors import InputError, shorten
 from utils.features.hdf5_source import HDF5Source
 from utils.features.shards import ShardedSource, is_shard
 from utils.features.sources import Source, checked_rate
@@ -84,7 +84,7 @@ class JointSource(Source):
     def read(self, modality: str, video_id: str) -> np.ndarray:
         joint = self._rows[video_id]
         if not (isinstance(joint, np.ndarray) and joint.ndim == 2 and joint.shape[1] % 2 == 0):
-            found = f"shape {joint.shape}" if isinstance(joint, np.ndarray) else f"{shown(joint)}"
+            found = f"shape {joint.shape}" if isinstance(joint, np.ndarray) else f"{shorten(joint)}"
             raise InputError(
                 f"{self.path}: video '{video_id}': expected (snippets, channels) with RGB in the first half of the "
                 f"channels and flow in the second, found {found}"

@@ -12,13 +12,13 @@ from utils.datasets import Rate
 from utils.errors import InputError
 from utils.features.sources import Source, checked_rate
 from utils.formats.hdf5 import (
+    check_chunks,
+    check_no_external_data,
+    check_stored_size,
     dataset_paths,
     dataset_rows,
     follow,
     names_in,
-    require_held,
-    require_own_values,
-    require_unpacked,
 )
 
 _SHORT = 300  # characters of h5py's message
@@ -80,7 +80,7 @@ class HDF5Source(Source):
         """What lies there; of an array it is checked, once, that each packed chunk is whole."""
         found = self._found(modality, video_id)
         if video_id not in self._unpacked[modality] and isinstance(found, h5py.Dataset):
-            require_unpacked(found)
+            check_chunks(found)
             self._unpacked[modality].add(video_id)
         return found
 
@@ -88,8 +88,8 @@ class HDF5Source(Source):
         """What lies there; of an array it is checked, once, that the file holds what it promises."""
         found = follow(self._groups[modality], video_id)
         if video_id not in self._shapes[modality] and isinstance(found, h5py.Dataset) and found.shape is not None:
-            require_own_values(found)
-            require_held(found, self._bytes)
+            check_no_external_data(found)
+            check_stored_size(found, self._bytes)
             self._shapes[modality][video_id] = found.shape
         return found
 

@@ -33,7 +33,7 @@ from utils.features.simulate import (
     smooth_activity,
 )
 from utils.formats.ave import ANNOTATIONS, BACKGROUND, KEY, SECONDS, SUBSETS, is_ave
-from utils.formats.files import replacing
+from utils.formats.files import atomic_write
 from utils.formats.hdf5 import create_hdf5, set_attributes
 
 SMALL_FILES = (
@@ -109,8 +109,8 @@ def _write(
 ) -> None:
     shapes = [(SECONDS, dims[0]), (SECONDS, SIDE, SIDE, dims[1])]
     with (
-        replacing(paths[0]) as first,
-        replacing(paths[1]) as second,
+        atomic_write(paths[0]) as first,
+        atomic_write(paths[1]) as second,
         create_hdf5(first) as audio,
         create_hdf5(second) as visual,
     ):

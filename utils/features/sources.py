@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from utils.datasets import Rate
-from utils.errors import InputError, shown
+from utils.errors import InputError, shorten
 
 
 class Source(Protocol):
@@ -44,5 +44,5 @@ def checked_rate(said: Mapping[str, object], where: str) -> Rate:
         usable = False
     if not usable:
         expected = "fps / stride (frames a snippet) needs two positive numbers, as fps 25 and stride 16"
-        raise InputError(f"{where}: {expected}; found {shown(said)}")
+        raise InputError(f"{where}: {expected}; found {shorten(said)}")
     return rate

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import h5py
 
-from utils.errors import InputError, shown
+from utils.errors import InputError, shorten
 from utils.formats.files import read_text
-from utils.formats.hdf5 import follow, require_held, require_own_values, require_unpacked
+from utils.formats.hdf5 import check_chunks, check_no_external_data, check_stored_size, follow
 
 ANNOTATIONS = "Annotations.txt"
 HEADER = "Category&VideoID&Quality&StartTime&EndTime"  # some copies of the file begin with it
@@ -57,9 +57,9 @@ def open_array(path: Path, key: str) -> h5py.Dataset:
         array = follow(h5py.File(path, "r"), key)
         if not isinstance(array, h5py.Dataset) or not array.shape:
             raise ValueError("it is no array")
-        require_own_values(array)
-        require_held(array, path.stat().st_size)
-        require_unpacked(array)
+        check_no_external_data(array)
+        check_stored_size(array, path.stat().st_size)
+        check_chunks(array)
     except Exception as error:  # for a damaged file h5py raises almost anything
         raise InputError(f"{path}: no readable HDF5 file with the array '{key}' ({error})") from None
     return array
@@ -87,7 +87,7 @@ def _fields(line: str, place: str) -> tuple[str, str, int, int]:
         name, youtube_id, _, start, end = line.split("&")
         start, end = int(start), int(end)
     except ValueError:
-        raise InputError(f"{place}: expected 'class&YouTube id&quality&start&end', found {shown(line)}") from None
+        raise InputError(f"{place}: expected 'class&YouTube id&quality&start&end', found {shorten(line)}") from None
     if not 0 <= start <= end <= SECONDS:
         raise InputError(f"{place}: {start} to {end} are no seconds of a clip of {SECONDS}")
     return name, youtube_id, start, end
@@ -100,7 +100,7 @@ def _subsets(folder: Path, count: int) -> list[str]:
         path = folder / f"{subset}_order.h5"
         for row in open_array(path, "order")[()].tolist():
             if not isinstance(row, int) or not 0 <= row < count:
-                raise InputError(f"{path}: names row {shown(row)}, {ANNOTATIONS} has {count} lines")
+                raise InputError(f"{path}: names row {shorten(row)}, {ANNOTATIONS} has {count} lines")
             if subsets[row] is not None:
                 raise InputError(f"{path}: names row {row}, which is in '{subsets[row]}' already")
             subsets[row] = subset

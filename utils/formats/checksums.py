@@ -19,7 +19,7 @@ _BLOCK = 2**22  # bytes
 _SHOWN = 2**28  # bytes, from which on there is a progress bar
 
 
-def file_sum(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, read in blocks, with a progress bar where it takes seconds."""
     digest, size = hashlib.sha256(), path.stat().st_size
     bar = tqdm(total=size, desc=f"checking {path.name}", unit="B", unit_scale=True, leave=False, disable=size < _SHOWN)
@@ -30,12 +30,12 @@ def file_sum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sums_text(folder: Path, names: Iterable[str]) -> str:
+def format_checksums(folder: Path, names: Iterable[str]) -> str:
     """The content of a SHA256SUMS over these files of a folder."""
-    return "".join(f"{file_sum(folder / name)}  {name}\n" for name in names)
+    return "".join(f"{sha256_of(folder / name)}  {name}\n" for name in names)
 
 
-def listed_sums(folder: Path) -> dict[str, str]:
+def read_checksums(folder: Path) -> dict[str, str]:
     """What the SHA256SUMS of a folder lists, by file name; {} where there is none. InputError if it is damaged."""
     path = folder / SUMS
     try:
@@ -50,12 +50,12 @@ def listed_sums(folder: Path) -> dict[str, str]:
     return {match[2]: match[1] for match in found}
 
 
-def require_listed_sum(path: Path, content: bytes | None = None) -> None:
+def verify_checksum(path: Path, content: bytes | None = None) -> None:
     """InputError if the SHA256SUMS beside a file lists another checksum; `content`: the file's, if already read."""
-    expected = listed_sums(path.parent).get(path.name)
+    expected = read_checksums(path.parent).get(path.name)
     if expected is None:
         return
-    found = file_sum(path) if content is None else hashlib.sha256(content).hexdigest()
+    found = sha256_of(path) if content is None else hashlib.sha256(content).hexdigest()
     if found != expected:
         raise InputError(
             f"{path}: differs from the checksum in {SUMS} beside it; restore it, or, if the change is yours, "

@@ -1,6 +1,6 @@
 """Files, written whole or not at all, and read back within bounds and only as they were written.
 
-Whatever the project writes goes through `replacing`: a stop at any moment, SIGKILL and a full disk included, leaves
+Whatever the project writes goes through `atomic_write`: a stop at any moment, SIGKILL and a full disk included, leaves
 the old file or the new one. Whatever small it reads (JSON, YAML, text) goes through `read_bytes`, which holds a file
 to the SHA256SUMS beside it if that lists it (utils/formats/checksums.py).
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from utils.errors import InputError
-from utils.formats.checksums import require_listed_sum
+from utils.formats.checksums import verify_checksum
 
 PARTIAL = ".partial-"  # between a file's name and the number of the process that writes it
 MAX_JSON_BYTES = 2**31  # THUMOS14's annotations have 0.6 MB, ten million detections about 1 GB
@@ -25,7 +25,7 @@ MAX_YAML_BRACKETS = 1000  # the reader takes minutes over a hundred thousand ope
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A place beside `path` to write to; what is there when the block ends well takes the place of `path`.
 
     An error in the block leaves `path` as it was and nothing beside it; one of the system, as a full disk, becomes
@@ -56,7 +56,7 @@ def sweep_partial(folder: Path) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """UTF-8, whole or not at all."""
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -68,7 +68,7 @@ def write_json(path: str | Path, content: object, indent: int | None = None) -> 
 def save_figure(figure, path: str | Path, dpi: int) -> None:
     """A matplotlib figure, whole or not at all; its kind by the suffix. ValueError for a kind it does not write."""
     path = Path(path)
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=dpi, format=path.suffix.removeprefix(".") or "png")
 
 
@@ -90,7 +90,7 @@ def read_bytes(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
         raise InputError(f"{path}: cannot be read (no file can have such a name)") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    require_listed_sum(path, content)
+    verify_checksum(path, content)
     return content
 
 

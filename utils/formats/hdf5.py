@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from utils.errors import shown
+from utils.errors import shorten
 from utils.formats.npy import MAX_EMPTY_LENGTH
 from utils.formats.rows import by_block, read_rows
 
@@ -95,7 +95,7 @@ def dataset_paths(group: h5py.Group, met: set[h5py.Group], level: int = 1) -> It
 def names_in(group: h5py.Group) -> Iterator[str]:
     for name in group:
         if isinstance(name, bytes):
-            raise ValueError(f"the name {shown(name)} is not UTF-8")
+            raise ValueError(f"the name {shorten(name)} is not UTF-8")
         yield name
 
 
@@ -116,13 +116,13 @@ def _is_array(group: h5py.Group, name: bytes) -> bool:
     return own and h5py.h5o.get_info(group.id, name).type == h5py.h5o.TYPE_DATASET
 
 
-def require_own_values(dataset: h5py.Dataset) -> None:
+def check_no_external_data(dataset: h5py.Dataset) -> None:
     """ValueError for values that lie elsewhere or are no numbers, and for filters whose output has no known bound."""
     layout = dataset.id.get_create_plist()
     if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
         raise ValueError("its values lie in another file, and no other is opened; copy them into this one")
     if dataset.dtype.kind not in "biuf":
-        raise ValueError(f"it has dtype {shown(dataset.dtype)}, expected float16 or float32")
+        raise ValueError(f"it has dtype {shorten(dataset.dtype)}, expected float16 or float32")
     filters = _filters(dataset)
     if filters != [code for code in FILTERS if code in filters] or {LZF, GZIP} <= set(filters):
         raise ValueError(
@@ -131,7 +131,7 @@ def require_own_values(dataset: h5py.Dataset) -> None:
         )
 
 
-def require_held(dataset: h5py.Dataset, file_bytes: int) -> None:
+def check_stored_size(dataset: h5py.Dataset, file_bytes: int) -> None:
     """ValueError for a dataset of more bytes than those in the file can be unpacked to; no value is read for that."""
     shape, chunks, item_bytes = dataset.shape, dataset.chunks, _item_bytes(dataset)  # each takes h5py a while
     if 0 in shape and max(shape) > MAX_EMPTY_LENGTH:
@@ -141,12 +141,12 @@ def require_held(dataset: h5py.Dataset, file_bytes: int) -> None:
         raise ValueError(f"it promises {max(promised, held):,} bytes, the file holds {min(held, file_bytes):,} of them")
     if chunks:
         places = math.prod(-(-length // chunk) for length, chunk in zip(shape, chunks, strict=True))
-        _require_chunks(dataset, places, math.prod(chunks) * item_bytes)
+        _check_chunk_sizes(dataset, places, math.prod(chunks) * item_bytes)
     if promised > MAX_RATIO * held + FREE_BYTES:
         raise ValueError(f"it promises {promised:,} bytes, packed into {held:,}; no features pack so well")
 
 
-def _require_chunks(dataset: h5py.Dataset, places: int, promised: int) -> None:
+def _check_chunk_sizes(dataset: h5py.Dataset, places: int, promised: int) -> None:
     """ValueError for chunks that were not written or are too small; HDF5 reads past the end of such.
 
     places: how many there must be; promised: the bytes of each, since those at the edges are stored whole.
@@ -167,7 +167,7 @@ def _require_chunks(dataset: h5py.Dataset, places: int, promised: int) -> None:
             raise ValueError("the size of its lzf chunks is damaged")
 
 
-def require_unpacked(dataset: h5py.Dataset) -> None:
+def check_chunks(dataset: h5py.Dataset) -> None:
     """ValueError for a gzipped chunk that is damaged or unpacks to another size; HDF5 reads past the end of such."""
     promised = math.prod(dataset.chunks) * _item_bytes(dataset) if dataset.chunks else 0
     for chunk in _chunks(dataset) if GZIP in _filters(dataset) else ():

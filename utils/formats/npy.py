@@ -23,7 +23,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from utils.errors import InputError, shown
+from utils.errors import InputError, shorten
 from utils.formats.rows import read_rows
 
 MAX_HEADER_BYTES = 2**13  # of a plain dtype it has 128
@@ -87,7 +87,7 @@ def load_names(path: str | Path) -> list[str]:
     rows = load_rows(path)
     for number, value in enumerate(rows):
         if not isinstance(value, str | bytes):
-            raise InputError(f"{path}: row {number}: expected a name, found {shown(value)}")
+            raise InputError(f"{path}: row {number}: expected a name, found {shorten(value)}")
     return as_texts(rows)
 
 
@@ -146,7 +146,7 @@ def _read_header(file: BinaryIO) -> _Header:
         warnings.simplefilter("ignore")
         header = _Header(*read(start))
     if header.dtype.kind not in KINDS or header.dtype.subdtype is not None:
-        raise ValueError(f"its dtype is {shown(header.dtype)}; expected numbers, text or objects")
+        raise ValueError(f"its dtype is {shorten(header.dtype)}; expected numbers, text or objects")
     held = file.seek(0, os.SEEK_END) - start.tell()
     promised = _promised_bytes(header.shape, header.dtype)
     if promised > held or (promised < held and not header.dtype.hasobject):
@@ -158,10 +158,10 @@ def _read_header(file: BinaryIO) -> _Header:
 def _promised_bytes(shape: object, dtype: np.dtype) -> int:
     """How many bytes such an array has in a file, at the least; ValueError for a shape that no array can have."""
     if not isinstance(shape, tuple) or not all(type(length) is int for length in shape):
-        raise ValueError(f"the shape {shown(shape)}, expected whole numbers")
+        raise ValueError(f"the shape {shorten(shape)}, expected whole numbers")
     impossible = len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0
     if impossible or (0 in shape and max(shape) > MAX_EMPTY_LENGTH):
-        raise ValueError(f"the shape {shown(shape)}, which no array has")
+        raise ValueError(f"the shape {shorten(shape)}, which no array has")
     itemsize = 1 if dtype.hasobject else max(dtype.itemsize, 1)  # a pickle has an operation at least for each object
     return math.prod(shape) * itemsize
 
@@ -193,7 +193,7 @@ def _read_objects(file: BinaryIO, header: _Header) -> np.ndarray:
         raise ValueError(f"its header promises objects of shape {header.shape}, the content is another")
     weight, _ = _weigh(array, {})
     if weight > max(size, FREE_BYTES):
-        raise ValueError(f"it repeats its parts until they come to {shown(weight)} bytes")
+        raise ValueError(f"it repeats its parts until they come to {shorten(weight)} bytes")
     return array
 
 
@@ -238,7 +238,7 @@ class _DType:
     def __init__(self, code: str | bytes):
         text = code.decode("latin1") if isinstance(code, bytes) else code
         if not (isinstance(text, str) and re.fullmatch(rf"[{KINDS}]\d{{1,9}}", text, re.ASCII)):
-            raise ValueError(f"it has the dtype {shown(code)}; expected numbers, text or objects")
+            raise ValueError(f"it has the dtype {shorten(code)}; expected numbers, text or objects")
         self.numpy = np.dtype(text)
 
     def complete(self, version, order, subarray, names, fields, *_) -> None:
@@ -280,7 +280,7 @@ def _array_of_buffer(buffer, dtype: _DType, shape, order, axis_order=None) -> np
 def _require_size(shape, dtype: np.dtype, found: int) -> None:
     promised = _promised_bytes(shape, dtype)
     if promised != found:
-        raise ValueError(f"it has an array of shape {shown(shape)} that promises {promised:,}, and holds {found:,}")
+        raise ValueError(f"it has an array of shape {shorten(shape)} that promises {promised:,}, and holds {found:,}")
 
 
 def _make_scalar(dtype: _DType, content: bytes) -> np.generic:
@@ -296,7 +296,7 @@ def _make_scalar(dtype: _DType, content: bytes) -> np.generic:
 def _encode_latin1(text: str, codec: str) -> bytes:
     """How protocol 2 spells bytes; the real `_codecs.encode` reaches any codec."""
     if codec != "latin1":
-        raise ValueError(f"it asks for the codec {shown(codec)}, which is no part of an array")
+        raise ValueError(f"it asks for the codec {shorten(codec)}, which is no part of an array")
     return text.encode("latin1")
 
 
@@ -306,7 +306,7 @@ def _no_bytes() -> bytes:
 
 def _callable(module: object, name: object) -> Callable:
     if not (isinstance(module, str) and isinstance(name, str) and (module, name) in _CALLS):
-        raise ValueError(f"it asks for {shown(module)}, {shown(name)}, which is no part of an array")
+        raise ValueError(f"it asks for {shorten(module)}, {shorten(name)}, which is no part of an array")
     return _CALLS[module, name]
 
 
@@ -420,7 +420,7 @@ class _PickleReader:
     def _set_items(self, values: list) -> None:
         for key, value in zip(values[::2], values[1::2], strict=True):
             if not isinstance(key, str | bytes):  # numbers can be chosen so that a dict of them takes hours
-                raise ValueError(f"it has a dict with the key {shown(key)}; expected text")
+                raise ValueError(f"it has a dict with the key {shorten(key)}; expected text")
             self._top(dict)[key] = value
 
     def _call(self, function: object, arguments: object) -> object:

@@ -19,7 +19,7 @@ import yaml
 
 from utils.checkpoint import holds_training
 from utils.errors import InputError
-from utils.formats.checksums import SUMS, listed_sums, require_listed_sum, sums_text
+from utils.formats.checksums import SUMS, format_checksums, read_checksums, verify_checksum
 from utils.formats.files import read_json, read_yaml, sweep_partial, write_json, write_text
 
 LOCK = ".lock"
@@ -59,9 +59,9 @@ class RunFolder:
                         f"{self.path} already holds a run; continue it with --resume or choose another --run-dir"
                     )
                 require_same_options(self.path / "options.yaml", self._options, self._defaults)
-                for name in listed_sums(self.path):
+                for name in read_checksums(self.path):
                     if (self.path / name).exists():
-                        require_listed_sum(self.path / name)
+                        verify_checksum(self.path / name)
             for folder in (self.path, self.path / "checkpoints"):
                 sweep_partial(folder)
         except BaseException:
@@ -96,7 +96,7 @@ class RunFolder:
     def end(self) -> None:
         """Write SHA256SUMS over what the run ended with, so that a flipped bit in it is noticed."""
         names = [name for name in SUMMED if (self.path / name).is_file()]
-        write_text(self.path / SUMS, sums_text(self.path, names))
+        write_text(self.path / SUMS, format_checksums(self.path, names))
 
 
 def require_same_options(path: Path, options: dict, defaults: dict) -> None:

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from scripts import fuzz
 from tests.conftest import ROOT
+from tests.torture import fuzz
 from utils.errors import InputError
-from utils.formats import npy as release_format
+from utils.formats import npy
 from utils.formats.npy import array_shape, load_array, load_names, load_plain_array
 
 MEGABYTE = 2**20
@@ -265,7 +265,7 @@ def test_a_file_that_is_not_what_it_says(tmp_path, content, says):
 
 
 def test_a_pickle_of_endless_operations(tmp_path, monkeypatch):
-    monkeypatch.setattr(release_format, "MAX_OPERATIONS", 500)
+    monkeypatch.setattr(npy, "MAX_OPERATIONS", 500)
     assert "more than 500 operations" in refused(tmp_path / "a.npy", holding(b"N" * 500))
 
 
