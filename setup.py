@@ -20,6 +20,8 @@ setup(
         "matplotlib>=3.8,<4",
         "plotly>=7,<8",
         "jinja2>=3.1,<4",
+        "pandas>=2.2,<4",
+        "tabulate>=0.9",
     ],
     extras_require={
         "cluster": ["submitit>=1.5"],  # scripts/reproduce.py --slurm

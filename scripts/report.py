@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from eval.html_report.finished_run import read_runs  # noqa: E402
 from eval.html_report.page import render_report  # noqa: E402
-from eval.html_report.run_folder import read_runs  # noqa: E402
 from utils.errors import OneLineParser, exit_on_input_error  # noqa: E402
 from utils.formats.files import write_text  # noqa: E402
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.reproduction import execute, render, results  # noqa: E402
 from scripts.reproduction.cost import as_time, measure_cost  # noqa: E402
 from scripts.reproduction.figure5 import draw_figure5  # noqa: E402
-from scripts.reproduction.plan import ROOT, Run, Setting, Table, planned_runs, read_tables  # noqa: E402
+from scripts.reproduction.plan import ROOT, PlannedRun, Setting, Table, planned_runs, read_tables  # noqa: E402
 from utils.engine import PROTOCOLS  # noqa: E402
 from utils.errors import InputError, OneLineParser, exit_on_input_error  # noqa: E402
 from utils.features.convert import features_in  # noqa: E402
@@ -128,7 +128,9 @@ def _setting(arguments: argparse.Namespace, table: Table, more: list[str]) -> Se
     return Setting(base, data, arguments.run_dir, tuple(more))
 
 
-def _tell_plan(table: Table, setting: Setting, runs: list[Run], places: list, elsewhere: bool) -> list[Run]:
+def _tell_plan(
+    table: Table, setting: Setting, runs: list[PlannedRun], places: list, elsewhere: bool
+) -> list[PlannedRun]:
     """Print what is done, what is to do and what it costs here; returns what is to do."""
     todo = [run for run in runs if not run.is_done()]
     iterations = runs[0].options.max_iter
@@ -146,7 +148,7 @@ def _tell_plan(table: Table, setting: Setting, runs: list[Run], places: list, el
     return todo
 
 
-def _tell_results(table: Table, setting: Setting, runs: list[Run], arguments: argparse.Namespace) -> None:
+def _tell_results(table: Table, setting: Setting, runs: list[PlannedRun], arguments: argparse.Namespace) -> None:
     """Print the table of the runs that are done, and write its Markdown and CSV."""
     columns = results.columns_of(results.results_of(runs))
     if not columns:

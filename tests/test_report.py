@@ -19,9 +19,9 @@ import yaml
 from eval.detection import evaluate_detections
 from eval.diagnosis import KINDS
 from eval.html_report import videos
+from eval.html_report.finished_run import read_runs
 from eval.html_report.page import render_report
-from eval.html_report.run_folder import read_runs
-from eval.html_report.tables import results_tables
+from eval.html_report.page_tables import results_tables
 from eval.outputs import write_outputs
 from eval.tables import read_ground_truth
 from utils.datasets import DATASETS

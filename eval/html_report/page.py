@@ -18,8 +18,8 @@ from plotly.offline import get_plotlyjs
 from eval.average_precision import range_name
 from eval.detection import DetectionResult, evaluate_detections
 from eval.diagnosis import KINDS, MIN_TIOU, diagnose
-from eval.html_report.run_folder import DETECTED, Run
-from eval.html_report.tables import (
+from eval.html_report.finished_run import DETECTED, FinishedRun
+from eval.html_report.page_tables import (
     diagnosis_rows,
     headline,
     mean_or_none,
@@ -46,7 +46,7 @@ class Evaluated:
     diagnosis: dict
 
 
-def render_report(runs: Sequence[Run]) -> str:
+def render_report(runs: Sequence[FinishedRun]) -> str:
     """The page of one or several runs of one dataset, compared."""
     annotations, spec = load_annotations(runs[0].dataset), runs[0].spec
     truth = read_ground_truth(runs[0].dataset, spec.test_subset)
@@ -82,7 +82,7 @@ def render_report(runs: Sequence[Run]) -> str:
     )
 
 
-def _evaluate(run: Run, annotations: Annotations, truth: GroundTruth) -> Evaluated:
+def _evaluate(run: FinishedRun, annotations: Annotations, truth: GroundTruth) -> Evaluated:
     # Where the run was told to skip videos without features, only those count that it gives an answer for.
     skips = run.options.get("missing_features") == "skip"
     videos = [video for video in run.detections.videos if video in truth.segments.videos] if skips else None
@@ -103,7 +103,7 @@ def _evaluate(run: Run, annotations: Annotations, truth: GroundTruth) -> Evaluat
     return Evaluated(results, judge(first), diagnose(first, durations, run.spec.name, run.snippet_rate))
 
 
-def _protocols(run: Run, applicable: Sequence[str], videos: Sequence[str] | None) -> list[str]:
+def _protocols(run: FinishedRun, applicable: Sequence[str], videos: Sequence[str] | None) -> list[str]:
     """The run's own, then the published variants that say something else: not those that leave out videos which
     the run has left out itself, nor the ambiguous-segment rule, which the run has applied."""
     variants = [
@@ -115,7 +115,7 @@ def _protocols(run: Run, applicable: Sequence[str], videos: Sequence[str] | None
     return list(dict.fromkeys((*run.protocols, *variants)))
 
 
-def _notes(run: Run, evaluated: Evaluated) -> list[str]:
+def _notes(run: FinishedRun, evaluated: Evaluated) -> list[str]:
     """What was not counted as it stands, and whether detections.json says what metrics.json says."""
     notes = dict.fromkeys(note for result in evaluated.results.values() for note in result.notes)
     for protocol in run.protocols:
@@ -129,7 +129,7 @@ def _notes(run: Run, evaluated: Evaluated) -> list[str]:
     return [f"{run.name}: {note}" for note in notes]
 
 
-def _page_data(runs: Sequence[Run], evaluated: Sequence[Evaluated], annotations: Annotations) -> dict:
+def _page_data(runs: Sequence[FinishedRun], evaluated: Sequence[Evaluated], annotations: Annotations) -> dict:
     """What report.js draws; its times are in seconds, its scores fractions."""
     spec = runs[0].spec
     return {
@@ -156,7 +156,7 @@ def _page_data(runs: Sequence[Run], evaluated: Sequence[Evaluated], annotations:
     }
 
 
-def _log_point(record: dict, run: Run) -> dict:
+def _log_point(record: dict, run: FinishedRun) -> dict:
     """One evaluation of log.jsonl: losses, and the scores that are worth a curve; None for a gap in it."""
     scores = record["scores"]
     curves = {}
@@ -175,7 +175,7 @@ def _log_point(record: dict, run: Run) -> dict:
     return {"iteration": record["iteration"], "losses": losses, "scores": curves}
 
 
-def _videos(runs: Sequence[Run], evaluated: Sequence[Evaluated], annotations: Annotations) -> list[dict]:
+def _videos(runs: Sequence[FinishedRun], evaluated: Sequence[Evaluated], annotations: Annotations) -> list[dict]:
     """Every video that a run has an answer for, in the order of the annotations."""
     answers = [_video_answers(run, each, annotations) for run, each in zip(runs, evaluated, strict=True)]
     return [
@@ -199,7 +199,7 @@ def _video(video_id: str, answers: Sequence[dict | None], annotations: Annotatio
     }
 
 
-def _video_answers(run: Run, evaluated: Evaluated, annotations: Annotations) -> dict[str, dict]:
+def _video_answers(run: FinishedRun, evaluated: Evaluated, annotations: Annotations) -> dict[str, dict]:
     """{video_id: curves, detections, AP and counts} of the videos of one run."""
     result, verdicts = evaluated.results[run.protocols[0]], evaluated.verdicts
     rate = run.snippet_rate if PROTOCOLS[result.protocol].on_grid else 1.0

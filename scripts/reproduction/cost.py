@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.reproduction.plan import Run
+from scripts.reproduction.plan import PlannedRun
 from utils.errors import InputError
 from utils.formats.files import read_json, read_json_lines
 
@@ -23,12 +23,12 @@ class Cost:
     seconds: float
     source: str
 
-    def of(self, runs: Sequence[Run]) -> float:
+    def of(self, runs: Sequence[PlannedRun]) -> float:
         """Seconds that these runs take, one after another."""
         return self.seconds * sum(run.options.max_iter for run in runs)
 
 
-def measure_cost(folder: Path, run: Run, environment: Mapping[str, str]) -> Cost:
+def measure_cost(folder: Path, run: PlannedRun, environment: Mapping[str, str]) -> Cost:
     """The cost of runs like `run`, from those in the setting's `folder` that are finished and about as long."""
     costs = [read_json(path) for path in sorted(folder.glob(f"*/{COST}"))]
     # The start and the first evaluation weigh more in a shorter run.
@@ -38,7 +38,7 @@ def measure_cost(folder: Path, run: Run, environment: Mapping[str, str]) -> Cost
     return Cost(_probe(run, environment) / run.options.max_iter, f"measured on {STEPS} steps and an evaluation")
 
 
-def _probe(run: Run, environment: Mapping[str, str]) -> float:
+def _probe(run: PlannedRun, environment: Mapping[str, str]) -> float:
     """Seconds of a whole run, from a very short one: its steps and, times the evaluations, all the rest."""
     with tempfile.TemporaryDirectory() as folder:
         command = [*run.command, "--run-dir", folder, "--max-iter", str(STEPS), "--eval-every", str(STEPS)]

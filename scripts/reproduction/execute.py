@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from scripts.reproduction.cost import COST, as_time, last_line
-from scripts.reproduction.plan import Run
+from scripts.reproduction.plan import PlannedRun
 from utils.errors import InputError
 from utils.formats.files import read_json_lines, write_json
 
@@ -39,7 +39,7 @@ def say(text: str) -> None:
 class _Job:
     """One run in progress; its output goes to a log beside the run folders."""
 
-    run: Run
+    run: PlannedRun
     environment: Environment
 
     def __post_init__(self):
@@ -81,7 +81,7 @@ class _Job:
             self.process.terminate()
 
 
-def run_here(runs: Sequence[Run], places: Sequence[Environment]) -> list[Run]:
+def run_here(runs: Sequence[PlannedRun], places: Sequence[Environment]) -> list[PlannedRun]:
     """Do the runs, as many at a time as there are places; returns those that failed.
 
     On Ctrl-C each run in progress saves itself, and the program ends; the same command continues.
@@ -119,7 +119,7 @@ def run_here(runs: Sequence[Run], places: Sequence[Environment]) -> list[Run]:
     return failed
 
 
-def run_on_slurm(runs: Sequence[Run], folder: Path, parameters: Mapping[str, str]) -> list[Run]:
+def run_on_slurm(runs: Sequence[PlannedRun], folder: Path, parameters: Mapping[str, str]) -> list[PlannedRun]:
     """Send the runs out as one job array and wait for them; returns those that failed.
 
     Args:

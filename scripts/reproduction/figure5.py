@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.html_report.run_folder import Run, read_runs
+from eval.html_report.finished_run import FinishedRun, read_runs
 from eval.outputs import open_outputs
 from eval.report import DETECTION, FUSED, GROUND_TRUTH
 from eval.tables import Table as Detections
@@ -46,7 +46,7 @@ def draw_figure5(
     return paths
 
 
-def _known(video_id: str, annotations: Annotations, runs: dict[str, Run]) -> Video:
+def _known(video_id: str, annotations: Annotations, runs: dict[str, FinishedRun]) -> Video:
     for name, run in runs.items():
         with open_outputs(run.outputs) as outputs:
             if video_id not in outputs or video_id not in annotations.videos:
@@ -54,7 +54,7 @@ def _known(video_id: str, annotations: Annotations, runs: dict[str, Run]) -> Vid
     return annotations.videos[video_id]
 
 
-def _varied(annotations: Annotations, runs: dict[str, Run]) -> list[Video]:
+def _varied(annotations: Annotations, runs: dict[str, FinishedRun]) -> list[Video]:
     """Of each class its video with the most instances, the fullest first."""
     with open_outputs(next(iter(runs.values())).outputs) as outputs:
         videos = [annotations.videos[video_id] for video_id in outputs.video_ids if video_id in annotations.videos]
@@ -71,7 +71,7 @@ def _label(video: Video) -> str:
     return max(names, key=names.count) if names else video.labels[0]
 
 
-def _draw_video(part: Figure, video: Video, runs: dict[str, Run]) -> None:
+def _draw_video(part: Figure, video: Video, runs: dict[str, FinishedRun]) -> None:
     label = _label(video)
     truth = [s for s, name in zip(video.segments, video.segment_labels, strict=True) if name == label]
     axes = part.subplots(1 + len(runs), 1, sharex=True, height_ratios=(0.35, *[1] * len(runs)))

@@ -47,7 +47,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One training: its folder, the command, and the options that it resolves to."""
 
     key: str
@@ -102,7 +102,7 @@ class Setting:
     def folder(self) -> Path:
         return self.run_dir / self.base.stem / self.path_dataset.resolve().name
 
-    def run(self, row: Row, seed: int) -> Run:
+    def run(self, row: Row, seed: int) -> PlannedRun:
         """One row with one seed. A wrong option ends the program with one line (options.parse_args)."""
         folder = self.folder / f"{row.key}_s{seed}"
         config = ["--config", str(self.base)]
@@ -112,7 +112,7 @@ class Setting:
         argv = [*config, "--path-dataset", str(self.path_dataset), "--run-dir", str(folder), "--seed", str(seed)]
         argv += self.more
         command = (sys.executable, str(ROOT / "main.py"), *argv, "--resume")
-        return Run(row.key, folder, command, parse_args(argv))
+        return PlannedRun(row.key, folder, command, parse_args(argv))
 
 
 def read_tables() -> dict[str, Table]:
@@ -165,7 +165,7 @@ def _facts(row: dict) -> list[str]:
     return [str(row["year"]), *supervision, *([row["protocol"]] if row["protocol"] else [])]
 
 
-def planned_runs(table: Table, setting: Setting, seeds: Sequence[int]) -> list[Run]:
+def planned_runs(table: Table, setting: Setting, seeds: Sequence[int]) -> list[PlannedRun]:
     """The runs of a table: all rows with the first seed, then with the next, so that a stopped table is whole."""
     base = setting.run(Row("", table.model, None, None, {}), 0).options
     if base.model != table.model:

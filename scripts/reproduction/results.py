@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 
 from eval.report import mean_map
-from scripts.reproduction.plan import Row, Run, Table
+from scripts.reproduction.plan import PlannedRun, Row, Table
 from utils.datasets import DATASETS, DatasetSpec
 from utils.engine import PROTOCOLS
 from utils.formats.files import atomic_write, read_json, read_yaml
@@ -114,7 +114,7 @@ def columns_of(results: Iterable[Result]) -> list[Column]:
     return [Column(*key, tuple(group)) for key, group in sorted(groups.items())]
 
 
-def results_of(runs: Sequence[Run]) -> list[Result]:
+def results_of(runs: Sequence[PlannedRun]) -> list[Result]:
     """Of those runs that are done."""
     return [read_result(run.folder) for run in runs if run.is_done()]
 

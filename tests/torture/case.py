@@ -10,8 +10,8 @@ import main as training
 import test as testing
 from eval.detection import main as evaluate
 from eval.diagnosis import main as diagnose
+from eval.html_report.finished_run import read_runs
 from eval.html_report.page import render_report
-from eval.html_report.run_folder import read_runs
 from eval.outputs import open_outputs
 from options import parse_args
 from utils.annotations import load_annotations

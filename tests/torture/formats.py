@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 import torch
 
-from eval.html_report.run_folder import read_runs
+from eval.html_report.finished_run import read_runs
 from eval.outputs import open_outputs
 from eval.tables import read_detections, read_ground_truth
 from model import CO2Net

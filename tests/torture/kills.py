@@ -21,7 +21,7 @@ from itertools import count
 from pathlib import Path
 from random import Random
 
-from eval.html_report.run_folder import read_runs
+from eval.html_report.finished_run import read_runs
 from eval.outputs import open_outputs
 from tests.torture.attempt import Attempt
 from tests.torture.compare import compare

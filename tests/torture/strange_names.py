@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.html_report.finished_run import read_runs
 from eval.html_report.page import render_report
-from eval.html_report.run_folder import read_runs
 from eval.outputs import open_outputs
 from eval.tables import read_detections
 from tests.torture.attempt import Attempt

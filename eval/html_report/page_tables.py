@@ -10,7 +10,7 @@ import numpy as np
 
 from eval.average_precision import range_name
 from eval.detection import DetectionResult
-from eval.html_report.run_folder import DETECTED, Run
+from eval.html_report.finished_run import DETECTED, FinishedRun
 from eval.protocols import PROTOCOLS
 from eval.report import mean_map
 from utils.datasets import DatasetSpec
@@ -27,7 +27,7 @@ def mean_or_none(scores: dict, tiou_range: tuple[float, float]) -> float | None:
     return None if math.isnan(mean) else mean
 
 
-def headline(run: Run) -> dict:
+def headline(run: FinishedRun) -> dict:
     """The one number of each checkpoint that the field compares, under the run's first protocol."""
     protocol = run.protocols[0]
     scores = [
@@ -37,13 +37,13 @@ def headline(run: Run) -> dict:
     return {"name": run.name, "protocol": protocol, "scores": scores, "simulated": run.simulated}
 
 
-def run_facts(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def run_facts(runs: Sequence[FinishedRun]) -> list[tuple[str, list[str]]]:
     """What one wants to know of a run first: a row a fact, a column a run."""
     columns = [_facts(run) for run in runs]
     return [(name, [column[name] for column in columns]) for name in columns[0]]
 
 
-def _facts(run: Run) -> dict[str, str]:
+def _facts(run: FinishedRun) -> dict[str, str]:
     environment, options = run.environment, run.options
     features = {True: "SIMULATED", False: "of real videos", None: "unknown whether simulated (they are not here)"}
     revision = str(environment.get("revision") or "unknown")
@@ -61,7 +61,7 @@ def _facts(run: Run) -> dict[str, str]:
     }
 
 
-def options_table(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
+def options_table(runs: Sequence[FinishedRun]) -> list[tuple[str, list[str], bool]]:
     """Name, value in each run, and whether the runs differ in it."""
     names = dict.fromkeys(name for run in runs for name in run.options)
     rows = []
@@ -75,7 +75,7 @@ def _option(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def results_tables(runs: Sequence[Run]) -> list[dict]:
+def results_tables(runs: Sequence[FinishedRun]) -> list[dict]:
     """A table a protocol: every run and checkpoint, and the paper's rows that were scored the same way.
 
     A last one without rows of ours: published rows whose protocol nobody says.
@@ -146,7 +146,7 @@ def _as_printed(value: float | None) -> str | None:
     return None if value is None else f"{value:.1f}"
 
 
-def protocol_rows(run: Run, results: dict[str, DetectionResult]) -> dict:
+def protocol_rows(run: FinishedRun, results: dict[str, DetectionResult]) -> dict:
     """The same detections under every protocol: checkpoints by metrics.json's, then `last` by published variants.
 
     Of two protocols the third row is their difference.

@@ -18,7 +18,7 @@ DETECTED = "last"  # the checkpoint that detections.json and outputs.h5 are of
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class FinishedRun:
     """What a run folder says about the run; `simulated` is None where nobody can tell."""
 
     name: str
@@ -39,7 +39,7 @@ class Run:
         return DATASETS[self.options["dataset"]]
 
 
-def read_runs(folders: Sequence[str | Path], path_dataset: str | Path | None = None) -> list[Run]:
+def read_runs(folders: Sequence[str | Path], path_dataset: str | Path | None = None) -> list[FinishedRun]:
     """The runs to compare, in the order given, each under a name of its own.
 
     InputError, one line: a folder that is no finished run, runs of different datasets.
@@ -60,7 +60,7 @@ def read_runs(folders: Sequence[str | Path], path_dataset: str | Path | None = N
     return runs
 
 
-def _read_run(folder: Path, name: str, path_dataset: str | Path | None) -> Run:
+def _read_run(folder: Path, name: str, path_dataset: str | Path | None) -> FinishedRun:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run folder")
     for file in ("metrics.json", "options.yaml", "detections.json", "outputs.h5"):
@@ -70,7 +70,7 @@ def _read_run(folder: Path, name: str, path_dataset: str | Path | None) -> Run:
     metrics = _read_metrics(folder / "metrics.json")
     environment = _read_environment(folder / "environment.json")
     dataset = _dataset_folder(options, folder, path_dataset)
-    return Run(
+    return FinishedRun(
         name=name,
         folder=folder,
         options=options,
