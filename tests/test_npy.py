@@ -5,8 +5,6 @@ import os
 import pickle
 import random
 import struct
-import subprocess
-import sys
 import tracemalloc
 
 import numpy as np
@@ -15,8 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.conftest import ROOT
-from tests.torture import fuzz
 from utils.errors import InputError
 from utils.formats import npy
 from utils.formats.npy import array_shape, load_array, load_names, load_plain_array
@@ -400,16 +396,3 @@ def test_damaged_files_are_read_or_refused(tmp_path, protocol):
             assert "\n" not in str(error)
             outcomes.add(InputError)
     assert outcomes == {np.ndarray, InputError}
-
-
-def test_the_fuzzer_says_what_it_needs(run_main, monkeypatch):
-    monkeypatch.setitem(sys.modules, "atheris", None)
-    status, _, stderr = run_main(fuzz.main, "npy")
-    assert status == 2
-    assert stderr == "error: the fuzzer needs atheris, which is not installed here: pip install atheris\n"
-
-
-def test_the_fuzzer_explains_itself():
-    done = subprocess.run([sys.executable, ROOT / "tests/torture/fuzz.py", "--help"], capture_output=True, text=True)
-    assert "--seconds N" in done.stdout
-    assert "--seconds 600" in done.stdout

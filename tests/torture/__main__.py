@@ -1,6 +1,6 @@
 """Kills, damaged files and files of strangers, at random: nothing may be lost, wrong in silence, or run.
 
-python tests/torture/__main__.py [--minutes N] [--seed S] [--only PART ...] [--markdown FILE] [--json FILE]
+python -m tests.torture [--minutes N] [--seed S] [--only PART ...] [--markdown FILE] [--json FILE]
 """
 
 import os
@@ -15,8 +15,6 @@ import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from dataclasses import asdict  # noqa: E402
 from pathlib import Path  # noqa: E402
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from scripts.benchmarks.measure import describe_machine, machine_line  # noqa: E402
 from tests.torture import page  # noqa: E402
@@ -41,8 +39,8 @@ All of it in a temporary folder, on a small SIMULATED dataset, under Linux. Runs
 done to each follows from --seed and its number; only the moment of a kill depends on the machine. A failure is
 repeated by its number, and what it leaves is kept:
 
-  python tests/torture/__main__.py --minutes 20 --seed 0 --markdown docs/reliability.md
-  python tests/torture/__main__.py --only damage --seed 0 --first 1234 --damaged 1
+  python -m tests.torture --minutes 20 --seed 0 --markdown docs/reliability.md
+  python -m tests.torture --only damage --seed 0 --first 1234 --damaged 1
 """
 
 
@@ -123,7 +121,7 @@ def _tell(
         failures = [asdict(failure) for failure in setting.failures]
         write_json(args.json, {"machine": machine, "seed": args.seed, **counts, "failures": failures}, indent=1)
     if args.markdown:
-        command = ["python", "tests/torture/__main__.py", *args.words]
+        command = ["python", "-m", "tests.torture", *args.words]
         write_text(args.markdown, page.as_page(tables, setting.failures, machine, command, did))
     written = [str(path) for path in (args.markdown, args.json) if path]
     print(f"written: {', '.join(written)}" if written else "nothing was written; see --markdown and --json")
@@ -137,7 +135,7 @@ def _remove_all_but(kept: Path) -> None:
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
-        prog="tests/torture/__main__.py",
+        prog="python -m tests.torture",
         description=__doc__.splitlines()[0],
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,4 +1,4 @@
-"""tests/torture/__main__.py: a small share of it finds nothing, counts what it did, and a reader that is wrong is found."""
+"""A short share of the long run finds nothing, counts its work, and finds a reader that is wrong."""
 
 import json
 import os
@@ -19,7 +19,6 @@ from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 
-sys.path.insert(0, "scripts")
 import tests.torture.__main__ as torture
 import utils.formats.files
 from tests.torture.setting import Setting
@@ -126,7 +125,7 @@ def test_a_failure_is_repeated_by_its_number(done):
 
 def test_the_page_is_written_from_the_run(done):
     page = (done[0] / "page.md").read_text()
-    assert page.startswith("# Reliability\n\nWritten by `python tests/torture/__main__.py --minutes 5 ")
+    assert page.startswith("# Reliability\n\nWritten by `python -m tests.torture --minutes 5 ")
     assert "**simulated**" in page
     assert f"| kills | {KILLS} |" in page
     assert "## Damaged files of others, one flip" in page
