@@ -1,77 +1,116 @@
-"""CO2-Net: snippet features of two modalities -> T-CAM and attention.
+"""CO2-Net: snippet features of two modalities to T-CAM and attention.
 
 Hong et al., "Cross-modal Consensus Network for Weakly Supervised Temporal Action Localization", ACM MM 2021
-(arXiv:2107.12589), Sections 3.3 and 3.4; equation numbers are the paper's. Where the paper is silent the
-authors' implementation ("release") is followed, because the published numbers came from it.
+(arXiv:2107.12589), Sections 3.3 and 3.4. Equation numbers are the paper's. Where the paper is silent, the network
+follows the authors' code ("release"), which produced the published numbers.
 
-Shapes: B videos, T snippets, D channels (D1, D2 of the two modalities), C action classes; the background class
-is class C, the last. Features come as (B, T, D); inside, convolutions see (B, D, T).
+Shapes: B videos, T snippets, D channels (D1, D2 of the two modalities), C action classes. The background class is
+class C, the last one. Features are (B, T, D); inside the network, convolutions see (B, D, T).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.fusion import ALTERNATIVES, CONSENSUS, GlobalContext, LocalContext, PerModality, activation
-from utils.run.fast_dropout import Dropout, Layers, without_padding
+
+def activation() -> nn.Module:
+    """Return the LeakyReLU that follows a convolution. It works in place: its gradient needs only its output."""
+    return nn.LeakyReLU(0.2, inplace=True)
+
+
+class GlobalContext(nn.Sequential):
+    """Global-context-aware unit F^G of Eq. 1: mean over time of a modality to a channel descriptor."""
+
+    # One pooled vector needs one tap. The release has three, of which the outer two only see zero padding.
+    # Its initialization counts all three.
+    INITIAL_TAPS = 3
+
+    def __init__(self, in_dim: int, out_dim: int, dropout: float = 0.5):
+        super().__init__(nn.Conv1d(in_dim, out_dim, 1), activation(), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the descriptor (B, D_out, 1) of a modality (B, D_in, T)."""
+        return super().forward(x.mean(dim=2, keepdim=True))
+
+
+class LocalContext(nn.Sequential):
+    """Cross-modal-aware unit F^L of Eq. 2: a modality (B, D_in, T) to a descriptor per snippet (B, D_out, T)."""
+
+    def __init__(self, in_dim: int, out_dim: int, dropout: float = 0.5):
+        super().__init__(nn.Conv1d(in_dim, out_dim, 3, padding=1), activation(), nn.Dropout(dropout))
 
 
 class ConsensusModule(nn.Module):
-    """Cross-modal consensus module (CCM): re-calibrates the main modality, Section 3.3."""
+    """Cross-modal consensus module (CCM), Section 3.3: re-calibrates the main modality."""
 
     def __init__(self, main_dim: int, auxiliary_dim: int, dropout: float = 0.5):
         super().__init__()
         self.global_context = GlobalContext(main_dim, main_dim, dropout)
         self.cross_modal = LocalContext(auxiliary_dim, main_dim, dropout)
 
-    def forward(self, main: Tensor, auxiliary: Tensor, valid: Tensor | None = None) -> Tensor:
-        """main (B, D1, T), auxiliary (B, D2, T) -> re-calibrated main modality (B, D1, T)."""
-        global_descriptor = self.global_context(main, valid)  # M^G (B, D1, 1), Eq. 1
-        local_descriptor = self.cross_modal(auxiliary, valid)  # M^L (B, D1, T), Eq. 2
+    def forward(self, main: Tensor, auxiliary: Tensor) -> Tensor:
+        """Return the re-calibrated main modality (B, D1, T) from main (B, D1, T) and auxiliary (B, D2, T)."""
+        global_descriptor = self.global_context(main)  # M^G, Eq. 1: (B, D1, 1)
+        local_descriptor = self.cross_modal(auxiliary)  # M^L, Eq. 2: (B, D1, T)
         return torch.sigmoid(global_descriptor * local_descriptor) * main  # Eq. 3
 
 
+class PerModality(nn.ModuleList):
+    """Two units with separate parameters; each modality is the main one in one of them (Figure 2)."""
+
+    def __init__(self, unit: Callable[[int, int], nn.Module], first_dim: int, second_dim: int):
+        super().__init__([unit(first_dim, second_dim), unit(second_dim, first_dim)])
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both enhanced modalities, (B, D1, T) and (B, D2, T)."""
+        return self[0](first, second), self[1](second, first)
+
+
+CCM = partial(PerModality, ConsensusModule)
+
+
 class AttentionUnit(nn.Module):
-    """Modality-specific attention unit F^A: how much each snippet is foreground, Section 3.4, Eq. 4."""
+    """Modality-specific attention unit F^A, Section 3.4: the foreground probability of each snippet."""
 
     def __init__(self, dim: int, hidden_dim: int = 512, dropout: float = 0.5, logit_dropout: float = 0.5):
         super().__init__()
-        self.layers = Layers(
+        self.layers = nn.Sequential(
             nn.Conv1d(dim, hidden_dim, 3, padding=1),
             activation(),
-            Dropout(dropout),
+            nn.Dropout(dropout),
             nn.Conv1d(hidden_dim, hidden_dim, 3, padding=1),
             activation(),
             nn.Conv1d(hidden_dim, 1, 1),
-            Dropout(logit_dropout),
+            nn.Dropout(logit_dropout),
         )
 
-    def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
-        """features (B, D, T) -> attention (B, T) in [0, 1]."""
-        return torch.sigmoid(self.layers(features, valid).squeeze(1))
+    def forward(self, features: Tensor) -> Tensor:
+        """Return attention (B, T) in [0, 1] from features (B, D, T), Eq. 4."""
+        return torch.sigmoid(self.layers(features).squeeze(1))
 
 
 class CO2Net(nn.Module):
-    """Two CCMs, two attention units, and a classifier over the fused features (Figure 2).
+    """CO2-Net (Figure 2): two CCMs, two attention units, and a classifier over the fused features.
 
     Args:
-        num_classes: action classes C; the network adds the background class itself.
-        modality_dims: channels (D1, D2) of the two modalities, in the order the features hold them.
-        temporal_pool: odd kernel, in snippets, of an average pool over time on T-CAM and attention, in training
-            and at test (release, ActivityNet1.2 only: 13), or None.
-        attention_logit_dropout: dropout on the attention logit in training (release: 0.5, so that half of the
-            snippets get attention 0.5; paper: 0).
-        consensus: `ccm`, or one of utils.fusion.ALTERNATIVES in its place (Tables 5 and 6).
-        stages: of the cross attention, where that is the consensus.
+        num_classes: Number of action classes C. The network adds the background class.
+        modality_dims: Channels (D1, D2) of the two modalities, in the order of the features.
+        temporal_pool: Odd kernel, in snippets, of an average pool over time on T-CAM and attention, or None. The
+            release pools on ActivityNet1.2 (kernel 13), in training and at test.
+        attention_logit_dropout: Dropout on the attention logit in training. The release has 0.5, so half of the
+            snippets get attention 0.5. The paper has none.
+        consensus: Factory of the module that enhances both modalities, from (D1, D2). The default is the CCM;
+            utils/fusion.py has the alternatives of Tables 5 and 6.
 
     Raises:
-        ValueError: for fewer than one class, not two modalities, an even kernel, or an unknown consensus.
+        ValueError: If there is no class, not exactly two modalities, or an even kernel.
     """
 
-    CLASS_LAYER = "classifier.4.weight"  # the parameter that has a row a class, and one for the background
+    CLASS_LAYER = "classifier.4.weight"  # the parameter with one row per class, background last
 
     def __init__(
         self,
@@ -79,65 +118,73 @@ class CO2Net(nn.Module):
         modality_dims: Sequence[int] = (1024, 1024),
         temporal_pool: int | None = None,
         attention_logit_dropout: float = 0.5,
-        consensus: str = "ccm",
-        stages: int = 2,
+        consensus: Callable[[int, int], nn.Module] = CCM,
     ):
         super().__init__()
-        _check_sizes(num_classes, modality_dims, temporal_pool)
-        first_dim, second_dim = self.modality_dims = tuple(modality_dims)
-        fused_dim = first_dim + second_dim
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}, expected at least 1")
+        if len(modality_dims) != 2 or min(modality_dims) < 1:
+            raise ValueError(f"modality_dims is {tuple(modality_dims)}, expected the widths of two modalities")
+        if temporal_pool is not None and (temporal_pool < 1 or temporal_pool % 2 == 0):
+            raise ValueError(f"temporal_pool is {temporal_pool}, expected an odd number of snippets or None")
         self.num_classes = num_classes
+        self.modality_dims = tuple(modality_dims)
         self.temporal_pool = temporal_pool
-        self.consensus = build_consensus(consensus, first_dim, second_dim, stages)
+        dim = sum(self.modality_dims)
+        self.consensus = consensus(*self.modality_dims)
         self.attention_units = nn.ModuleList(
-            [AttentionUnit(dim, logit_dropout=attention_logit_dropout) for dim in self.modality_dims]
+            [AttentionUnit(d, logit_dropout=attention_logit_dropout) for d in self.modality_dims]
         )
-        self.fusion = Layers(nn.Conv1d(fused_dim, fused_dim, 1), activation(), Dropout(0.7))
-        self.classifier = Layers(
-            Dropout(0.7),
-            nn.Conv1d(fused_dim, fused_dim, 3, padding=1),
+        self.fusion = nn.Sequential(nn.Conv1d(dim, dim, 1), activation(), nn.Dropout(0.7))
+        self.classifier = nn.Sequential(
+            nn.Dropout(0.7),
+            nn.Conv1d(dim, dim, 3, padding=1),
             activation(),
-            Dropout(0.7),
-            nn.Conv1d(fused_dim, num_classes + 1, 1),
+            nn.Dropout(0.7),
+            nn.Conv1d(dim, num_classes + 1, 1),
         )
-        self.apply(_initialize)
+        self.apply(init_conv)
         for module in self.consensus.modules():
             if isinstance(module, GlobalContext):
-                _initialize(module[0], taps=module.INITIAL_TAPS)
+                init_conv(module[0], taps=module.INITIAL_TAPS)
 
-    def forward(self, features: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
-        """Snippet features (B, T, D1 + D2), first modality first, T >= 1, to a dict of
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """Return T-CAM and attention.
 
-        * `cas` (B, T, C + 1): T-CAM logits S, background last
-        * `attention` (B, T): fused attention A, Eq. 5
-        * `modality_attention` (B, 2, T): A of each modality, Eq. 4
-        * `features` (B, T, D1 + D2): fused features X_bar, which the co-activity similarity loss sees
+        Args:
+            features: Snippet features (B, T, D1 + D2), first modality first, T >= 1.
 
-        valid (B, T): True for snippets, False for padding, which then changes nothing at the snippets; what comes out
-        for padding means nothing. None: all are snippets.
+        Returns:
+            A dict of
+
+            * `cas` (B, T, C + 1): T-CAM logits S, background last
+            * `attention` (B, T): fused attention A, Eq. 5
+            * `modality_attention` (B, 2, T): attention of each modality, Eq. 4
+            * `features` (B, T, D1 + D2): fused features X_bar, the input of the co-activity similarity loss
 
         Raises:
-            ValueError: if the features are not of that shape.
+            ValueError: If the features have another shape.
         """
         if features.ndim != 3 or features.shape[1] < 1 or features.shape[2] != sum(self.modality_dims):
             expected = f"(videos, snippets >= 1, {sum(self.modality_dims)})"
             raise ValueError(f"features have shape {tuple(features.shape)}, expected {expected}")
-        # (B, D1, T), (B, D2, T), laid out as the convolutions take them, or each would do it again.
+        # Made contiguous once; otherwise every convolution would copy its input.
         first, second = (x.transpose(1, 2).contiguous() for x in features.split(self.modality_dims, dim=-1))
-        enhanced = torch.cat(self.consensus(first, second, valid), dim=1)  # (B, D1 + D2, T)
-        modalities = enhanced.split(self.modality_dims, dim=1)  # which are not kept a second time for the gradient
+        enhanced = torch.cat(self.consensus(first, second), dim=1)  # (B, D1 + D2, T)
+        # The attention units see views of `enhanced`, so autograd stores it only once.
         modality_attention = torch.stack(
-            [unit(x, valid) for unit, x in zip(self.attention_units, modalities, strict=True)], dim=1
+            [unit(x) for unit, x in zip(self.attention_units, enhanced.split(self.modality_dims, dim=1), strict=True)],
+            dim=1,
         )  # (B, 2, T)
         fused = self.fusion(enhanced)  # (B, D1 + D2, T)
-        cas = self.classifier(fused, valid)  # (B, C + 1, T)
+        cas = self.classifier(fused)  # (B, C + 1, T)
         if self.temporal_pool is not None:
-            cas, modality_attention = (self._pool(without_padding(x, valid)) for x in (cas, modality_attention))
+            cas, modality_attention = self._pool(cas), self._pool(modality_attention)
         return {
-            "cas": cas.transpose(1, 2),
+            "cas": cas.transpose(1, 2),  # (B, T, C + 1)
             "attention": modality_attention.mean(dim=1),
             "modality_attention": modality_attention,
-            "features": fused.transpose(1, 2),
+            "features": fused.transpose(1, 2),  # (B, T, D1 + D2)
         }
 
     def _pool(self, x: Tensor) -> Tensor:
@@ -145,29 +192,14 @@ class CO2Net(nn.Module):
         return F.avg_pool1d(x, self.temporal_pool, stride=1, padding=self.temporal_pool // 2)
 
 
-def build_consensus(name: str, first_dim: int, second_dim: int, stages: int = 2) -> nn.Module:
-    """What enhances two modalities, by its name in utils.fusion.CONSENSUS; `stages` is of the cross attention."""
-    if name not in CONSENSUS:
-        raise ValueError(f"consensus is {name!r}, expected one of {', '.join(CONSENSUS)}")
-    if name == "ccm":
-        return PerModality(ConsensusModule, first_dim, second_dim)
-    more = {"stages": stages} if name == "cross_attention" else {}
-    return ALTERNATIVES[name](first_dim, second_dim, **more)
+def init_conv(module: nn.Module, taps: int | None = None) -> None:
+    """Initialize a convolution as the release does: Kaiming uniform weights (a = 0, fan in), zero biases.
 
-
-def _check_sizes(num_classes: int, modality_dims: Sequence[int], temporal_pool: int | None) -> None:
-    if num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes}, expected at least 1")
-    if len(modality_dims) != 2 or min(modality_dims) < 1:
-        raise ValueError(f"modality_dims is {tuple(modality_dims)}, expected the widths of two modalities")
-    if temporal_pool is not None and (temporal_pool < 1 or temporal_pool % 2 == 0):
-        raise ValueError(f"temporal_pool is {temporal_pool}, expected an odd number of snippets or None")
-
-
-def _initialize(module: nn.Module, taps: int | None = None) -> None:
-    """Kaiming uniform (a = 0, fan in) weights and zero biases for a convolution (release)."""
+    Args:
+        module: Any module; all but `nn.Conv1d` stay as they are.
+        taps: Kernel size that the fan-in counts. By default the convolution's own.
+    """
     if isinstance(module, nn.Conv1d):
-        fan_in = module.in_channels * (taps or module.kernel_size[0])
-        bound = math.sqrt(6 / fan_in)
+        bound = math.sqrt(6 / (module.in_channels * (taps or module.kernel_size[0])))
         nn.init.uniform_(module.weight, -bound, bound)
         nn.init.zeros_(module.bias)

@@ -23,7 +23,7 @@ from utils.fusion import CONSENSUS
 from utils.inference import BUCKET_SNIPPETS, buckets, network_outputs, run_test_set
 from utils.losses import CO2Loss
 from utils.methods.audio_visual import AudioVisualNet
-from utils.run.fast_dropout import Dropout, Layers
+from utils.run.fast_cpu import Dropout, Layers
 from utils.training_step import Objective, StepOutcome, TrainingStep, build_optimizer
 from wsad_dataset import Batch
 

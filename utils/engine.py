@@ -1,184 +1,258 @@
-"""What main.py and test.py share: the subsets, the evaluation of a network, and how a run is stopped."""
+"""One training step, predictions over a dataset, and their evaluation. main.py and test.py use these."""
 
 import os
-import signal
-import sys
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from tqdm import tqdm
 
+from eval.average_precision import mean_over_range
 from eval.classification import classification_map
 from eval.detection import evaluate_detections
 from eval.outputs import write_outputs
-from eval.proposals import DETECTION, LOCALIZATIONS
-from eval.report import mean_map, plot_videos
+from eval.pictures import plot_videos
+from eval.proposals import DETECTION
 from eval.snippet_accuracy import snippet_accuracy
 from eval.tables import Table, localized_table, read_ground_truth, write_detections
 from utils.annotations import Annotations
 from utils.datasets import DatasetSpec
 from utils.errors import InputError
-from utils.features.store import FeatureStore
-from utils.inference import VideoResult, run_test_set
-from utils.run.ranks import ALONE, Ranks
-from wsad_dataset import WeakVideoDataset
+from utils.methods import Method
+from utils.run.ranks import SINGLE_PROCESS, Ranks
+from utils.segments import seconds_to_snippets
+from wsad_dataset import Batch, WeakVideoDataset, is_out_of_memory, to_device
 
-PROTOCOLS = ("snippet", "seconds")  # in every table, side by side; the first one selects best.pt
+TABLE_PROTOCOLS = ("snippet", "seconds")  # side by side in every table; the first one selects best.pt
+OUTPUTS = ("cas", "attention", "modality_attention")  # network outputs that an evaluation uses
+BATCH_SNIPPETS = {"cpu": 2048, "cuda": 16384}  # per evaluation batch; small batches saturate a CPU
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` -> device; InputError if there is no GPU to use."""
+    """Return the device called `auto`, `cpu` or `cuda`; InputError if there is no GPU for `cuda`."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: PyTorch sees no CUDA GPU; use --device cpu or auto")
+        raise InputError("--device cuda: PyTorch finds no CUDA GPU; use --device cpu or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
 
 
-def open_subset(
-    store: FeatureStore,
-    annotations: Annotations,
-    spec: DatasetSpec,
-    subset: str,
-    missing_features: str,
-    video_ids: Sequence[str] | None = None,
-    device: torch.device | str | None = "cpu",
-) -> WeakVideoDataset:
-    """The videos of one subset (of these ids only), as the dataset's spec uses them, features kept on `device`."""
-    return WeakVideoDataset(
-        annotations,
-        store,
-        subset,
-        missing_features=missing_features,
-        min_snippets=spec.min_snippets,
-        video_ids=video_ids,
-        device=device,
-    )
-
-
-def split_holdout(annotations: Annotations, subset: str, fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """The subset's video ids, in file order, to train on and to hold out: a random `fraction`, rounded."""
-    video_ids = [video.video_id for video in annotations.subset(subset)]
-    generator = np.random.default_rng([seed, 2])  # apart from the batches' streams
-    count = round(fraction * len(video_ids))
-    if fraction and not 0 < count < len(video_ids):
-        raise InputError(
-            f"--holdout {fraction:g} of {len(video_ids)} videos holds out {count}; "
-            "at least one must be held out and one be left to train on"
-        )
-    held_out = set(generator.permutation(len(video_ids))[:count].tolist())
-    train = [video_id for index, video_id in enumerate(video_ids) if index not in held_out]
-    return train, [video_id for index, video_id in enumerate(video_ids) if index in held_out]
-
-
 @contextmanager
-def advice_on_memory(advice: str) -> Iterator[None]:
-    """InputError with this advice, in place of PyTorch's own words, where its memory does not suffice."""
+def memory_advice(advice: str) -> Iterator[None]:
+    """Turn PyTorch's out-of-memory errors into an InputError with this advice."""
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise InputError(f"out of memory ({str(error).splitlines()[0]}); {advice}") from None
 
 
-class HoldOut:
-    """Scores a network on held-out training videos by their video-level labels, all that weak supervision has."""
+class BatchLoss(nn.Module):
+    """Network and objective in one module, from a batch to loss terms. It is compiled and shared between ranks.
 
-    def __init__(self, dataset: WeakVideoDataset, criterion: nn.Module, localization: str = "outer_inner"):
-        self.dataset = dataset
-        self._video_scores = LOCALIZATIONS[localization].video_scores
-        # L_cas needs pairs; each video is its own batch here.
-        self._criterion = copy(criterion)
-        self._criterion.weights = {**criterion.weights, "cas": 0.0}
+    Args:
+        network: Network of a method.
+        objective: Objective of the same method.
+        precision: `float32`, or `bf16` to run the network under autocast. The losses are always float32.
+        compiled: Use torch.compile, with CUDA graphs on a GPU. The first step then takes about a minute.
 
-    @torch.no_grad()
-    def __call__(self, net: nn.Module) -> dict[str, float | None]:
-        """Video-level classification mAP (None if no video has a label), and the mean loss without L_cas."""
-        device = next(net.parameters()).device
-        net.eval()
-        scores, losses = [], []
-        for index in range(len(self.dataset)):
-            outputs = net(torch.tensor(self.dataset[index], device=device)[None])
-            labels = torch.tensor(self.dataset.labels[index], dtype=torch.float32, device=device)[None]
-            no_pairs = torch.zeros(0, 2, dtype=torch.long, device=device)
-            losses.append(self._criterion(outputs, labels, no_pairs)["total"].item())
-            cas, attention = (outputs[name][0].cpu().numpy() for name in ("cas", "attention"))
-            scores.append(self._video_scores(cas, attention)[:-1])
-        net.train()
-        mean_ap = classification_map(np.stack(scores), self.dataset.labels)[1]
-        return {"classification_mAP": _defined(mean_ap), "loss": float(np.mean(losses))}
+    Raises:
+        InputError: If it should be compiled for a CPU without a C++ compiler.
+    """
+
+    def __init__(self, network: nn.Module, objective: nn.Module, precision: str = "float32", compiled: bool = False):
+        super().__init__()
+        self.network, self.objective, self.bf16 = network, objective, precision == "bf16"
+        if compiled:
+            on_gpu = next(network.parameters()).is_cuda
+            if not on_gpu and shutil.which(os.environ.get("CXX", "g++")) is None:
+                raise InputError("--compile: no C++ compiler found (g++ or the one in CXX); install one or leave it out")
+            self.compile(mode="reduce-overhead" if on_gpu else "default", dynamic=False)
+
+    def forward(self, features: Tensor, labels: Tensor, pairs: Tensor) -> dict[str, Tensor]:
+        """Return the loss terms of a batch: features (B, T, D), labels (B, C), pairs (P, 2)."""
+        if self.bf16:
+            features = features.bfloat16()
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16):
+            outputs = self.network(features)
+        return self.objective({name: value.float() for name, value in outputs.items()}, labels, pairs)
+
+
+class StepOutcome(NamedTuple):
+    """Result of a training step, on the device. Reading a value waits for the step."""
+
+    terms: dict[str, Tensor]  # loss terms and total, detached scalars, means over ranks
+    finite: Tensor  # bool: the weights were updated
+
+
+def train_step(
+    batch_loss: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, ranks: Ranks = SINGLE_PROCESS
+) -> StepOutcome:
+    """Take one training step: forward, losses, backward, optimizer.
+
+    If a loss term or a gradient is not finite, weights and optimizer stay unchanged, on every rank. The device decides
+    this by itself, as in gradient scaling, so the host does not wait.
+
+    Args:
+        batch_loss: A BatchLoss, or the shared one of `Ranks.share`.
+        optimizer: A fused optimizer, which understands `found_inf`.
+        batch: A batch, on any device.
+        ranks: Processes that take the step together. Loss terms and gradients are means over them.
+    """
+    optimizer.zero_grad(set_to_none=True)  # frees the gradients before the activations need memory
+    device = next(batch_loss.parameters()).device
+    terms = batch_loss(*(to_device(part, device) for part in batch))
+    terms["total"].backward()
+    gradients = [parameter.grad for parameter in batch_loss.parameters() if parameter.grad is not None]
+    # The norm overflows where the square of a gradient does. Adam squares gradients too.
+    values = ranks.mean(torch.stack([*terms.values(), nn.utils.get_total_norm(gradients)]))
+    finite = values.isfinite().all()
+    optimizer.found_inf = (~finite).float()
+    optimizer.step()
+    return StepOutcome(dict(zip(terms, values, strict=False)), finite)
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """Outputs and detections of one video."""
+
+    video_id: str
+    cas: np.ndarray  # (T, C + 1) logits, or log probabilities
+    modality_attention: np.ndarray  # (2, T), or (0, T) for a network without it
+    attention: np.ndarray  # (T,)
+    detections: np.ndarray  # label, start, end (snippets), score; see eval.proposals
+
+
+def predict(
+    method: Method,
+    dataset: WeakVideoDataset,
+    annotations: Annotations,
+    snippet_rate: float,
+    indices: Sequence[int] | None = None,
+) -> list[VideoResult]:
+    """Run a network and its localization over all snippets of each video, in float32 and without dropout.
+
+    Args:
+        method: Network and localization.
+        dataset: Videos.
+        annotations: Only their ambiguous segments are used; detections that touch one are dropped.
+        snippet_rate: Snippets per second.
+        indices: Videos to run; all by default.
+
+    Returns:
+        Results in the order of the dataset.
+    """
+    indices = np.arange(len(dataset)) if indices is None else np.sort(indices)
+    results = {}
+    with tqdm(total=len(indices), desc="evaluating", leave=False, unit="video", disable=None) as bar:
+        for index, outputs in network_outputs(method.network, dataset, indices):
+            video_id = dataset.video_ids[index]
+            ambiguous = seconds_to_snippets(annotations.videos[video_id].ambiguous, snippet_rate)
+            outputs.setdefault("modality_attention", np.empty((0, len(outputs["attention"])), np.float32))
+            detections = method.localize(outputs["cas"], outputs["attention"], ambiguous=ambiguous)
+            results[index] = VideoResult(video_id=video_id, detections=detections, **outputs)
+            bar.update()
+    return [results[index] for index in indices.tolist()]
+
+
+@torch.no_grad()
+def network_outputs(
+    network: nn.Module, dataset: WeakVideoDataset, indices: np.ndarray
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Yield index and outputs of each video, shortest videos first, with the network in evaluation mode."""
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    try:
+        for batch in equal_length_batches(dataset.lengths[indices], BATCH_SNIPPETS[device.type]):
+            features = torch.from_numpy(np.stack([dataset[index] for index in indices[batch]]))  # (B, T, D)
+            outputs = network(to_device(features, device))
+            outputs = {name: outputs[name].cpu().numpy() for name in OUTPUTS if name in outputs}
+            for row, index in enumerate(indices[batch].tolist()):
+                yield index, {name: value[row] for name, value in outputs.items()}
+    finally:
+        network.train(was_training)
+
+
+def equal_length_batches(lengths: np.ndarray, max_snippets: int) -> Iterator[np.ndarray]:
+    """Yield batches of positions in `lengths` (N,), each of one length and of `max_snippets` or one video."""
+    for length in np.unique(lengths):
+        positions = np.flatnonzero(lengths == length)
+        size = max(1, max_snippets // length)
+        for first in range(0, len(positions), size):
+            yield positions[first : first + size]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One pass over the test subset, scored.
+    """Scored predictions over the test subset.
 
-    `metrics` is what metrics.json holds: `classification_map`, and under the name of each protocol `classes`,
-    `tiou_thresholds`, `ap` [threshold][class], `map` [threshold] and `average_map`, as fractions; where snippet
-    accuracy is the data set's measure, `snippet_accuracy` too, as eval.snippet_accuracy gives it.
+    Attributes:
+        results: Results per video; empty on ranks other than 0.
+        detections: All detections, in seconds; None on ranks other than 0.
+        metrics: Content of metrics.json, as fractions: `classification_map`, and per protocol `classes`,
+            `tiou_thresholds`, `ap` [threshold][class], `map` [threshold] and `average_map`. Datasets that measure
+            snippet accuracy also have `snippet_accuracy`.
+        selection: Score that selects best.pt: snippet accuracy, or the mean mAP of the main range, first protocol.
     """
 
     results: list[VideoResult]
-    detections: Table | None  # seconds; None on a rank that did not score them
+    detections: Table | None
     metrics: dict
-    selection: float  # what best.pt is chosen by: snippet accuracy, or mean mAP of the main range, first protocol
+    selection: float
 
 
 class Evaluator:
-    """Runs a network over a test subset and scores it under every protocol.
+    """Scores a method on a test subset under every protocol.
 
-    Ground truth counts for the dataset's videos and for those too short to be tested (release), not for videos
-    that are left out because they have no features.
+    The ground truth counts for the videos of the dataset and for those too short to be tested (release). It does not
+    count for videos without features. Ranks share the videos; rank 0 scores them.
 
-    Several ranks share the videos; rank 0 scores them, and the others get the scores alone, without results and
-    detections.
+    Raises:
+        InputError: If no testable video has an annotated segment.
     """
 
     def __init__(
-        self,
-        dataset: WeakVideoDataset,
-        annotations: Annotations,
-        spec: DatasetSpec,
-        localization: str = "outer_inner",
-        ranks: Ranks = ALONE,
+        self, dataset: WeakVideoDataset, annotations: Annotations, spec: DatasetSpec, ranks: Ranks = SINGLE_PROCESS
     ):
-        self._ranks = ranks
-        self.dataset, self.annotations, self.spec, self.localization = dataset, annotations, spec, localization
+        self.dataset, self.annotations, self.spec, self.ranks = dataset, annotations, spec, ranks
         self.snippet_rate = dataset.snippet_rate or spec.snippet_rate  # Hz
         self._ground_truth = read_ground_truth(annotations, spec.test_subset)
         self._video_ids = dataset.video_ids + dataset.too_short
         if not any(len(annotations.videos[video_id].segments) for video_id in self._video_ids):
             raise InputError(
-                f"no video of subset '{spec.test_subset}' that can be tested has an annotated segment; "
-                "without one there is nothing to evaluate on"
+                f"subset '{spec.test_subset}' has no annotated segment in a video that can be tested; "
+                "annotate at least one segment"
             )
 
-    def __call__(self, net: nn.Module) -> Evaluation:
+    def __call__(self, method: Method) -> Evaluation:
+        """Predict and score. Collective: all ranks must call this."""
         longest_first = np.argsort(-self.dataset.lengths, kind="stable")
-        own = np.sort(longest_first[self._ranks.rank :: self._ranks.size])  # about the same work for each
-        results = run_test_set(net, self.dataset, self.annotations, self.snippet_rate, self.localization, own)
-        shares = self._ranks.gather(dict(zip(own.tolist(), results, strict=True)))
-        found = {index: result for share in shares for index, result in share.items()}
-        evaluation = self._score([found[index] for index in sorted(found)]) if self._ranks.is_main else None
-        scores = self._ranks.once(lambda: (evaluation.metrics, evaluation.selection))
+        own = longest_first[self.ranks.rank :: self.ranks.size]  # about the same work for each rank
+        results = predict(method, self.dataset, self.annotations, self.snippet_rate, own)
+        shares = self.ranks.gather(results)
+        evaluation = self._score(method, [result for share in shares for result in share]) if self.ranks.is_main else None
+        scores = self.ranks.on_rank_zero(lambda: (evaluation.metrics, evaluation.selection))
         return evaluation or Evaluation([], None, *scores)
 
-    def _score(self, results: list[VideoResult]) -> Evaluation:
+    def _score(self, method: Method, results: list[VideoResult]) -> Evaluation:
+        order = {video_id: index for index, video_id in enumerate(self.dataset.video_ids)}
+        results = sorted(results, key=lambda result: order[result.video_id])
         localized = {result.video_id: result.detections for result in results}
-        # Videos too short to be tested are listed, without detections: their ground truth counts.
+        # Videos too short to be tested have no detections, but their ground truth counts.
         localized |= {video_id: np.empty(0, DETECTION) for video_id in self.dataset.too_short}
         detections = localized_table(localized, self.annotations.classes, self.snippet_rate)
-        video_scores = LOCALIZATIONS[self.localization].video_scores
-        scores = np.stack([video_scores(result.cas, result.attention)[:-1] for result in results])
-        metrics = {"classification_map": _defined(classification_map(scores, self.dataset.labels)[1])}
-        for protocol in PROTOCOLS:
+        scores = np.stack([method.video_scores(result.cas, result.attention)[:-1] for result in results])
+        metrics = {"classification_map": classification_map(scores, self.dataset.labels)[1]}
+        for protocol in TABLE_PROTOCOLS:
             metrics[protocol] = evaluate_detections(
                 self._ground_truth,
                 detections,
@@ -187,12 +261,50 @@ class Evaluator:
                 snippet_rate=self.snippet_rate,
                 videos=self._video_ids,
             ).as_dict()
-        selection = mean_map(metrics[PROTOCOLS[0]], self.spec.main_range)
+        selecting = metrics[TABLE_PROTOCOLS[0]]
+        selection = mean_over_range(selecting["tiou_thresholds"], selecting["map"], *self.spec.main_range)
         if subsets := self.spec.accuracy_subsets:
             activations = {result.video_id: result.cas for result in results}
-            scores = snippet_accuracy(activations, self.annotations, subsets, self.snippet_rate)
-            metrics["snippet_accuracy"], selection = scores, scores[subsets[0]]["accuracy"]
+            accuracies = snippet_accuracy(activations, self.annotations, subsets, self.snippet_rate)
+            metrics["snippet_accuracy"], selection = accuracies, accuracies[subsets[0]]["accuracy"]
         return Evaluation(results, detections, metrics, selection)
+
+
+def split_holdout(annotations: Annotations, subset: str, fraction: float, seed: int) -> tuple[list[str], list[str]]:
+    """Split the video ids of a subset at random into training and holdout videos, both in file order."""
+    video_ids = [video.video_id for video in annotations.subset(subset)]
+    generator = np.random.default_rng([seed, 2])  # independent of the streams of the batches
+    count = round(fraction * len(video_ids))
+    if fraction and not 0 < count < len(video_ids):
+        raise InputError(
+            f"--holdout {fraction:g} of {len(video_ids)} videos gives {count} holdout videos; "
+            "expected at least one, and at least one left to train on"
+        )
+    holdout = set(generator.permutation(len(video_ids))[:count].tolist())
+    return (
+        [video_id for index, video_id in enumerate(video_ids) if index not in holdout],
+        [video_id for index, video_id in enumerate(video_ids) if index in holdout],
+    )
+
+
+def holdout_scores(method: Method, dataset: WeakVideoDataset) -> dict[str, float | None]:
+    """Score a network on holdout videos by their video-level labels, all that weak supervision has.
+
+    Returns:
+        Video-level `classification_mAP` (None if no video has a label) and the mean `loss` without L_cas.
+    """
+    # L_cas needs pairs; here each video is a batch.
+    objective = copy(method.objective)
+    objective.weights = {**objective.weights, "cas": 0.0}
+    no_pairs = torch.zeros(0, 2, dtype=torch.long)
+    scores, losses = [], []
+    for index, outputs in network_outputs(method.network, dataset, np.arange(len(dataset))):
+        batch = {name: torch.from_numpy(value)[None] for name, value in outputs.items()}
+        labels = torch.from_numpy(dataset.labels[index]).float()[None]
+        losses.append(objective(batch, labels, no_pairs)["total"].item())
+        scores.append((index, method.video_scores(outputs["cas"], outputs["attention"])[:-1]))
+    ordered = np.stack([score for _, score in sorted(scores, key=lambda item: item[0])])
+    return {"classification_mAP": classification_map(ordered, dataset.labels)[1], "loss": float(np.mean(losses))}
 
 
 def write_results(
@@ -203,59 +315,7 @@ def write_results(
     modalities: Sequence[str],
     title: str,
 ) -> None:
-    """What an evaluation found, video by video: detections.json, outputs.h5 and the picture videos.png."""
+    """Write detections.json, outputs.h5 and the picture videos.png of an evaluation."""
     write_detections(folder / "detections.json", evaluation.detections, snippet_rate)
     write_outputs(folder / "outputs.h5", evaluation.results, annotations.classes, snippet_rate)
     plot_videos(folder / "videos.png", evaluation.results, annotations, snippet_rate, modalities, title)
-
-
-def _defined(value: float) -> float | None:
-    return None if np.isnan(value) else value
-
-
-class StopSignal:
-    """Ctrl-C, or a cluster's SIGTERM: remembered, so that the step in progress ends and the state is saved.
-
-    A second one stops at once, and loses what came after the last evaluation. `requested` is the signal's number,
-    None before there was one.
-
-    Args:
-        ranks: the processes that stop together; rank 0 says so.
-    """
-
-    def __init__(self, ranks: Ranks = ALONE):
-        self.requested: int | None = None
-        self._ranks = ranks
-
-    def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number, frame) -> None:
-        if self.requested:
-            self.end("stopped at once; the same with --resume continues from the last evaluation")
-        self.requested = number
-        self._say("\nstopping after this step; once more stops at once")
-
-    def agreed(self) -> bool:
-        """Whether any rank was asked, so that all of them stop after the same step; all together."""
-        requested = self._ranks.largest(self.requested or 0)
-        if requested:
-            self.requested = requested
-        return requested > 0
-
-    def end(self, message: str) -> NoReturn:
-        """Leave the program as the signal would have: 130 after Ctrl-C, 143 after SIGTERM."""
-        for number in self._before:  # as torchrun sends to those that end a moment later than others
-            signal.signal(number, signal.SIG_IGN)
-        self._say(message)
-        raise SystemExit(128 + self.requested)
-
-    def _say(self, message: str) -> None:
-        """To the terminal past Python's buffer, which a signal may have interrupted in the middle of its own write."""
-        if self._ranks.is_main:
-            os.write(sys.__stderr__.fileno(), f"{message}\n".encode())

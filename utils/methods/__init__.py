@@ -1,42 +1,46 @@
-"""The two papers' methods: network, objective and localization, by the name that `--model` gives."""
+"""Methods by name. Each is one file: network, objective, localization and options."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from torch import nn
-
-from model import CO2Net
+from eval.proposals import LOCALIZATIONS
 from utils.errors import InputError
-from utils.losses import CO2Loss
-from utils.methods.audio_visual import AudioVisualNet
-from utils.methods.audio_visual_losses import AudioVisualLoss
+from utils.methods import audio_visual, co2net
+from utils.methods.base import Definition, Method, arguments_of
 
+__all__ = ["METHODS", "Definition", "Method", "arguments_of", "build_method"]
 
-@dataclass(frozen=True)
-class Method:
-    network: type[nn.Module]
-    criterion: type[nn.Module]
-    modalities: tuple[int, ...]  # how many it takes
-    consensus: str  # what enhances the modalities, and
-    localization: str  # how its outputs become detections, unless an option says otherwise
-
-
-METHODS = {
-    "co2net": Method(CO2Net, CO2Loss, (2,), "ccm", "outer_inner"),
-    "audio_visual": Method(AudioVisualNet, AudioVisualLoss, (1, 2), "cross_attention", "two_stage"),
+METHODS: dict[str, Definition] = {
+    "co2net": co2net.DEFINITION,
+    "audio_visual": audio_visual.DEFINITION,
 }
 
 
-def build_network(model: str, architecture: dict) -> nn.Module:
-    """The network of a method from its arguments; InputError for those that it does not take."""
+def build_method(name: str, num_classes: int, modality_dims: Sequence[int], **options: object) -> Method:
+    """Build network, objective and localization of a method.
+
+    Args:
+        name: A key of METHODS.
+        num_classes: Number of action classes C, without the background.
+        modality_dims: Channels of each modality, in the order of the features.
+        **options: Options of the method by name, e.g. `topk_ratio=5`. The defaults are the published values.
+
+    Raises:
+        InputError: If the method or an option is unknown, or the method cannot be built with these values.
+    """
+    if name not in METHODS:
+        raise InputError(f"unknown method '{name}'; expected one of {', '.join(METHODS)}")
+    definition = METHODS[name]
+    if unknown := sorted(set(options) - definition.options()):
+        raise InputError(f"unknown option '{unknown[0]}' of method {name}; expected {sorted(definition.options())}")
+    localization = LOCALIZATIONS[options.get("localization", definition.localization)]
+    architecture = {
+        "num_classes": num_classes,
+        "modality_dims": list(modality_dims),
+        **arguments_of(definition.network, options),
+    }
     try:
-        return METHODS[model].network(**architecture)
+        network = definition.network(**architecture)
+        objective = definition.objective(**arguments_of(definition.objective, options))
     except (TypeError, ValueError) as error:
-        raise InputError(f"the network of --model {model} cannot be built: {error}") from None
-
-
-def build_criterion(model: str, arguments: dict) -> nn.Module:
-    """The objective of a method from its arguments; InputError for those that it does not take."""
-    try:
-        return METHODS[model].criterion(**arguments)
-    except ValueError as error:
-        raise InputError(f"the objective of --model {model} cannot be built: {error}") from None
+        raise InputError(f"method {name} cannot be built: {error}") from None
+    return Method(network, objective, localization.localize, localization.video_scores, architecture)
