@@ -1,213 +1,197 @@
-"""Train from video-level labels: build, loop, evaluate, checkpoint. See python main.py --help."""
+"""Train from video-level labels: build, loop, evaluate, save. See python main.py --help."""
 
 from argparse import Namespace
-from collections.abc import Iterable
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-from eval.report import results_table
-from options import default_options, loss_options, network_options, parse_args, resume_options, run_options
+from eval.tables import results_table
+from options import complete_options, method_options, parse_args, resume_options, run_options
 from utils.annotations import Annotations, load_annotations
-from utils.checkpoint import Training, read_checkpoint, seed_everything
+from utils.checkpoint import read_checkpoint
 from utils.datasets import DATASETS, DatasetSpec
 from utils.engine import (
-    PROTOCOLS,
+    TABLE_PROTOCOLS,
+    BatchLoss,
     Evaluation,
     Evaluator,
-    HoldOut,
-    StopSignal,
-    advice_on_memory,
     choose_device,
-    open_subset,
+    holdout_scores,
+    memory_advice,
     split_holdout,
+    train_step,
     write_results,
 )
 from utils.errors import exit_on_input_error
+from utils.features import FeatureStore, open_features
 from utils.features.check import startup_warnings
 from utils.features.simulate import provide_demo
-from utils.features.store import open_features
 from utils.formats.files import write_json
-from utils.methods import build_criterion, build_network
+from utils.methods import build_method
+from utils.run.fast_cpu import has_fast_bf16, set_malloc_policy, use_fast_dropout
 from utils.run.folder import RunFolder
-from utils.run.log import NoLog, RunLog
-from utils.run.memory import keep_freed_memory
-from utils.run.ranks import Ranks, joined_ranks
-from utils.training_step import Objective, TrainingStep, build_optimizer
+from utils.run.log import RunLog
+from utils.run.ranks import Ranks, join_ranks
+from utils.run.stop import StopSignal
+from utils.training import Training, seed_everything
 from wsad_dataset import BatchLoader, WeakVideoDataset
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
     args = parse_args(argv)
-    with (
-        joined_ranks() as ranks,
-        run_folder(args, ranks) as folder,
-        advice_on_memory("lower --batch-size or --num-snippets, or use --precision bf16 or --device cpu"),
-    ):
-        train(args, folder, ranks)
-
-
-def run_folder(args: Namespace, ranks: Ranks) -> RunFolder | nullcontext:
-    """The run's folder, which rank 0 alone holds; what torchrun starts again goes on with the run."""
-    folder = RunFolder(args.run_dir, resume_options(args), args.resume or ranks.restarts > 0, default_options())
-    return folder if ranks.is_main else nullcontext()
-
-
-class Data(NamedTuple):
-    """The dataset of a run."""
-
-    annotations: Annotations
-    features: dict  # which ones, in words
-    train: WeakVideoDataset
-    test: WeakVideoDataset
-    held_out: WeakVideoDataset | None
-
-    @property
-    def simulated(self) -> str:
-        return "SIMULATED " if self.features["simulated"] else ""
-
-
-def open_data(args: Namespace, spec: DatasetSpec, device: torch.device) -> Data:
-    """The dataset, checked and said in a line; its features are where --cache wants them."""
-    annotations = load_annotations(args.path_dataset)
-    store = open_features(args.path_dataset, args.modalities)
-    for warning in startup_warnings(store, annotations, spec, args.missing_features):
-        print(f"warning: {warning}")
-    train_ids, holdout_ids = split_holdout(annotations, spec.train_subset, args.holdout, args.seed)
-    on_host = None if args.cache == "none" else "cpu"
-    subsets = [
-        (spec.train_subset, train_ids, device if args.cache == "device" else on_host),
-        (spec.test_subset, None, on_host),
-        (spec.train_subset, holdout_ids, on_host),
-    ]
-    train, test, *held_out = (
-        open_subset(store, annotations, spec, subset, args.missing_features, video_ids, kept)
-        for subset, video_ids, kept in subsets[: 3 if holdout_ids else 2]
-    )
-    data = Data(annotations, store.describe(), train, test, held_out[0] if held_out else None)
-    place = data.features["path"]
-    print(f"{data.simulated}features {place}: {spec.train_subset} {train}; {spec.test_subset} {test}")
-    if train.snippet_rate is None:
-        print(f"the features do not say their rate: {spec.snippet_rate:g} snippets a second are assumed")
-    return data
+    with join_ranks() as ranks:
+        # Rank 0 alone writes. Processes that torchrun restarted continue their run.
+        resumes = args.resume or ranks.restarts > 0
+        folder = RunFolder(args.run_dir, resume_options(args), resumes, complete_options) if ranks.is_main else None
+        advice = "lower --batch-size or --num-snippets, or use --precision bf16 or --device cpu"
+        with folder or nullcontext(), memory_advice(advice):
+            train(args, folder, ranks)
 
 
 def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
-    """The whole of a run, in its folder: what the processes do together, and what rank 0 makes of it."""
-    device, spec, run = ranks.place(choose_device(args.device)), DATASETS[args.dataset], Path(args.run_dir)
-    ranks.once(provide_demo, args.path_dataset)
-    keep_freed_memory(args.cache != "none")
-    data = open_data(args, spec, device)
-
-    seed_everything(args.seed, ranks.rank)
-    architecture = {
-        "num_classes": len(data.annotations.classes),
-        "modality_dims": list(data.train.modality_dims),
-        **network_options(args),
-    }
-    net = build_network(args.model, architecture).to(device)
-    criterion = build_criterion(args.model, loss_options(args))
-    optimizer = build_optimizer(net.parameters(), args.lr, args.weight_decay)
+    """Train, evaluate and write a whole run. Only rank 0 has a folder."""
+    # Data
+    device, spec, run_dir = ranks.device(choose_device(args.device)), DATASETS[args.dataset], Path(args.run_dir)
+    ranks.on_rank_zero(provide_demo, args.path_dataset)
+    annotations = load_annotations(args.path_dataset)
+    store = open_features(args.path_dataset, args.modalities)
+    train_set, test_set, holdout_set = open_subsets(args, spec, annotations, store, device)
     loader = BatchLoader(
-        data.train,
+        train_set,
         args.batch_size,
         args.num_pairs,
         args.num_snippets,
         args.seed,
         pin_memory=device.type == "cuda",
-        rank=ranks.rank,
-        num_ranks=ranks.size,
         prefetch=args.cache == "none" or (args.cache == "host" and device.type == "cuda"),
         open_shards=args.open_shards,
+        rank=ranks.rank,
+        num_ranks=ranks.size,
     )
-    options = run_options(args)
-    identity = {"architecture": architecture, "classes": list(data.annotations.classes), "options": options}
-    training = Training(net, optimizer, loader, identity, run, ranks)
-    training.resume(args.eval_every, args.max_iter, args.seed)
-    objective = Objective(net, criterion, args.precision, args.compile)
-    step = TrainingStep(ranks.share(objective, loader.example(device)), optimizer, ranks)
-    evaluate = Evaluator(data.test, data.annotations, spec, args.localization, ranks)
-    holdout = HoldOut(data.held_out, criterion, args.localization) if data.held_out else None
 
+    # Method, optimizer and training state
+    seed_everything(args.seed, ranks.rank)
+    method = build_method(args.method, len(annotations.classes), train_set.modality_dims, **method_options(args))
+    net = method.network.to(device)
+    if device.type == "cpu":
+        set_malloc_policy(reuse=args.cache != "none")
+        use_fast_dropout(net)
+        if args.precision == "bf16" and not has_fast_bf16():
+            print("warning: this CPU has no bfloat16 instructions, so steps are slow; use --precision float32")
+    optimizer = torch.optim.Adam(net.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
+    batch_loss = BatchLoss(net, method.objective, args.precision, args.compile)
+    identity = {
+        "architecture": method.architecture,
+        "classes": list(annotations.classes),
+        "options": run_options(args),
+    }
+    training = Training(
+        net,
+        optimizer,
+        loader,
+        identity,
+        run_dir,
+        ranks,
+        max_iter=args.max_iter,
+        eval_every=args.eval_every,
+        skip_nonfinite=args.skip_nonfinite,
+    )
+    training.resume(args.seed)
+    batch_loss = ranks.share(batch_loss, loader.example(device))
+    evaluate = Evaluator(test_set, annotations, spec, ranks)
     if folder:
-        folder.begin(options, data.features, device, ranks.size, ranks.nodes)
-    evaluation = None
-    snippets = args.batch_size * args.num_snippets
-    with (
-        RunLog(run, training.iteration, args.max_iter, args.eval_every, snippets) if folder else NoLog() as log,
-        StopSignal(ranks) as stop,
-        closing(loader),
-    ):
+        folder.begin(run_options(args), store.describe(), device, ranks.size, ranks.nodes)
+    if training.iteration == args.max_iter:
+        print(f"already at iteration {training.iteration} of {args.max_iter}; raise --max-iter to train on")
+
+    # Loop
+    evaluation, snippets = None, args.batch_size * args.num_snippets
+    log = RunLog(run_dir if folder else None, training.iteration, args.max_iter, args.eval_every, snippets, spec)
+    with log, StopSignal(ranks) as stop, closing(loader):
         if args.evaluate_untrained and training.iteration == 0:
-            training.untrained = evaluate(net).metrics
+            training.untrained = evaluate(method).metrics
             log.evaluation(0, {}, training.untrained)
-        while training.iteration < args.max_iter:
-            batch = next(loader)
-            outcome = step(batch)
-            training.advance(outcome, batch, loader.video_ids)
+        for batch in training.batches():
+            outcome = train_step(batch_loss, optimizer, batch, ranks)  # forward, losses, backward, Adam
+            training.advance(outcome, batch)  # counts; a step that is not finite has changed nothing
             log.step(training.iteration, outcome.terms, args.lr)
-            on_schedule = training.iteration % args.eval_every == 0
-            evaluates = on_schedule or training.iteration == args.max_iter
-            stops = stop.agreed() and training.iteration < args.max_iter
-            # A GPU is asked about a step when the next one is under way, so that it never waits for the host.
-            late = device.type == "cuda" and not (evaluates or stops)
-            training.require_finite(args.skip_nonfinite, late)
-            if evaluates:
-                log.pause()
-                losses = training.losses()
-                evaluation, weak = evaluate(net), ranks.once(holdout, net) if holdout else {}
-                log.evaluation(training.iteration, losses, evaluation.metrics, weak, training.skipped)
-                training.evaluated(evaluation.metrics, selection_scores(evaluation, weak), on_schedule)
-            if stops:
+            if training.is_due:
+                evaluation = evaluate(method)
+                holdout = ranks.on_rank_zero(holdout_scores, method, holdout_set) if holdout_set else {}
+                log.evaluation(training.iteration, training.losses(), evaluation.metrics, holdout, training.skipped)
+                training.save(evaluation.metrics, selection_scores(evaluation, holdout))
+            if stop.requested() and training.iteration < args.max_iter:
                 training.save_last()
-                stop.end(f"stopped after iteration {training.iteration}; the same with --resume continues")
+                stop.end(f"stopped after iteration {training.iteration}; --resume continues the run")
 
-    evaluation = evaluation or evaluate(net)
-    if not folder:
-        return
-    rows = end_rows(training, evaluation)
-    title = (
-        f"{run.name}, last checkpoint (iteration {training.iteration}), {data.simulated}{' + '.join(args.modalities)}"
-    )
-    write_json(run / "metrics.json", {name: {"iteration": at, **metrics} for name, at, metrics in rows})
-    write_results(run, evaluation, data.annotations, evaluate.snippet_rate, args.modalities, title)
-    folder.end()
-    print(f"\n{args.dataset}, {data.simulated}{' + '.join(args.modalities)}, seed {args.seed}")
-    print(results_table(rows, spec, PROTOCOLS))
-    print(how_chosen(spec, training.chosen))
-    print(f"all of it is in {run}: metrics.json, detections.json (of `last`), the picture videos.png, ...")
+    # Results
+    evaluation = evaluation or evaluate(method)
+    if folder:
+        report(args, spec, annotations, store, training, evaluation, evaluate.snippet_rate)
+        folder.end()
 
 
-def selection_scores(evaluation: Evaluation, weak: dict[str, float | None]) -> dict[str, list[float]]:
-    """What chooses each chosen checkpoint; lists are compared from the left."""
+def open_subsets(
+    args: Namespace, spec: DatasetSpec, annotations: Annotations, store: FeatureStore, device: torch.device
+) -> tuple[WeakVideoDataset, WeakVideoDataset, WeakVideoDataset | None]:
+    """Open the training, test and holdout videos, and print a summary. Features go where --cache wants them."""
+    for warning in startup_warnings(store, annotations, spec, args.missing_features):
+        print(f"warning: {warning}")
+    train_ids, holdout_ids = split_holdout(annotations, spec.train_subset, args.holdout, args.seed)
+    host = None if args.cache == "none" else "cpu"
+    common = {"missing_features": args.missing_features, "min_snippets": spec.min_snippets}
+    subset, train_device = spec.train_subset, device if args.cache == "device" else host
+    train_set = WeakVideoDataset(annotations, store, subset, video_ids=train_ids, device=train_device, **common)
+    test_set = WeakVideoDataset(annotations, store, spec.test_subset, device=host, **common)
+    holdout_set = None
+    if holdout_ids:
+        holdout_set = WeakVideoDataset(annotations, store, subset, video_ids=holdout_ids, device=host, **common)
+    print(f"{store.label}: {subset} {train_set}; {spec.test_subset} {test_set}")
+    if store.snippet_rate is None:
+        print(f"the features have no snippet rate; assuming {spec.snippet_rate:g} snippets per second")
+    return train_set, test_set, holdout_set
+
+
+def selection_scores(evaluation: Evaluation, holdout: dict[str, float | None]) -> dict[str, list[float]]:
+    """Return the score that selects each checkpoint; scores are compared from the left."""
     scores = {"best": [evaluation.selection]}
-    if weak:
-        scores["selected"] = [weak["classification_mAP"] or 0.0, -weak["loss"]]
+    if holdout:
+        scores["selected"] = [holdout["classification_mAP"] or 0.0, -holdout["loss"]]
     return scores
 
 
-def end_rows(training: Training, evaluation: Evaluation) -> list[tuple[str, int, dict]]:
-    """Name, iteration and metrics of every checkpoint that the end table shows."""
-    rows = [("untrained", 0, training.untrained)] if training.untrained else []
+def report(
+    args: Namespace,
+    spec: DatasetSpec,
+    annotations: Annotations,
+    store: FeatureStore,
+    training: Training,
+    evaluation: Evaluation,
+    snippet_rate: float,
+) -> None:
+    """Write metrics, detections and pictures of a finished run, and print its table."""
+    run_dir, rows = training.run_dir, [("untrained", 0, training.untrained)] if training.untrained else []
     rows.append(("last", training.iteration, evaluation.metrics))
     for name in training.chosen:
-        checkpoint = read_checkpoint(training.folder / f"{name}.pt")
+        checkpoint = read_checkpoint(training.checkpoints / f"{name}.pt")
         rows.append((name, checkpoint["iteration"], checkpoint["metrics"]))
-    return rows
-
-
-def how_chosen(spec: DatasetSpec, chosen: Iterable[str]) -> str:
-    """What a reader must know of the checkpoints in the table."""
-    low, high = spec.main_range
-    measure = f"mean mAP@{low:g}:{high:g} ({PROTOCOLS[0]})"
+    simulated = "SIMULATED " if store.source.simulated else ""
+    features = f"{simulated}{' + '.join(args.modalities)}"
+    title = f"{run_dir.name}, last checkpoint (iteration {training.iteration}), {features}"
+    write_json(run_dir / "metrics.json", {name: {"iteration": at, **metrics} for name, at, metrics in rows})
+    write_results(run_dir, evaluation, annotations, snippet_rate, args.modalities, title)
+    print(f"\n{args.dataset}, {features}, seed {args.seed}")
+    print(results_table(rows, spec, TABLE_PROTOCOLS))
+    measure = f"mean mAP@{spec.main_range[0]:g}:{spec.main_range[1]:g} ({TABLE_PROTOCOLS[0]})"
     if spec.accuracy_subsets:
         measure = f"snippet accuracy ({spec.accuracy_subsets[0]})"
-    lines = [f"`best` was chosen on the test subset, by {measure}: an upper bound"]
-    if "selected" in chosen:
-        lines.append("`selected` was chosen on held-out training videos, by their video-level labels alone")
-    return "\n".join([*lines, "`last` was not chosen"])
+    print(f"`best` was chosen on the test subset, by {measure}: an upper bound")
+    if "selected" in training.chosen:
+        print("`selected` was chosen on holdout training videos, by their video-level labels alone")
+    print("`last` was not chosen")
+    print(f"the run is in {run_dir}: metrics.json, detections.json (of `last`), the picture videos.png, ...")
 
 
 if __name__ == "__main__":

@@ -4,38 +4,50 @@ from argparse import Namespace
 from pathlib import Path
 
 from eval.proposals import LOCALIZATIONS
-from eval.report import results_table
-from options import default_options, parse_test_args
+from eval.tables import results_table
+from options import complete_options, parse_test_args
 from utils.annotations import load_annotations
 from utils.checkpoint import load_state, read_checkpoint, require_classes
 from utils.datasets import DATASETS
-from utils.engine import PROTOCOLS, Evaluator, choose_device, open_subset, write_results
+from utils.engine import TABLE_PROTOCOLS, Evaluator, choose_device, write_results
 from utils.errors import InputError, exit_on_input_error
-from utils.features.store import open_features
+from utils.features import open_features
 from utils.formats.files import write_json
-from utils.methods import METHODS, build_network
+from utils.methods import METHODS, build_method
+from wsad_dataset import WeakVideoDataset
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
     args = parse_test_args(argv)
     device = choose_device(args.device)
     checkpoint = read_checkpoint(args.checkpoint)
-    options = args.options or carried_options(checkpoint, args.checkpoint)
+    options = args.options or stored_options(checkpoint, args.checkpoint)
     spec = DATASETS[options.dataset]
+
+    # Data
     annotations = load_annotations(args.path_dataset)
     store = open_features(args.path_dataset, options.modalities)
-    missing_features = args.missing_features or options.missing_features
-    # Each video is read once, so none is kept.
-    test = open_subset(store, annotations, spec, spec.test_subset, missing_features, device=None)
-    # A released checkpoint holds weights only.
-    architecture = checkpoint.get("architecture", {"temporal_pool": spec.temporal_pool(options.num_snippets)})
-    sizes = {"num_classes": len(annotations.classes), "modality_dims": test.modality_dims}
-    net = build_network(options.model, {**architecture, **sizes})
-    require_classes(checkpoint, annotations.classes, args.checkpoint)
-    load_state(net, checkpoint, args.checkpoint)
-    evaluate = Evaluator(test, annotations, spec, options.localization)
-    evaluation = evaluate(net.to(device))
+    test_set = WeakVideoDataset(
+        annotations,
+        store,
+        spec.test_subset,
+        missing_features=args.missing_features or options.missing_features,
+        min_snippets=spec.min_snippets,
+        device=None,  # each video is read once
+    )
 
+    # Method; a released checkpoint has weights only.
+    architecture = checkpoint.get("architecture", {"temporal_pool": spec.temporal_pool(options.num_snippets)})
+    architecture = {**architecture, "num_classes": len(annotations.classes), "modality_dims": test_set.modality_dims}
+    method = build_method(options.method, localization=options.localization, **architecture)
+    require_classes(checkpoint, annotations.classes, args.checkpoint)
+    load_state(method.network, checkpoint, args.checkpoint)
+    method.network.to(device)
+
+    # Results
+    evaluate = Evaluator(test_set, annotations, spec)
+    evaluation = evaluate(method)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     name, iteration = Path(args.checkpoint).stem, checkpoint.get("iteration")
@@ -43,26 +55,28 @@ def main(argv: list[str] | None = None) -> None:
     title = f"{args.checkpoint}, {simulated}features"
     write_json(output / "metrics.json", {name: {"iteration": iteration, **evaluation.metrics}})
     write_results(output, evaluation, annotations, evaluate.snippet_rate, options.modalities, title)
-    print(f"{options.dataset}, {simulated}features {store.source.path}: {spec.test_subset} {test}")
-    print(results_table([(name, iteration, evaluation.metrics)], spec, PROTOCOLS))
-    print(f"all of it is in {output}: metrics.json, detections.json, the picture videos.png, ...")
+    print(f"{options.dataset}, {simulated}features {store.source.path}: {spec.test_subset} {test_set}")
+    print(results_table([(name, iteration, evaluation.metrics)], spec, TABLE_PROTOCOLS))
+    print(f"the results are in {output}: metrics.json, detections.json, the picture videos.png, ...")
 
 
-def carried_options(checkpoint: dict, path: str) -> Namespace:
-    """The options that a checkpoint of ours carries."""
+def stored_options(checkpoint: dict, path: str) -> Namespace:
+    """Return the options that a checkpoint of this project stores, checked.
+
+    Raises:
+        InputError: If it has none, as a released one, or they are not those of a run.
+    """
     options = checkpoint.get("options")
     if options is None:
-        raise InputError(
-            f"{path}: carries no options of its own (a released checkpoint?); add --config configs/thumos14.yaml"
-        )
-    kinds = {"dataset": str, "modalities": list, "missing_features": str, "num_snippets": int}
-    whole = all(isinstance(options.get(name), kind) for name, kind in kinds.items())
-    if not whole or options["dataset"] not in DATASETS or not all(isinstance(m, str) for m in options["modalities"]):
+        raise InputError(f"{path}: has no options (a released checkpoint?); add --config configs/thumos14.yaml")
+    types = {"dataset": str, "modalities": list, "missing_features": str, "num_snippets": int}
+    complete = all(isinstance(options.get(name), kind) for name, kind in types.items())
+    if not complete or options["dataset"] not in DATASETS or not all(isinstance(m, str) for m in options["modalities"]):
         raise InputError(f"{path}: its options are not those of a run; give others with --config")
-    options = {**default_options(), **options}  # those that came after the run are as they were
-    if options["model"] not in METHODS or options["localization"] not in LOCALIZATIONS:
-        raise InputError(f"{path}: its options name a model or localization that is not there")
-    return Namespace(**options)
+    options = Namespace(**complete_options(options))
+    if options.method not in METHODS or options.localization not in LOCALIZATIONS:
+        raise InputError(f"{path}: its options name an unknown method or localization")
+    return options
 
 
 if __name__ == "__main__":

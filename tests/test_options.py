@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from options import parse_args, parse_test_args, run_options
+from options import complete_options, parse_args, parse_test_args, run_options
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -25,6 +25,33 @@ def test_base_is_read_first(tmp_path):
     (tmp_path / "base.yaml").write_text("lr: 1e-3\nmax_iter: 5\nloss_weights: {oppo: 0}\n")
     args = parse(tmp_path, "base: base.yaml\nmax_iter: 9\n")
     assert (args.lr, args.max_iter, args.loss_weights) == (1e-3, 9, {"oppo": 0.0})
+
+
+def test_loss_weights_update_those_of_the_config(tmp_path):
+    (tmp_path / "base.yaml").write_text("loss_weights: {oppo: 0, norm: 0}\n")
+    args = parse(tmp_path, "base: base.yaml\nloss_weights: {ml: 0}\n", "--loss-weights", "oppo=0.5")
+    assert args.loss_weights == {"oppo": 0.5, "norm": 0.0, "ml": 0.0}
+
+
+def test_the_command_line_switches_a_true_of_the_config_off(tmp_path):
+    assert parse(tmp_path, "evaluate_untrained: true\n").evaluate_untrained is True
+    assert parse(tmp_path, "evaluate_untrained: true\n", "--no-evaluate-untrained").evaluate_untrained is False
+
+
+def test_options_of_older_runs_keep_their_meaning(tmp_path):
+    args = parse(tmp_path, "model: audio_visual\npseudo_neighbours: 2\n")
+    assert (args.method, args.pseudo_neighbors) == ("audio_visual", 2)
+    complete = complete_options({"model": "audio_visual", "lr": 0.1})
+    assert (complete["method"], complete["lr"], complete["localization"]) == ("audio_visual", 0.1, "two_stage")
+    assert complete["consensus"] == "cross_attention"
+
+
+def test_a_missing_config_lists_those_that_exist(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--config", "configs/thumos.yaml", "--path-dataset", "DIR"])
+    printed = capsys.readouterr().err
+    assert "configs/thumos.yaml: not found" in printed
+    assert "configs/thumos14.yaml" in printed
 
 
 def test_every_kind_of_value_from_yaml(tmp_path):
@@ -50,19 +77,22 @@ def test_every_kind_of_value_from_yaml(tmp_path):
         ("seed: 1.5", "a whole number from 0"),
         ("max_iter: 0", "at least 1"),
         ("precision: fp8", "invalid choice: 'fp8'"),
-        ("modalities: rgb", "expected a list"),
-        ("modalities: [rgb]", "takes 2"),
+        ("modalities: rgb", "takes 2 modalities"),
+        ("modalities: [rgb]", "takes 2 modalities"),
         ("evaluate_untrained: 1", "expected true or false"),
-        ("loss_weights: {mul: 1}", "no loss term is called mul"),
-        ("loss_weights: {mil: much}", "is not NAME=NUMBER"),
-        ("loss_weights: {mil: -1}", "is not NAME=NUMBER of at least 0"),
-        ("loss_weights: {mil: .nan}", "is not NAME=NUMBER of at least 0"),
-        ("loss_weights: {mil: 0, cas: 0, ml: 0, oppo: 0, norm: 0}", "no term is left"),
+        ("loss_weights: {mul: 1}", "unknown loss term mul"),
+        ("loss_weights: {mil: much}", "expected TERM=NUMBER"),
+        ("loss_weights: {mil: -1}", "expected TERM=NUMBER"),
+        ("loss_weights: {mil: .nan}", "expected TERM=NUMBER"),
+        ("loss_weights: {mil: 0, cas: 0, ml: 0, oppo: 0, norm: 0}", "at least one term must be left"),
         ("batch_size: 4", "too small for --num-pairs 3"),
+        ("modalities: [rgb, rgb]", "each modality may appear once"),
+        ("compile: 3", "expected true or false"),
+        ("max_iter: true", "expected one argument"),
         ("- lr", "option: value"),
         ("lr: [", "not a YAML file"),
-        ("base: config.yaml", "name each other as base"),
-        ("base: absent.yaml", "cannot be read (No such file"),
+        ("base: config.yaml", "configs name each other as base"),
+        ("base: absent.yaml", "absent.yaml: not found; existing configs: "),
     ],
 )
 def test_a_wrong_config_is_one_line(tmp_path, capsys, text, message):
@@ -80,7 +110,7 @@ def test_a_wrong_config_is_one_line(tmp_path, capsys, text, message):
     [
         ([], "--path-dataset is missing"),
         (["--path-dataset", "DIR", "--dataset", "kinetics"], "invalid choice: 'kinetics'"),
-        (["--path-dataset", "DIR", "--loss-weights", "oppo"], "'oppo' is not NAME=NUMBER"),
+        (["--path-dataset", "DIR", "--loss-weights", "oppo"], "got 'oppo'"),
         (["--path-dataset", "DIR", "--seed", "-1"], "a whole number from 0"),
         (["--path-dataset", "DIR", "--seed", str(2**63)], "a whole number from 0"),
         (["--path-dataset", "DIR", "--color", "red"], "unrecognized arguments: --color red"),

@@ -74,7 +74,9 @@ class BatchLoss(nn.Module):
         if compiled:
             on_gpu = next(network.parameters()).is_cuda
             if not on_gpu and shutil.which(os.environ.get("CXX", "g++")) is None:
-                raise InputError("--compile: no C++ compiler found (g++ or the one in CXX); install one or leave it out")
+                raise InputError(
+                    "--compile: no C++ compiler found (g++ or the one in CXX); install one or leave it out"
+                )
             self.compile(mode="reduce-overhead" if on_gpu else "default", dynamic=False)
 
     def forward(self, features: Tensor, labels: Tensor, pairs: Tensor) -> dict[str, Tensor]:
@@ -239,7 +241,9 @@ class Evaluator:
         own = longest_first[self.ranks.rank :: self.ranks.size]  # about the same work for each rank
         results = predict(method, self.dataset, self.annotations, self.snippet_rate, own)
         shares = self.ranks.gather(results)
-        evaluation = self._score(method, [result for share in shares for result in share]) if self.ranks.is_main else None
+        evaluation = (
+            self._score(method, [result for share in shares for result in share]) if self.ranks.is_main else None
+        )
         scores = self.ranks.on_rank_zero(lambda: (evaluation.metrics, evaluation.selection))
         return evaluation or Evaluation([], None, *scores)
 

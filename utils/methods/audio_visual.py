@@ -241,7 +241,9 @@ class AudioVisualLoss(nn.Module):
 def add_options(parser: ArgumentParser) -> None:
     """Add the options of this method alone. The paper leaves all but the first open (docs/audio_visual.md)."""
     add = parser.add_argument_group("audio_visual").add_argument
-    add("--classifier", choices=CLASSIFIERS, default="openmax", help="classifier: Eq. 5, or the softmax of Table 2, S-I")
+    add(
+        "--classifier", choices=CLASSIFIERS, default="openmax", help="classifier: Eq. 5, or the softmax of Table 2, S-I"
+    )
     add(
         "--continuity-sigma",
         type=positive_float,

@@ -96,3 +96,8 @@ def set_malloc_policy(reuse: bool) -> None:
         return
     mallopt(M_MMAP_THRESHOLD, 2**30 if reuse else 2**22)  # bytes
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1 if reuse else 2**22)
+
+
+def has_fast_bf16() -> bool:
+    """Return True if the CPU computes in bfloat16; otherwise PyTorch emulates it, many times slower than float32."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
