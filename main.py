@@ -5,6 +5,8 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
+from utils.run.stop import StopSignal
+from utils.training import Training, seed_everything
 
 from eval.tables import results_table
 from options import complete_options, method_options, parse_args, resume_options, run_options
@@ -33,8 +35,6 @@ from utils.run.fast_cpu import has_fast_bf16, set_malloc_policy, use_fast_dropou
 from utils.run.folder import RunFolder
 from utils.run.log import RunLog
 from utils.run.ranks import Ranks, join_ranks
-from utils.run.stop import StopSignal
-from utils.training import Training, seed_everything
 from wsad_dataset import BatchLoader, WeakVideoDataset
 
 

@@ -10,6 +10,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.training_step import Objective, TrainingStep, build_optimizer  # noqa: E402
+
 from utils.annotations import load_annotations  # noqa: E402
 from utils.checkpoint import Training, seed_everything  # noqa: E402
 from utils.datasets import DATASETS  # noqa: E402
@@ -18,7 +20,6 @@ from utils.errors import exit_on_input_error  # noqa: E402
 from utils.features.store import open_features  # noqa: E402
 from utils.methods import build_criterion, build_network  # noqa: E402
 from utils.run.ranks import Ranks, joined_ranks  # noqa: E402
-from utils.training_step import Objective, TrainingStep, build_optimizer  # noqa: E402
 from wsad_dataset import BatchLoader, WeakVideoDataset  # noqa: E402
 
 # Method, options of its network, weights of its loss, pairs in a batch of 12. Three pairs are uneven on two ranks, and

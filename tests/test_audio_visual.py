@@ -23,14 +23,15 @@ from utils.errors import InputError
 from utils.features.simulate import prototypes
 from utils.features.simulate_ave import simulate_ave, simulate_clip
 from utils.features.store import open_features
-from utils.fusion import CrossAttention, CrossAttentionStage
+from utils.fusion import CrossAttention, CrossAttentionStage, consensus_factory
 from utils.losses import co_activity_loss, mil_loss
-from utils.methods.audio_visual import AudioVisualNet, open_max
-from utils.methods.audio_visual_losses import (
+from utils.methods.audio_visual import (
     WEIGHTS,
     AudioVisualLoss,
+    AudioVisualNet,
     foreground_continuity_loss,
     gaussian_window,
+    open_max,
     pseudo_localization_loss,
 )
 from utils.segments import aligned_snippets
@@ -196,19 +197,7 @@ def test_the_correlation_of_a_long_video_is_never_held_whole(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "softmax", lambda x, **more: largest.append(x.numel()) or softmax_of(x, **more))
     with torch.no_grad():
         AudioVisualNet(2, (3, 3), stages=1, width=4).eval()(torch.rand(1, 5000, 6))
-    assert max(largest) <= fusion.QUERIES_AT_ONCE * 5000
-
-
-def test_padding_changes_nothing_at_the_snippets():
-    net, features = network(), random(2, 6, 10)
-    valid = torch.arange(9) < torch.tensor([[6], [4]])
-    padded = torch.zeros(2, 9, 10, dtype=torch.float64)
-    padded[:, :6] = features
-    outputs = net(padded, valid)
-    for video, length in enumerate((6, 4)):
-        for name, value in net(features[video : video + 1, :length]).items():
-            torch.testing.assert_close(outputs[name][video, :length], value[0], msg=name)
-    assert all(torch.isfinite(value).all() for value in outputs.values())
+    assert max(largest) <= fusion.QUERY_CHUNK * 5000
 
 
 @pytest.mark.parametrize("stages", [0, 2])
@@ -263,7 +252,7 @@ def test_xavier():
 
 def test_cross_attention_in_co2net_and_the_ccm_in_the_audio_visual_network():
     """The two extra rows of Table 6."""
-    net = CO2Net(3, (12, 20), consensus="cross_attention", stages=1)
+    net = CO2Net(3, (12, 20), consensus=consensus_factory("cross_attention", stages=1))
     assert [layer[0].out_channels for layer in net.consensus.embeddings] == [12, 20]  # each of its own width
     assert isinstance(net.consensus.attention, CrossAttention) and len(net.consensus.attention.stages) == 1
     assert net(torch.rand(2, 9, 32))["features"].shape == (2, 9, 32)
@@ -365,7 +354,7 @@ def test_eq_10_and_the_shared_terms():
     assert terms["mil"].item() == pytest.approx(expected, rel=1e-4)  # the release's 1e-4 in the labels' sum
     assert torch.equal(terms["cas"], co_activity_loss(outputs["features"], outputs["cas"], labels, pairs))
     assert set(AudioVisualLoss(weights={"cont": 0})(outputs, labels, pairs)) == {"mil", "cas", "pseu", "total"}
-    with pytest.raises(ValueError, match="no loss term is called oppo; the terms are mil, cas, cont, pseu"):
+    with pytest.raises(ValueError, match="unknown loss term oppo; the terms are mil, cas, cont, pseu"):
         AudioVisualLoss(weights={"oppo": 1})
     with pytest.raises(ValueError, match="pseudo_neighbors is 3"):
         AudioVisualLoss(pseudo_neighbors=3)
@@ -580,10 +569,9 @@ def test_the_command_simulates_and_replaces_nothing_real(tmp_path, ave, run_main
 def test_ave_through_every_command(ave, tmp_path, run_main, monkeypatch):
     """main.py with every option of the method away from its default, test.py, and the report."""
     built = {}
-    for name in ("build_network", "build_criterion"):
-        build = getattr(main, name)
-        monkeypatch.setattr(main, name, lambda *given, n=name, b=build: built.update({n: given}) or b(*given))
-    words = "--dataset ave --model audio_visual --modalities visual audio --num-snippets 10 --max-iter 3 "
+    build = main.build_method
+    monkeypatch.setattr(main, "build_method", lambda *given, **named: built.update(named) or build(*given, **named))
+    words = "--dataset ave --method audio_visual --modalities visual audio --num-snippets 10 --max-iter 3 "
     words += "--eval-every 2 --stages 1 --classifier softmax --continuity-sigma 2 --continuity-stop-gradient "
     words += "--pseudo-neighbors 2 --pseudo-threshold 0.3 --topk-ratio 4 --loss-weights cont=0.1 --holdout 0.3 "
     words += f"--path-dataset {ave}"
@@ -591,10 +579,11 @@ def test_ave_through_every_command(ave, tmp_path, run_main, monkeypatch):
     assert status == 0, error
     assert "SIMULATED visual + audio" in printed and "acc. val+test" in printed
     assert "val+test: 9 videos; test: 6 videos" in printed and "by snippet accuracy (val+test)" in printed
-    architecture = built["build_network"][1]
-    assert (architecture["stages"], architecture["classifier"]) == (1, "softmax")
-    assert architecture["modality_dims"] == [10, 12]
-    assert built["build_criterion"][1] == {
+    assert built == {
+        "consensus": "cross_attention",
+        "localization": "two_stage",
+        "stages": 1,
+        "classifier": "softmax",
         "topk_ratio": 4,
         "weights": {"cont": 0.1},
         "continuity_sigma": 2.0,
@@ -619,15 +608,15 @@ def test_ave_through_every_command(ave, tmp_path, run_main, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("--modalities audio", "--model co2net takes 2"),
-        ("--model audio_visual --modalities a b c", "--model audio_visual takes 1 or 2"),
+        ("--modalities audio", "--method co2net takes 2 modalities"),
+        ("--model audio_visual --modalities a b c", "--method audio_visual takes 1 or 2 modalities"),
         (
             "--model audio_visual --loss-weights oppo=1",
-            "no loss term is called oppo; the terms are mil, cas, cont, pseu",
+            "unknown loss term oppo; the terms are mil, cas, cont, pseu",
         ),
-        ("--loss-weights pseu=1", "no loss term is called pseu"),
+        ("--loss-weights pseu=1", "unknown loss term pseu"),
         ("--pseudo-threshold 1.5", "is not a number in"),
-        ("--model audio_visual --pseudo-neighbors 3", "expected as many before a snippet as after it"),
+        ("--model audio_visual --pseudo-neighbors 3", "expected an even number"),
     ],
 )
 def test_impossible_options_are_one_line(ave, tmp_path, run_main, words, says):

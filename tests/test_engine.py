@@ -9,11 +9,10 @@ from model import CO2Net
 from utils.annotations import parse_annotations
 from utils.checkpoint import Training
 from utils.datasets import DATASETS, DatasetSpec
-from utils.engine import Evaluator, HoldOut, split_holdout
+from utils.engine import BatchLoss, Evaluator, holdout_scores, predict, split_holdout
 from utils.features.simulate import invent_timeline, simulate_features
-from utils.inference import run_test_set
 from utils.losses import CO2Loss
-from utils.training_step import Objective
+from utils.methods import Method, build_method
 from wsad_dataset import Batch, WeakVideoDataset
 
 
@@ -52,37 +51,37 @@ def dataset_of(videos: dict[str, int], ambiguous=(), min_snippets=1):
     return annotations, WeakVideoDataset(annotations, Store(videos), "test", min_snippets=min_snippets)
 
 
-def attentive_net():
-    """A network whose attention is high everywhere, and class `a` the likeliest: every video has a detection of it."""
+def attentive_method() -> Method:
+    """CO2-Net with high attention everywhere and class `a` the likeliest: every video has a detection of it."""
     torch.manual_seed(0)
-    net = CO2Net(2, (4, 3))
-    net.classifier[4].bias.data[0] = 50.0
-    for unit in net.attention_units:
+    method = build_method("co2net", 2, (4, 3))
+    method.network.classifier[4].bias.data[0] = 50.0
+    for unit in method.network.attention_units:
         torch.nn.init.constant_(unit.layers[5].bias, 9.0)
-    return net
+    return method
 
 
 def test_ambiguous_segments_are_in_snippets_of_the_features_own_rate():
     """Seconds 16 to 17 are snippets 30 to 32 at 30/16 Hz, and 25 to 27 at 25/16: of 29 snippets only the latter
     would delete the one detection, which covers them all."""
     annotations, dataset = dataset_of({"v": 29}, ambiguous=[(16.0, 17.0)])
-    (result,) = run_test_set(attentive_net(), dataset, annotations, snippet_rate=30 / 16)
+    (result,) = predict(attentive_method(), dataset, annotations, snippet_rate=30 / 16)
     assert len(result.detections) > 0
     annotations, dataset = dataset_of({"v": 29}, ambiguous=[(5.0, 6.0)])
-    (result,) = run_test_set(attentive_net(), dataset, annotations, snippet_rate=30 / 16)
+    (result,) = predict(attentive_method(), dataset, annotations, snippet_rate=30 / 16)
     assert len(result.detections) == 0
 
 
 def test_evaluation_uses_the_features_own_rate():
     annotations, dataset = dataset_of({"v": 30})
-    evaluation = Evaluator(dataset, annotations, DATASETS["demo"])(attentive_net())
+    evaluation = Evaluator(dataset, annotations, DATASETS["demo"])(attentive_method())
     assert evaluation.detections.end.max() == pytest.approx(30 * 16 / 30)
 
 
 def test_ground_truth_of_videos_too_short_to_test_counts():
     spec = DatasetSpec("made", "test", "test", (0.1,), ((0.1, 0.1),), (0.1, 0.1), min_snippets=5)
     annotations, dataset = dataset_of({"long": 5, "short": 2}, min_snippets=5)
-    evaluation = Evaluator(dataset, annotations, spec)(attentive_net())
+    evaluation = Evaluator(dataset, annotations, spec)(attentive_method())
     assert [result.video_id for result in evaluation.results] == ["long"]
     assert evaluation.metrics["seconds"]["map"] == [0.5]  # one of two instances found
     assert evaluation.detections.videos == ("long", "short")  # so that whoever scores the list counts both
@@ -90,10 +89,11 @@ def test_ground_truth_of_videos_too_short_to_test_counts():
 
 def test_the_network_comes_back_in_training_mode_and_is_tested_without_dropout():
     annotations, dataset = dataset_of({"v": 30})
-    net = attentive_net().train()
-    first, second = (run_test_set(net, dataset, annotations, 30 / 16)[0].cas for _ in range(2))
+    method = attentive_method()
+    method.network.train()
+    first, second = (predict(method, dataset, annotations, 30 / 16)[0].cas for _ in range(2))
     np.testing.assert_array_equal(first, second)
-    assert net.training
+    assert method.network.training
 
 
 def test_bf16_is_the_networks_and_not_the_losses():
@@ -101,18 +101,18 @@ def test_bf16_is_the_networks_and_not_the_losses():
     net.fusion[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     batch = Batch(torch.rand(2, 9, 7), torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0, 1]]))
     for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
-        terms = Objective(net, CO2Loss(), precision)(*batch)
+        terms = BatchLoss(net, CO2Loss(), precision)(*batch)
         assert seen.pop() == dtype
         assert all(term.dtype == torch.float32 for term in terms.values())
 
 
 def test_holdout_scores_without_pairs_and_restores_training():
     _, dataset = dataset_of({"v": 30, "w": 20})
-    net = CO2Net(2, (4, 3)).train()
-    scores = HoldOut(dataset, CO2Loss())(net)
+    method = build_method("co2net", 2, (4, 3))
+    scores = holdout_scores(method, dataset)
     assert scores["classification_mAP"] == 1.0  # every video has the one label
     assert 0 < scores["loss"] < 20
-    assert net.training
+    assert method.network.training
 
 
 def test_split_is_random_by_seed_and_complete():
@@ -156,23 +156,32 @@ def test_options_reach_what_is_built(tmp_path, monkeypatch):
 
         return build
 
-    for name in ("build_network", "build_criterion", "BatchLoader", "Objective", "build_optimizer"):
+    for name in ("build_method", "BatchLoader", "BatchLoss"):
         monkeypatch.setattr(main, name, spy(name, getattr(main, name)))
+    monkeypatch.setattr(torch.optim, "Adam", spy("Adam", torch.optim.Adam))
     options = "--dataset demo --lr 0.002 --weight-decay 0.03 --batch-size 5 --num-pairs 2 --num-snippets 11 --seed 4 "
     options += "--consensus se --mutual kl "
     options += "--topk-ratio 3 --loss-weights oppo=0.1 --suppression product --attention-logit-dropout 0.25 "
     options += f"--precision bf16 --max-iter 1 --path-dataset {tmp_path} --run-dir {tmp_path}/run --device cpu"
     main.main(options.split())
-    model, architecture = built["build_network"][0]
-    assert model == "co2net"
-    assert architecture["attention_logit_dropout"] == 0.25
-    assert architecture["temporal_pool"] is None
-    assert architecture["consensus"] == "se"
-    objective = {"topk_ratio": 3, "weights": {"oppo": 0.1}, "shifted_suppression": False, "mutual": "kl"}
-    assert built["build_criterion"][0] == ("co2net", objective)
-    assert built["build_optimizer"][0][1:] == (0.002, 0.03)
+    assert built["build_method"] == (
+        ("co2net", 2, (4, 3)),
+        {
+            "attention_logit_dropout": 0.25,
+            "temporal_pool": None,
+            "consensus": "se",
+            "stages": 2,
+            "topk_ratio": 3,
+            "weights": {"oppo": 0.1},
+            "suppression": "product",
+            "mutual": "kl",
+            "localization": "outer_inner",
+        },
+    )
+    assert built["Adam"][0][1] == 0.002
+    assert built["Adam"][1]["weight_decay"] == 0.03
     assert built["BatchLoader"][0][1:] == (5, 2, 11, 4)
-    assert built["Objective"][0][2:] == ("bf16", False)
+    assert built["BatchLoss"][0][2:] == ("bf16", False)
 
 
 def test_temporal_pool_follows_the_dataset_and_the_snippets(tmp_path, monkeypatch):
@@ -181,8 +190,10 @@ def test_temporal_pool_follows_the_dataset_and_the_snippets(tmp_path, monkeypatc
         video["subset"] = {"train": "training", "test": "validation"}[video["subset"]]
     simulate_features(parse_annotations(timeline, "made"), tmp_path, (4, 3))
     pools = []
-    build = main.build_network
-    monkeypatch.setattr(main, "build_network", lambda *given: pools.append(given[1]["temporal_pool"]) or build(*given))
+    build = main.build_method
+    monkeypatch.setattr(
+        main, "build_method", lambda *given, **named: pools.append(named["temporal_pool"]) or build(*given, **named)
+    )
     options = f"--dataset activitynet12 --max-iter 1 --device cpu --path-dataset {tmp_path} --num-snippets"
     for snippets in ("60", "20"):
         main.main([*options.split(), snippets, "--run-dir", str(tmp_path / snippets)])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from utils.training_step import Objective, TrainingStep, build_optimizer
 
 import main
 from eval.outputs import open_outputs, write_outputs
@@ -30,7 +31,6 @@ from tests.test_train import (
     same,
 )
 from utils.run.folder import SUMMED
-from utils.training_step import Objective, TrainingStep, build_optimizer
 
 MORE = ("--max-iter", "40", "--eval-every", "4")
 

@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,23 +16,32 @@ from torch import nn
 
 from model import CO2Net
 from tests.conftest import ROOT
-from tests.test_engine import attentive_net, dataset_of
+from tests.test_engine import attentive_method, dataset_of
 from tests.test_golden import LOSS_NAMES, Case, assert_golden
 from utils.checkpoint import Training
+from utils.engine import (
+    BATCH_SNIPPETS,
+    BatchLoss,
+    StepOutcome,
+    equal_length_batches,
+    network_outputs,
+    predict,
+    train_step,
+)
 from utils.errors import InputError
-from utils.fusion import CONSENSUS
-from utils.inference import BUCKET_SNIPPETS, buckets, network_outputs, run_test_set
+from utils.fusion import CONSENSUS, consensus_factory
 from utils.losses import CO2Loss
 from utils.methods.audio_visual import AudioVisualNet
-from utils.run.fast_cpu import Dropout, Layers
-from utils.training_step import Objective, StepOutcome, TrainingStep, build_optimizer
+from utils.run.fast_cpu import LEVELS, FastDropout, use_fast_dropout
 from wsad_dataset import Batch
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from benchmarks.plain_step import PlainCO2Net, PlainLoss, plain_adam, plain_train_step  # noqa: E402
 
-NETWORKS = {f"co2net_{name}": lambda name=name: CO2Net(3, (6, 6), consensus=name) for name in CONSENSUS}
+NETWORKS = {
+    f"co2net_{name}": lambda name=name: CO2Net(3, (6, 6), consensus=consensus_factory(name)) for name in CONSENSUS
+}
 NETWORKS["co2net_pooled"] = lambda: CO2Net(3, (6, 6), temporal_pool=5)
 NETWORKS["audio_visual"] = lambda: AudioVisualNet(3, (6, 6), width=8)
 NETWORKS["audio_visual_ccm"] = lambda: AudioVisualNet(3, (6, 6), consensus="ccm", width=8)
@@ -49,7 +59,7 @@ def made_batch(videos: int = 4, snippets: int = 9, channels: int = 7, classes: i
 )
 def test_dropout_keeps_or_zeroes_each_element_and_scales_what_it_keeps(probability, shape):
     x = torch.rand(shape) + 1
-    y = Dropout(probability)(x)
+    y = FastDropout(probability)(x)
     kept = y != 0
     levels = round((1 - probability) * 2**16) / 2**16
     assert y.shape == x.shape
@@ -62,7 +72,7 @@ def test_dropout_keeps_or_zeroes_each_element_and_scales_what_it_keeps(probabili
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.7])
 def test_dropout_drops_as_often_as_it_says_and_each_element_by_itself(probability):
     torch.manual_seed(0)
-    kept = (Dropout(probability)(torch.ones(400, 1000)) != 0).double()
+    kept = (FastDropout(probability)(torch.ones(400, 1000)) != 0).double()
     deviation = (probability * (1 - probability)) ** 0.5
     assert abs(kept.mean().item() - (1 - probability)) < 5 * deviation / 400_000**0.5
     for shift in (1, 2, 3, 4):  # four elements come from one draw
@@ -71,7 +81,7 @@ def test_dropout_drops_as_often_as_it_says_and_each_element_by_itself(probabilit
 
 
 def test_dropout_is_repeatable_by_seed_and_off_in_evaluation():
-    layer, x = Dropout(0.5), torch.rand(3, 100)
+    layer, x = FastDropout(0.5), torch.rand(3, 100)
     torch.manual_seed(4)
     first = layer(x)
     second = layer(x)
@@ -83,7 +93,7 @@ def test_dropout_is_repeatable_by_seed_and_off_in_evaluation():
 
 def test_the_gradient_of_dropout_goes_where_its_output_came_from():
     x = torch.rand(5, 40, requires_grad=True)
-    y = Dropout(0.3)(x)
+    y = FastDropout(0.3)(x)
     y.sum().backward()
     torch.testing.assert_close(x.grad, (y / x).detach())
 
@@ -91,11 +101,12 @@ def test_the_gradient_of_dropout_goes_where_its_output_came_from():
 @pytest.mark.parametrize("probability", [0.3, 0.7])
 def test_an_activation_and_its_dropout_in_one_are_the_two(probability):
     """Values and gradients, given what was dropped."""
-    layers = Layers(nn.Conv1d(3, 5, 3, padding=1), nn.LeakyReLU(0.2, inplace=True), Dropout(probability))
+    layers = nn.Sequential(nn.Conv1d(3, 5, 3, padding=1), nn.LeakyReLU(0.2, inplace=True), nn.Dropout(probability))
+    use_fast_dropout(layers)
     x, weights = torch.randn(4, 3, 30, requires_grad=True), torch.randn(4, 5, 30)
     y = layers(x)
     ours = torch.autograd.grad((weights * y).sum(), [x, *layers.parameters()])
-    mask = (y != 0) * 2**16 / layers[2].kept
+    mask = (y != 0) * LEVELS / layers[2].keep_level
     two = nn.functional.leaky_relu(layers[0](x), 0.2) * mask
     torch.testing.assert_close(y, two)
     assert 0 < mask.count_nonzero() < mask.numel()
@@ -103,53 +114,37 @@ def test_an_activation_and_its_dropout_in_one_are_the_two(probability):
         torch.testing.assert_close(one, other)
 
 
-def test_padding_before_a_layer_that_looks_around_becomes_zeros():
-    layers = Layers(nn.Conv1d(1, 1, 1), nn.Conv1d(1, 1, 3, padding=1, bias=False))
-    for parameter in layers.parameters():
-        nn.init.ones_(parameter)
-    x, valid = torch.zeros(1, 1, 4), torch.tensor([[True, True, False, False]])
-    assert layers(x).tolist() == [[[2.0, 3.0, 3.0, 2.0]]]  # the bias of the first layer, summed over three
-    assert layers(x, valid).tolist() == [[[2.0, 2.0, 1.0, 0.0]]]
-
-
 @pytest.mark.parametrize("name", NETWORKS)
-def test_padding_changes_nothing_at_the_snippets(name):
-    """A batch of videos of 1 to 30 snippets, whatever stands behind the shorter ones, against each by itself."""
-    torch.manual_seed(0)
-    net, lengths = NETWORKS[name]().eval(), [1, 2, 7, 12, 29, 30]
-    videos = [torch.rand(length, 12) for length in lengths]
-    features = torch.rand(len(videos), max(lengths), 12)
-    valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    for row, video in enumerate(videos):
-        features[row, : len(video)] = video
-    features[~valid] = 0  # as whoever pads does
-    together = net(features, valid)
-    for row, video in enumerate(videos):
-        alone = net(video[None])
-        for output in ("cas", "attention", "features"):
-            torch.testing.assert_close(together[output][row, : len(video)], alone[output][0], rtol=1e-4, atol=1e-5)
+def test_fast_dropout_changes_no_parameter_and_no_evaluation(name):
+    net = NETWORKS[name]().eval()
+    fast = copy.deepcopy(net)
+    use_fast_dropout(fast)
+    assert list(fast.state_dict()) == list(net.state_dict())
+    assert not any(type(module) is nn.Dropout for module in fast.modules())
+    features = torch.rand(2, 9, 12)
+    for output, other in zip(net(features).values(), fast(features).values(), strict=True):
+        assert torch.equal(output, other)
+    assert all(torch.isfinite(value).all() for value in fast.train()(features).values())
 
 
-@given(lengths=st.lists(st.integers(1, 300), max_size=60), at_most=st.integers(1, 900), shortest=st.floats(0.1, 1))
-def test_every_video_is_in_one_bucket_of_bounded_size(lengths, at_most, shortest):
+@given(lengths=st.lists(st.integers(1, 30), max_size=60), max_snippets=st.integers(1, 90))
+def test_every_video_is_in_one_batch_of_its_length(lengths, max_snippets):
     lengths = np.array(lengths, dtype=np.int64)
-    found = list(buckets(lengths, at_most, shortest))
-    assert sorted(np.concatenate([*found, np.empty(0, np.int64)]).tolist()) == list(range(len(lengths)))
-    for bucket in found:
-        longest = lengths[bucket].max()
-        assert len(bucket) == 1 or len(bucket) * longest <= at_most
-        assert lengths[bucket].min() >= shortest * longest
-        assert (np.diff(lengths[bucket]) >= 0).all()
+    batches = list(equal_length_batches(lengths, max_snippets))
+    assert sorted(np.concatenate([*batches, np.empty(0, np.int64)]).tolist()) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(set(lengths[batch])) == 1
+        assert len(batch) == 1 or lengths[batch].sum() <= max_snippets
 
 
-def test_buckets_give_what_one_video_after_another_gives():
+def test_batches_of_one_length_give_what_single_videos_give():
     lengths = {f"v{length}_{copy}": length for length in (1, 2, 3, 17, 40, 41, 44, 45, 200) for copy in range(2)}
     annotations, dataset = dataset_of(lengths)
-    net = attentive_net()
-    assert any(len(bucket) > 2 for bucket in buckets(dataset.lengths, BUCKET_SNIPPETS["cpu"]))
-    results = run_test_set(net, dataset, annotations, 30 / 16)
+    method = attentive_method()
+    net = method.network.eval()
+    assert any(len(batch) > 1 for batch in equal_length_batches(dataset.lengths, BATCH_SNIPPETS["cpu"]))
+    results = predict(method, dataset, annotations, 30 / 16)
     assert [result.video_id for result in results] == dataset.video_ids
-    net.eval()
     for index, result in enumerate(results):
         with torch.no_grad():
             outputs = net(torch.tensor(dataset[index])[None])
@@ -157,13 +152,13 @@ def test_buckets_give_what_one_video_after_another_gives():
             expected = outputs[name][0].numpy()
             np.testing.assert_allclose(getattr(result, name), expected, rtol=1e-4, atol=1e-5)
         assert len(result.detections) > 0
-    chosen = run_test_set(net, dataset, annotations, 30 / 16, indices=[7, 2])
-    assert [result.video_id for result in chosen] == [dataset.video_ids[7], dataset.video_ids[2]]
+    chosen = predict(method, dataset, annotations, 30 / 16, indices=[7, 2])
+    assert [result.video_id for result in chosen] == [dataset.video_ids[2], dataset.video_ids[7]]
 
 
 def test_a_network_comes_back_in_training_mode_even_when_nobody_takes_all_of_it():
     _, dataset = dataset_of({"v": 9, "w": 90})
-    net = attentive_net().train()
+    net = attentive_method().network.train()
     videos = network_outputs(net, dataset, np.arange(2))
     next(videos)
     assert not net.training
@@ -184,9 +179,13 @@ class Plain:
         return plain_train_step(self.net, self.criterion, self.optimizer, batch, "float32")
 
 
+def adam(net: CO2Net, weight_decay: float = 1e-3) -> torch.optim.Adam:
+    return torch.optim.Adam(net.parameters(), 1e-3, weight_decay=weight_decay, fused=True)
+
+
 def trained(net: CO2Net, **options) -> list[dict[str, float]]:
-    step = TrainingStep(Objective(net, CO2Loss(), **options), build_optimizer(net.parameters(), 1e-3, 1e-3))
-    outcomes = [step(made_batch()) for _ in range(3)]
+    batch_loss, optimizer = BatchLoss(net, CO2Loss(), **options), adam(net)
+    outcomes = [train_step(batch_loss, optimizer, made_batch()) for _ in range(3)]
     assert all(outcome.finite for outcome in outcomes)
     return [{name: value.item() for name, value in outcome.terms.items()} for outcome in outcomes]
 
@@ -245,8 +244,8 @@ def test_a_gpu_takes_the_steps_of_the_cpu(compiled):
 
 def test_a_step_that_is_not_finite_changes_neither_weights_nor_state():
     net, _ = both_nets()
-    optimizer = build_optimizer(net.parameters(), 1e-3, 1e-3)
-    step = TrainingStep(Objective(net, CO2Loss()), optimizer)
+    optimizer = adam(net)
+    step = partial(train_step, BatchLoss(net, CO2Loss()), optimizer)
     assert step(made_batch()).finite
     before = copy.deepcopy((net.state_dict(), optimizer.state_dict()["state"]))
     spoilt = made_batch()
@@ -262,12 +261,12 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_state():
 HELD = """
 import re, sys, numpy as np
 from pathlib import Path
-from utils.run.memory import keep_freed_memory
+from utils.run.fast_cpu import set_malloc_policy
 
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 
-keep_freed_memory(sys.argv[1] == "keep")
+set_malloc_policy(sys.argv[1] == "keep")
 before = resident()
 arrays = [np.ones(2**22) for _ in range(4)]  # 32 MB each
 del arrays
@@ -298,9 +297,9 @@ def test_a_run_begun_with_another_adam_goes_on_with_the_one_that_can_leave_steps
     net(made_batch().features)["cas"].sum().backward()
     before.step()
     Training(net, before, NoBatches(), identity, tmp_path).save_last()
-    optimizer = build_optimizer(net.parameters(), 1e-3, 0.0)
+    optimizer = adam(net, weight_decay=0.0)
     Training(net, optimizer, NoBatches(), identity, tmp_path).resume(1, 9, 0)
-    step, spoilt = TrainingStep(Objective(net, CO2Loss()), optimizer), made_batch()
+    step, spoilt = partial(train_step, BatchLoss(net, CO2Loss()), optimizer), made_batch()
     spoilt.features[0, 0, 0] = float("nan")
     weights = copy.deepcopy(net.state_dict())
     assert not step(spoilt).finite
@@ -311,7 +310,7 @@ def test_a_run_begun_with_another_adam_goes_on_with_the_one_that_can_leave_steps
 def test_a_step_that_is_looked_at_late_is_still_told_by_its_own_number_and_videos(tmp_path):
     net, _ = both_nets()
     identity = {"architecture": {}, "classes": ["a", "b"], "options": {}}
-    training = Training(net, build_optimizer(net.parameters(), 1e-3, 0.0), NoBatches(), identity, tmp_path)
+    training = Training(net, adam(net, weight_decay=0.0), NoBatches(), identity, tmp_path)
     bad, good = (StepOutcome({"total": torch.tensor(value)}, torch.tensor(value < 1e9)) for value in (1e10, 2.0))
     training.advance(good, made_batch(), ["first"])
     training.advance(bad, made_batch(), ["second"])

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from utils.training_step import StepOutcome
 
 from main import main as train
 from test import main as evaluate
 from utils.annotations import parse_annotations
 from utils.checkpoint import Training
 from utils.features.simulate import invent_timeline, simulate_features
-from utils.training_step import StepOutcome
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -13,7 +13,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import rel_entr
 
 import main
-from model import CO2Net, ConsensusModule
+from model import CO2Net, ConsensusModule, GlobalContext, LocalContext
 from options import parse_args
 from scripts.reproduction.plan import read_tables
 from test import main as evaluate
@@ -21,7 +21,7 @@ from tests.ave_release import make_release
 from utils.annotations import parse_annotations
 from utils.features.simulate import invent_timeline, simulate_features
 from utils.features.simulate_ave import simulate_ave
-from utils.fusion import ALTERNATIVES, CONSENSUS, SSMA, DescriptorPair, GlobalContext, LocalContext, SqueezeExcitation
+from utils.fusion import CONSENSUS, SSMA, DescriptorPair, SqueezeExcitation, consensus_factory
 from utils.losses import SIMILARITIES, CO2Loss, bernoulli_js, bernoulli_kl, mutual_loss
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -87,7 +87,7 @@ def test_an_ablation_is_its_overrides_over_any_base(config):
         vars(parse_args([*argv, *more])) for more in (["--config", base], ["--config", str(config), "--base", base])
     )
     different = {name for name in plain if plain[name] != varied[name]} - {"config", "base"}
-    if "model" in content:  # brings its own, or what the config says although CO2-Net has it too
+    if "method" in content:  # brings its own, or what the config says although CO2-Net has it too
         different = different - {"localization"} | {"consensus"}
     assert different == set(content) - {"base"}
 
@@ -95,7 +95,7 @@ def test_an_ablation_is_its_overrides_over_any_base(config):
 def test_base_is_about_a_config(capsys):
     with pytest.raises(SystemExit):
         parse_args(["--base", "configs/demo.yaml", "--path-dataset", "DIR"])
-    assert "give the config too" in capsys.readouterr().err
+    assert "give --config too" in capsys.readouterr().err
 
 
 def test_every_ablation_is_in_a_table_and_the_papers_own_row_is_one_number():
@@ -114,20 +114,20 @@ def test_every_ablation_is_in_a_table_and_the_papers_own_row_is_one_number():
 
 @pytest.mark.parametrize("name", CONSENSUS)
 def test_every_consensus_keeps_shapes_and_its_checkpoint(name):
-    net = CO2Net(3, (12, 12), consensus=name).eval()
+    net = CO2Net(3, (12, 12), consensus=consensus_factory(name)).eval()
     outputs = net(torch.rand(2, 9, 24))
     assert outputs["modality_attention"].shape == (2, 2, 9)
     assert outputs["features"].shape == (2, 9, 24)
-    CO2Net(3, (12, 12), consensus=name).load_state_dict(net.state_dict())
+    CO2Net(3, (12, 12), consensus=consensus_factory(name)).load_state_dict(net.state_dict())
     if name != "add":
-        assert CO2Net(3, (12, 20), consensus=name)(torch.rand(1, 5, 32))["cas"].shape == (1, 5, 4)
+        assert CO2Net(3, (12, 20), consensus=consensus_factory(name))(torch.rand(1, 5, 32))["cas"].shape == (1, 5, 4)
 
 
 def test_impossible_variants_are_refused():
-    with pytest.raises(ValueError, match="one width, these have 12 and 20"):
-        CO2Net(3, (12, 20), consensus="add")
+    with pytest.raises(ValueError, match="one width, got 12 and 20"):
+        CO2Net(3, (12, 20), consensus=consensus_factory("add"))
     with pytest.raises(ValueError, match="expected one of ccm, local_local"):
-        CO2Net(3, consensus="sum")
+        consensus_factory("sum")
     with pytest.raises(ValueError, match="expected one of mse, mae, kl, js"):
         CO2Loss(mutual="l2")
 
@@ -164,9 +164,9 @@ def test_ssma_by_hand():
 
 def test_add_and_concat():
     first, second = torch.rand(2, 3, 5), torch.rand(2, 3, 5)
-    for one in ALTERNATIVES["add"](3, 3)(first, second):
+    for one in CONSENSUS["add"](3, 3)(first, second):
         torch.testing.assert_close(one, first + second)
-    assert all(a is b for a, b in zip(ALTERNATIVES["concat"](3, 4)(first, second), (first, second), strict=True))
+    assert all(a is b for a, b in zip(CONSENSUS["concat"](3, 4)(first, second), (first, second), strict=True))
 
 
 def test_a_global_and_a_local_descriptor_are_the_ccm():
@@ -180,7 +180,7 @@ def test_a_global_and_a_local_descriptor_are_the_ccm():
 
 @pytest.mark.parametrize(("name", "sees_time"), [("local_local", True), ("local_global", False), ("ccm", True)])
 def test_which_descriptor_sees_the_auxiliary_modality_in_time(name, sees_time):
-    consensus = CO2Net(2, (6, 6), consensus=name).eval().consensus
+    consensus = CO2Net(2, (6, 6), consensus=consensus_factory(name)).eval().consensus
     first, second = torch.rand(1, 6, 8), torch.rand(1, 6, 8)
     same = torch.allclose(consensus(first, second)[0], consensus(first, second.flip(2))[0], atol=1e-6)
     assert same != sees_time

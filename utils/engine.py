@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from eval.pictures import plot_videos
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,7 +19,6 @@ from eval.average_precision import mean_over_range
 from eval.classification import classification_map
 from eval.detection import evaluate_detections
 from eval.outputs import write_outputs
-from eval.pictures import plot_videos
 from eval.proposals import DETECTION
 from eval.snippet_accuracy import snippet_accuracy
 from eval.tables import Table, localized_table, read_ground_truth, write_detections

@@ -7,6 +7,7 @@ from itertools import product
 import torch
 from torch import nn
 from tqdm import tqdm
+from utils.training_step import Objective, TrainingStep, build_optimizer
 
 from benchmarks import plain_step, yardstick
 from benchmarks.made import made_training_set
@@ -18,7 +19,6 @@ from model import CO2Net
 from utils.engine import choose_device
 from utils.features.store import FeatureStore
 from utils.losses import CO2Loss
-from utils.training_step import Objective, TrainingStep, build_optimizer
 from wsad_dataset import Batch, BatchLoader, WeakVideoDataset
 
 SIZES = ((1024, 500), (512, 320))  # channels a modality, snippets a video

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
+from utils.run.memory import keep_freed_memory
 
 from benchmarks.measure import Settings, cpu_has_bfloat16
 from benchmarks.table import Column
-from utils.run.memory import keep_freed_memory
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 SIDES = {"cpu": 4096, "cuda": 8192}  # of the square matrices
