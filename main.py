@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from eval.report import results_table
+from eval.tables import results_table
 from options import default_options, loss_options, network_options, parse_args, resume_options, run_options
 from utils.annotations import Annotations, load_annotations
 from utils.checkpoint import Training, read_checkpoint, seed_everything

@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from eval.proposals import LOCALIZATIONS
-from eval.report import results_table
+from eval.tables import results_table
 from options import default_options, parse_test_args
 from utils.annotations import load_annotations
 from utils.checkpoint import load_state, read_checkpoint, require_classes

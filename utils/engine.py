@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from eval.average_precision import mean_over_range, nan_to_none
 from eval.classification import classification_map
 from eval.detection import evaluate_detections
 from eval.outputs import write_outputs
+from eval.pictures import plot_videos
 from eval.proposals import DETECTION, LOCALIZATIONS
-from eval.report import mean_map, plot_videos
 from eval.snippet_accuracy import snippet_accuracy
 from eval.tables import Table, localized_table, read_ground_truth, write_detections
 from utils.annotations import Annotations
@@ -113,7 +114,7 @@ class HoldOut:
             scores.append(self._video_scores(cas, attention)[:-1])
         net.train()
         mean_ap = classification_map(np.stack(scores), self.dataset.labels)[1]
-        return {"classification_mAP": _defined(mean_ap), "loss": float(np.mean(losses))}
+        return {"classification_mAP": nan_to_none(mean_ap), "loss": float(np.mean(losses))}
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ class Evaluator:
         detections = localized_table(localized, self.annotations.classes, self.snippet_rate)
         video_scores = LOCALIZATIONS[self.localization].video_scores
         scores = np.stack([video_scores(result.cas, result.attention)[:-1] for result in results])
-        metrics = {"classification_map": _defined(classification_map(scores, self.dataset.labels)[1])}
+        metrics = {"classification_map": nan_to_none(classification_map(scores, self.dataset.labels)[1])}
         for protocol in PROTOCOLS:
             metrics[protocol] = evaluate_detections(
                 self._ground_truth,
@@ -187,7 +188,8 @@ class Evaluator:
                 snippet_rate=self.snippet_rate,
                 videos=self._video_ids,
             ).as_dict()
-        selection = mean_map(metrics[PROTOCOLS[0]], self.spec.main_range)
+        scores = metrics[PROTOCOLS[0]]
+        selection = mean_over_range(scores["tiou_thresholds"], scores["map"], *self.spec.main_range)
         if subsets := self.spec.accuracy_subsets:
             activations = {result.video_id: result.cas for result in results}
             scores = snippet_accuracy(activations, self.annotations, subsets, self.snippet_rate)
@@ -207,10 +209,6 @@ def write_results(
     write_detections(folder / "detections.json", evaluation.detections, snippet_rate)
     write_outputs(folder / "outputs.h5", evaluation.results, annotations.classes, snippet_rate)
     plot_videos(folder / "videos.png", evaluation.results, annotations, snippet_rate, modalities, title)
-
-
-def _defined(value: float) -> float | None:
-    return None if np.isnan(value) else value
 
 
 class StopSignal:
