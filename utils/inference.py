@@ -16,7 +16,7 @@ from tqdm import tqdm
 from eval.proposals import LOCALIZATIONS
 from utils.annotations import Annotations
 from utils.segments import seconds_to_snippets
-from wsad_dataset import WeakVideoDataset, sent
+from wsad_dataset import WeakVideoDataset, to_device
 
 # Snippets of a bucket at most, padding included; a video with more is a bucket by itself. A CPU is busy with few.
 BUCKET_SNIPPETS = {"cpu": 2048, "cuda": 16384}
@@ -103,7 +103,7 @@ class _Running:
         device = next(net.parameters()).device
         self._indices, self._lengths = indices, dataset.lengths[indices]
         features, valid = _padded([dataset[index] for index in indices], self._lengths)
-        outputs = net(sent(features, device), None if valid is None else sent(valid, device))
+        outputs = net(to_device(features, device), None if valid is None else to_device(valid, device))
         self._outputs = {name: outputs[name].to("cpu", non_blocking=True) for name in KEPT if name in outputs}
         self._done = None
         if device.type == "cuda":

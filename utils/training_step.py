@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError
 from utils.run.ranks import ALONE, Ranks
-from wsad_dataset import Batch, sent
+from wsad_dataset import Batch, to_device
 
 
 class StepOutcome(NamedTuple):
@@ -68,7 +68,7 @@ class TrainingStep:
 
     def __call__(self, batch: Batch) -> StepOutcome:
         self.optimizer.zero_grad(set_to_none=True)  # first, so that they are gone when the activations are there
-        terms = self.objective(*(sent(part, self.device) for part in batch))
+        terms = self.objective(*(to_device(part, self.device) for part in batch))
         terms["total"].backward()
         gradients = [parameter.grad for parameter in self.objective.parameters() if parameter.grad is not None]
         # The norm is not finite either where a square is not, and Adam squares them too.
