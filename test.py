@@ -12,7 +12,6 @@ from utils.datasets import DATASETS
 from utils.engine import TABLE_PROTOCOLS, Evaluator, choose_device, write_results
 from utils.errors import InputError, exit_on_input_error
 from utils.features import open_features
-from utils.formats.files import write_json
 from utils.methods import METHODS, build_method
 from wsad_dataset import WeakVideoDataset
 
@@ -53,10 +52,10 @@ def main(argv: list[str] | None = None) -> None:
     name, iteration = Path(args.checkpoint).stem, checkpoint.get("iteration")
     simulated = "SIMULATED " if store.source.simulated else ""
     title = f"{args.checkpoint}, {simulated}features"
-    write_json(output / "metrics.json", {name: {"iteration": iteration, **evaluation.metrics}})
-    write_results(output, evaluation, annotations, evaluate.snippet_rate, options.modalities, title)
+    rows = [(name, iteration, evaluation.metrics)]
+    write_results(output, rows, evaluation, annotations, evaluate.snippet_rate, options.modalities, title)
     print(f"{options.dataset}, {simulated}features {store.source.path}: {spec.test_subset} {test_set}")
-    print(results_table([(name, iteration, evaluation.metrics)], spec, TABLE_PROTOCOLS))
+    print(results_table(rows, spec, TABLE_PROTOCOLS))
     print(f"the results are in {output}: metrics.json, detections.json, the picture videos.png, ...")
 
 

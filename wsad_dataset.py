@@ -1,4 +1,4 @@
-"""Weakly labeled videos: features and video-level labels, and the training batches drawn from them.
+"""Weakly labeled videos, and the training batches drawn from them.
 
 Nothing here reads when an action happens: of a `Video`, only its id and its weak labels are used.
 """
@@ -12,21 +12,34 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.annotations import Annotations, Video
+from utils.annotations import Annotations
 from utils.errors import InputError
 from utils.features.store import FeatureStore
 from utils.sampler import PairSampler, ShardSampler, rank_rows, stratified_snippets
 
 
 class WeakVideoDataset:
-    """The videos of one subset that have features: `dataset[i]` is (T, D) float32, `dataset.labels[i]` (C,).
+    """Videos of one subset with features: `dataset[i]` is (T, D) float32, `dataset.labels[i]` is (C,).
+
+    Args:
+        annotations: Videos and their weak labels.
+        store: Features of the videos.
+        subset: Name of the subset, or of several (`val+test`).
+        missing_features: "error", or "skip" to leave out videos without features.
+        min_snippets: Shorter videos are left out.
+        video_ids: The videos to use, None for the whole subset.
+        device: Where all features are kept in memory; None to read them from the store each time.
 
     Attributes:
-        video_ids: the N videos used, in annotation order or that of the choice.
+        video_ids: The N videos, in the order of `video_ids` or of the annotations.
         labels: (N, C) bool, multi-hot weak labels.
-        lengths: (N,) snippets a video.
-        skipped: videos without features (only with missing_features="skip").
-        too_short: videos with fewer than min_snippets snippets.
+        lengths: (N,) snippets per video.
+        skipped: Videos without features.
+        too_short: Videos with fewer than min_snippets snippets.
+
+    Raises:
+        InputError: A subset, a video or its features are not found, no video is left, or the features do not fit into
+            memory.
     """
 
     def __init__(
@@ -40,50 +53,50 @@ class WeakVideoDataset:
         video_ids: Sequence[str] | None = None,
         device: torch.device | str | None = "cpu",
     ):
-        """
-        Args:
-            video_ids: use only these of the subset.
-            device: where all features are kept; None for nowhere: they are read whenever they are asked for.
-
-        InputError: no such subset or video, a video without features, no video left, unusable features, features
-        that do not fit the device.
-        """
-        videos = _choose(annotations.subset(subset), video_ids, subset)
+        videos = {video.video_id: video for video in annotations.subset(subset)}
+        if video_ids is not None:
+            if unknown := [video_id for video_id in video_ids if video_id not in videos]:
+                raise InputError(f"subset '{subset}': video '{unknown[0]}' not found ({len(unknown)} such ids)")
+            videos = {video_id: videos[video_id] for video_id in video_ids}
         if not videos:
-            raise InputError(
-                f"no video of subset '{subset}' is left to use: the choice of videos is empty; hold out fewer"
-            )
-        self.classes = annotations.classes
-        self.modality_dims = store.modality_dims
-        self.snippet_rate = store.snippet_rate
-        self.skipped = [video.video_id for video in videos if video.video_id not in store]
+            raise InputError(f"subset '{subset}': no video is left to use; lower --holdout")
+        self.skipped = [video_id for video_id in videos if video_id not in store]
         if self.skipped and missing_features == "error":
-            raise InputError(_missing_message(self.skipped, len(videos), subset))
-        lengths = {v.video_id: store.num_snippets(v.video_id) for v in videos if v.video_id in store}
-        self.too_short = [video_id for video_id, length in lengths.items() if length < max(1, min_snippets)]
-        used = [video for video in videos if lengths.get(video.video_id, 0) >= max(1, min_snippets)]
-        if not used:
+            names = ", ".join(self.skipped[:3]) + (", ..." if len(self.skipped) > 3 else "")
             raise InputError(
-                f"no video of subset '{subset}' can be used: {len(self.skipped)} have no features, "
+                f"{len(self.skipped)} of the {len(videos)} videos of subset '{subset}' have no features ({names}); "
+                "extract them, or leave them out with --missing-features skip"
+            )
+        lengths = {video_id: store.num_snippets(video_id) for video_id in videos if video_id in store}
+        self.video_ids = [video_id for video_id, length in lengths.items() if length >= max(1, min_snippets)]
+        self.too_short = [video_id for video_id, length in lengths.items() if length < max(1, min_snippets)]
+        if not self.video_ids:
+            raise InputError(
+                f"subset '{subset}': no video can be used; {len(self.skipped)} have no features, "
                 f"{len(self.too_short)} have fewer than {min_snippets} snippets"
             )
-        self.video_ids = [video.video_id for video in used]
-        self.labels = _multi_hot(used, self.classes)
         self.lengths = np.array([lengths[video_id] for video_id in self.video_ids])
+        self.classes = annotations.classes
+        order = {name: index for index, name in enumerate(self.classes)}
+        self.labels = np.zeros((len(self), len(self.classes)), dtype=bool)
+        for row, video_id in zip(self.labels, self.video_ids, strict=True):
+            row[[order[label] for label in videos[video_id].labels]] = True
         self.store = store
+        self.modality_dims = store.modality_dims
+        self.snippet_rate = store.snippet_rate
         self._offsets = np.cumsum(self.lengths) - self.lengths
         self._rows = None if device is None else self._load(torch.device(device))
 
     @property
     def device(self) -> torch.device:
-        """Where batches are put together."""
+        """Device on which batches are assembled."""
         return torch.device("cpu") if self._rows is None else self._rows.device
 
     def __len__(self) -> int:
         return len(self.video_ids)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """(T, D) float32; where the features are in main memory a view of them, not to be written to."""
+        # A view of the features in memory; callers must not write to it.
         if self._rows is None:
             return self.store[self.video_ids[index]]
         start = self._offsets[index]
@@ -96,65 +109,65 @@ class WeakVideoDataset:
         return f"{len(self)} videos, {self.lengths.sum():,} snippets{notes}"
 
     def gather(self, indices: np.ndarray, snippets: np.ndarray, out: Tensor) -> None:
-        """Sorted snippets (B, T) of the videos (B,) -> out (B, T, D) float32, contiguous, on `device`."""
+        """Copy snippets of several videos into one tensor.
+
+        Args:
+            indices: (B,) videos.
+            snippets: (B, T) sorted snippets of each video.
+            out: (B, T, D) float32, contiguous, on `device`.
+        """
         if self._rows is None:
             for row, (index, chosen) in enumerate(zip(indices, snippets, strict=True)):
                 out[row] = torch.from_numpy(self.store.rows(self.video_ids[index], chosen))
             return
-        rows = sent(torch.from_numpy(self._offsets[indices][:, None] + snippets), self.device)
-        # Writing into memory that is already mapped is what makes this fast (7x over a fresh tensor).
+        rows = to_device(torch.from_numpy(self._offsets[indices][:, None] + snippets), self.device)  # (B, T)
+        # Writing into memory that is already mapped is 7x faster than into a fresh tensor.
         torch.index_select(self._rows, 0, rows.view(-1), out=out.view(-1, out.shape[-1]))
 
     def _load(self, device: torch.device) -> Tensor:
-        """All videos after one another: (sum of lengths, D) float32."""
-        rows = self._empty_rows(device)
+        """Return the features of all videos one after another, (sum of T, D), on the device."""
+        shape = int(self.lengths.sum()), sum(self.modality_dims)
+        try:
+            rows = torch.empty(shape, device=device)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            size, cache = 4 * shape[0] * shape[1] / 1e9, "none" if device.type == "cpu" else "host"
+            raise InputError(
+                f"{size:,.1f} GB of features do not fit into {device.type} memory; use --cache {cache}"
+            ) from None
         videos = zip(self.video_ids, self._offsets, self.lengths, strict=True)
         for video_id, start, length in tqdm(videos, "loading features", len(self), leave=False, unit="video"):
             rows[start : start + length] = torch.from_numpy(self.store[video_id])
         return rows
 
-    def _empty_rows(self, device: torch.device) -> Tensor:
-        shape = int(self.lengths.sum()), sum(self.modality_dims)
-        try:
-            return torch.empty(shape, device=device)
-        except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                raise
-            other = "none" if device.type == "cpu" else "host"
-            size = f"{4 * shape[0] * shape[1] / 1e9:,.1f} GB of features"
-            raise InputError(f"{size} do not fit into the memory of the {device.type}; use --cache {other}") from None
-
 
 class Batch(NamedTuple):
+    """One training batch of B videos, T snippets each."""
+
     features: Tensor  # (B, T, D) float32
     labels: Tensor  # (B, C) float32, multi-hot
     pairs: Tensor  # (P, 2) int64, rows of the batch that share a class
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device, without waiting for a GPU: PyTorch keeps page-locked memory until its copy is done."""
-    if tensor.device == device or device.type == "cpu":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-class _Made(NamedTuple):
-    """A batch, its videos, and the state from which the one after it is drawn."""
-
-    batch: Batch
-    video_ids: list[str]
-    state: dict
-
-
 class BatchLoader:
-    """An endless iterator of training batches; two loaders with equal state give equal batches.
+    """Endless iterator of training batches; loaders with equal state return equal batches.
 
-    `features` lie in one of a few buffers in turn: a batch stays valid while the next one is drawn and used, and is
-    overwritten when the one after that is drawn. So whoever copies it to a GPU without waiting for the copy
-    (`non_blocking=True`) has time until then; who keeps it for longer needs a copy of their own.
+    The loader reuses its buffers: `features` of a batch are valid until the next but one is drawn.
 
-    With `prefetch` the next batch is made by a thread while this one is used. Which batches come does not change,
-    nor does the state, which always is the one before the next batch that has not been drawn.
+    Prefetching changes neither the batches nor `state_dict()`, which always describes the next batch not yet returned.
+
+    Args:
+        dataset: Videos to draw from.
+        batch_size: Videos per batch.
+        num_pairs: Pairs of videos with a common class per batch.
+        num_snippets: T, snippets drawn from each video.
+        seed: Seed of the batches.
+        pin_memory: Use page-locked buffers, for copies to a GPU.
+        prefetch: Draw the next batch in a thread while the current one is used.
+        open_shards: Number of feature shards to draw from at a time, 0 for all.
+        rank: This process, of `num_ranks` that share each batch (see `rank_rows`).
+        num_ranks: Number of processes. Every process draws whole batches, so together they see those of one process.
     """
 
     def __init__(
@@ -170,112 +183,86 @@ class BatchLoader:
         rank: int = 0,
         num_ranks: int = 1,
     ):
-        """num_snippets: T, drawn from each video. pin_memory: page-locked buffers, for copies to a GPU.
-
-        open_shards: how many shards of the features the batches are drawn from at a time; 0 for all.
-        rank, num_ranks: which part to take of batches that several processes share; see rank_rows. All of them draw
-        the whole batch, so that together they see the batches that one process alone sees.
-        """
         if num_snippets < 1:
-            raise InputError(f"a batch needs at least 1 snippet a video, not {num_snippets}")
+            raise InputError(f"--num-snippets: expected at least 1 snippet per video, got {num_snippets}")
         self.dataset = dataset
         self.num_snippets = num_snippets
-        self.video_ids: list[str] = []  # of the batch drawn last
-        self.sampler = _sampler(dataset, batch_size, num_pairs, seed, open_shards)
-        self._generator = np.random.default_rng([seed, 1])  # a stream apart from the sampler's
-        self._own = rank_rows(batch_size, num_pairs, rank, num_ranks)
+        self.video_ids: list[str] = []  # of the batch returned last
+        if open_shards:
+            shards = dataset.store.shards(dataset.video_ids)
+            self.sampler = ShardSampler(dataset.labels, shards, open_shards, batch_size, num_pairs, seed)
+        else:
+            self.sampler = PairSampler(dataset.labels, batch_size, num_pairs, seed)
+        self._generator = np.random.default_rng([seed, 1])  # of snippets, independent of the sampler
+        self._own_rows = rank_rows(batch_size, num_pairs, rank, num_ranks)
         self._pairs = torch.arange(2 * len(range(rank, num_pairs, num_ranks))).view(-1, 2)
-        shape = (len(self._own), num_snippets, sum(dataset.modality_dims))
+        shape = len(self._own_rows), num_snippets, sum(dataset.modality_dims)
         pin_memory = pin_memory and dataset.device.type == "cpu"
-        count = 3 if prefetch else 2  # the one that is used, the one before it, and the one that is made ahead
+        count = 3 if prefetch else 2  # the batch in use, the one before it, and the prefetched one
         self._buffers = [torch.empty(shape, device=dataset.device, pin_memory=pin_memory) for _ in range(count)]
-        self._state = self._drawing_state()
+        self._state = self._generator_states()
         self._thread = ThreadPoolExecutor(1, "batches") if prefetch else None
-        self._ahead: Future[_Made] | None = None
+        self._prefetched: Future | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        batch, self.video_ids, self._state = self._make_ahead() if self._thread else self._make()
+        if self._thread is None:
+            batch, self.video_ids, self._state = self._draw()
+        else:
+            self._prefetched = self._prefetched or self._thread.submit(self._draw)
+            batch, self.video_ids, self._state = self._prefetched.result()  # raises errors of the thread
+            self._prefetched = self._thread.submit(self._draw)
         return batch
 
-    def _make(self) -> _Made:
-        indices, _ = self.sampler.draw()
-        snippets = stratified_snippets(self.dataset.lengths[indices], self.num_snippets, self._generator)
-        state = self._drawing_state()
-        indices, snippets = indices[self._own], snippets[self._own]
+    def _draw(self) -> tuple[Batch, list[str], dict]:
+        """Return the next batch, its videos, and the state after it."""
+        indices, _ = self.sampler.draw()  # (B,)
+        snippets = stratified_snippets(self.dataset.lengths[indices], self.num_snippets, self._generator)  # (B, T)
+        state = self._generator_states()
+        indices, snippets = indices[self._own_rows], snippets[self._own_rows]
         features = self._buffers.pop(0)
         self._buffers.append(features)
         self.dataset.gather(indices, snippets, features)
         labels = torch.from_numpy(self.dataset.labels[indices]).float()
-        batch = Batch(features, *(sent(part, features.device) for part in (labels, self._pairs.clone())))
-        return _Made(batch, [self.dataset.video_ids[index] for index in indices], state)
-
-    def _make_ahead(self) -> _Made:
-        """The batch that was made meanwhile; the one after it is begun. An error in the making is raised here."""
-        if self._ahead is None:
-            self._ahead = self._thread.submit(self._make)
-        made = self._ahead.result()  # an error stays in its place, so that no batch is left out after it
-        self._ahead = self._thread.submit(self._make)
-        return made
+        labels, pairs = (to_device(part, features.device) for part in (labels, self._pairs.clone()))
+        return Batch(features, labels, pairs), [self.dataset.video_ids[index] for index in indices], state
 
     def example(self, device: torch.device) -> Batch:
-        """A batch of the size and kinds of all others, of zeros."""
-        labels = torch.zeros(len(self._own), len(self.dataset.classes))
+        """Return a batch of zeros with the shapes and dtypes of all batches."""
+        labels = torch.zeros(len(self._own_rows), len(self.dataset.classes))
         return Batch(*(part.to(device) for part in (torch.zeros_like(self._buffers[0]), labels, self._pairs)))
 
     def close(self) -> None:
-        """Wait for the batch in the making, if any, and end the thread; no batch can be drawn any more."""
+        """End the prefetching thread; no batch can be drawn any more."""
         if self._thread:
             self._thread.shutdown(cancel_futures=True)
 
     def state_dict(self) -> dict:
-        """Both generators' states before the next batch, in plain Python values."""
+        """Return the states of both generators before the next batch, as plain Python values."""
         return self._state
 
     def load_state_dict(self, state: dict) -> None:
-        if self._ahead is not None:
-            wait([self._ahead])
-            self._ahead = None
+        """Continue with the batch that `state_dict` described."""
+        if self._prefetched is not None:
+            wait([self._prefetched])  # the thread uses the generators
+            self._prefetched = None
         self.sampler.load_state_dict(state["sampler"])
         self._generator.bit_generator.state = state["snippets"]
-        self._state = self._drawing_state()
+        self._state = self._generator_states()
 
-    def _drawing_state(self) -> dict:
+    def _generator_states(self) -> dict:
         return {"sampler": self.sampler.state_dict(), "snippets": self._generator.bit_generator.state}
 
 
-def _sampler(
-    dataset: WeakVideoDataset, batch_size: int, num_pairs: int, seed: int, open_shards: int
-) -> PairSampler | ShardSampler:
-    if not open_shards:
-        return PairSampler(dataset.labels, batch_size, num_pairs, seed)
-    shards = dataset.store.shards(dataset.video_ids)
-    return ShardSampler(dataset.labels, shards, open_shards, batch_size, num_pairs, seed)
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to the device; a copy to a GPU does not block."""
+    if tensor.device == device or device.type == "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # PyTorch keeps the pinned memory until the copy is done
 
 
-def _choose(videos: list[Video], video_ids: Sequence[str] | None, subset: str) -> list[Video]:
-    if video_ids is None:
-        return videos
-    known = {video.video_id: video for video in videos}
-    if unknown := [video_id for video_id in video_ids if video_id not in known]:
-        raise InputError(f"subset '{subset}' has no video '{unknown[0]}' ({len(unknown)} such ids)")
-    return [known[video_id] for video_id in dict.fromkeys(video_ids)]
-
-
-def _multi_hot(videos: list[Video], classes: tuple[str, ...]) -> np.ndarray:
-    """(N, C) bool: whether the video has the weak label. A byte each, since it grows with both."""
-    order = {name: index for index, name in enumerate(classes)}
-    labels = np.zeros((len(videos), len(classes)), dtype=bool)
-    for row, video in enumerate(videos):
-        labels[row, [order[label] for label in video.labels]] = True
-    return labels
-
-
-def _missing_message(missing: list[str], total: int, subset: str) -> str:
-    names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-    return (
-        f"{len(missing)} of the {total} videos of subset '{subset}' have no features ({names}); "
-        "extract them, or leave them out with missing_features: skip"
-    )
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether PyTorch raised an error because memory ran out, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

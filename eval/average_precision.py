@@ -79,6 +79,11 @@ def mean_over_range(tiou_thresholds: np.ndarray, mean_ap: np.ndarray, low: float
     return float(np.asarray(mean_ap, dtype=np.float64)[rows].mean()) if len(rows) else float("nan")
 
 
+def nan_to_none(value: float) -> float | None:
+    """Return the value, or None for NaN, which JSON cannot store."""
+    return None if np.isnan(value) else value
+
+
 def named_means(
     tiou_thresholds: Sequence[float], usual: Sequence[float], ranges: Iterable[tuple[float, float]]
 ) -> dict[str, np.ndarray]:

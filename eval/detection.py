@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.average_precision import average_precisions, mean_over_range, score_order
+from eval.average_precision import average_precisions, nan_to_none, score_order
 from eval.command import Inputs, add_evaluation_options, read_inputs
 from eval.matching import match
 from eval.protocols import PROTOCOLS, applicable_protocols, apply_protocol
@@ -24,6 +24,7 @@ from eval.tables import (
     GroundTruth,
     GroundTruthSource,
     Table,
+    format_table,
     read_detections,
     read_ground_truth,
 )
@@ -52,19 +53,15 @@ class DetectionResult:
     detections: Table = field(repr=False)
     matched: np.ndarray = field(repr=False)  # (T, N) int32
 
-    def mean_map(self, low: float, high: float) -> float:
-        """Mean mAP over the thresholds from low to high, both included; NaN if there are none."""
-        return mean_over_range(self.tiou_thresholds, self.map, low, high)
-
     def as_dict(self) -> dict:
         """What is written to disk: fractions at full precision, None for what is undefined."""
         return {
             "protocol": self.protocol,
             "classes": list(self.classes),
             "tiou_thresholds": self.tiou_thresholds.tolist(),
-            "ap": [[_defined(value) for value in row] for row in self.ap.tolist()],
-            "map": [_defined(value) for value in self.map.tolist()],
-            "average_map": _defined(self.average_map),
+            "ap": [[nan_to_none(value) for value in row] for row in self.ap.tolist()],
+            "map": [nan_to_none(value) for value in self.map.tolist()],
+            "average_map": nan_to_none(self.average_map),
             "notes": list(self.notes),
         }
 
@@ -176,10 +173,6 @@ def _named(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _defined(value: float) -> float | None:
-    return None if np.isnan(value) else value
-
-
 def evaluate_inputs(inputs: Inputs, protocol: str) -> list[DetectionResult]:
     """What a command was asked to evaluate: a result for each list of detections, their coverage among its notes."""
     results = [
@@ -199,16 +192,18 @@ def evaluate_inputs(inputs: Inputs, protocol: str) -> list[DetectionResult]:
     ]
 
 
-def format_table(results: Iterable[DetectionResult], means: Mapping[str, Sequence[int]]) -> str:
-    """mAP in percent, a line a result: each threshold, then each mean, {name: numbers of the thresholds}."""
-    results = list(results)
-    heads = [*(f"{threshold:g}" for threshold in results[0].tiou_thresholds), *means]
-    width = max(8, *(len(result.protocol) for result in results))
-    lines = [f"{'mAP@tIoU':<{width}}" + "".join(f"{head:>9}" for head in heads)]
+def map_table(results: Sequence[DetectionResult], means: Mapping[str, Sequence[int]]) -> str:
+    """Return mAP in percent as text, one row per result.
+
+    Args:
+        results: Results at the same tIoU thresholds.
+        means: Means over thresholds, {name: indices of the thresholds}; see `eval.average_precision.named_means`.
+    """
+    rows = [["mAP@tIoU", *(f"{threshold:g}" for threshold in results[0].tiou_thresholds), *means]]
     for result in results:
-        values = [*result.map, *(result.map[rows].mean() for rows in means.values())]
-        lines.append(f"{result.protocol:<{width}}" + "".join(f"{100 * value:9.2f}" for value in values))
-    return "\n".join(lines)
+        values = [*result.map, *(result.map[inside].mean() for inside in means.values())]
+        rows.append([result.protocol, *(f"{100 * value:.2f}" for value in values)])
+    return format_table(rows)
 
 
 def _parse_args() -> argparse.Namespace:
@@ -247,7 +242,7 @@ def main() -> None:
         print(f"note: {note}")
     if inputs.grid:
         print(inputs.grid)
-    print(format_table(results, inputs.means))
+    print(map_table(results, inputs.means))
     if args.json:
         content = {result.protocol: result.as_dict() for result in results}
         write_json(args.json, content if args.protocol == "all" else content[args.protocol])

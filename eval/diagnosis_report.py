@@ -1,15 +1,14 @@
 """What `eval.diagnosis.diagnose` returns, as a table and as a picture."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from eval.tables import format_table
 from utils.formats.files import save_figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 COLORS = ("#2a9d4a", "#9ad1a8", "#3465a4", "#edae49", "#d1495b", "#bbbbbb")  # one a kind; the first is no error
 BAR, MISSED, BASELINE = "#3465a4", "#d1495b", "#333333"
@@ -33,39 +32,33 @@ def diagnosis_table(diagnosis: dict) -> str:
 
 def _profile_lines(diagnosis: dict) -> list[str]:
     shares = _profile_shares(diagnosis)
-    rows = [(kind, _percents(row)) for kind, row in zip(diagnosis["kinds"], shares.T, strict=True)]
-    return ["profile of the top detections", *_grid("", _slice_names(shares), rows)]
+    rows = [[kind, *_percents(row)] for kind, row in zip(diagnosis["kinds"], shares.T, strict=True)]
+    return ["profile of the top detections", format_table([["", *_slice_names(shares)], *rows])]
 
 
 def _removal_lines(diagnosis: dict) -> list[str]:
-    rows = [("as it is", [f"{100 * diagnosis[name]:.2f}" for name in ("average_map", "average_map_n_top")])]
+    rows = [["", "mAP", "mAP_N"]]
+    rows.append(["as it is", *(f"{100 * diagnosis[name]:.2f}" for name in ("average_map", "average_map_n_top"))])
     for kind, gain in diagnosis["removal"].items():
-        rows.append((f"without {kind}", [f"{100 * value:+.2f}" for value in gain.values()]))
-    return ["average mAP, and mAP_N of the top 10G, without one kind of error", *_grid("", ["mAP", "mAP_N"], rows)]
+        rows.append([f"without {kind}", *(f"{100 * value:+.2f}" for value in gain.values())])
+    return ["average mAP, and mAP_N of the top 10G, without one kind of error", format_table(rows)]
 
 
 def _bin_lines(name: str, bins: list[dict]) -> list[str]:
     rows = [
-        ("up to", [_upper(part) for part in bins]),
-        ("number", [str(part["instances"]) for part in bins]),
-        ("mAP_N", _percents(part["average_map_n"] for part in bins)),
-        ("not found", _percents(_mean(part["not_found"]) for part in bins)),
+        [name, *(part["bin"] for part in bins)],
+        ["up to", *map(_upper, bins)],
+        ["number", *(str(part["instances"]) for part in bins)],
+        ["mAP_N", *_percents(part["average_map_n"] for part in bins)],
+        ["not found", *_percents(_mean(part["not_found"]) for part in bins)],
     ]
-    return _grid(name, [part["bin"] for part in bins], rows)
+    return [format_table(rows)]
 
 
 def _class_lines(diagnosis: dict) -> list[str]:
-    classes = diagnosis["classes"]
-    width = max(len(entry["class"]) for entry in classes)
-    lines = [f"{'class':<{width}}{'number':>9}{'AP':>9}"]
-    for entry in classes:
-        lines.append(f"{entry['class']:<{width}}{entry['instances']:>9}{100 * entry['average_ap']:>9.1f}")
-    return lines
-
-
-def _grid(title: str, heads: Sequence[str], rows: Iterable[tuple[str, list[str]]]) -> list[str]:
-    lines = [(title, heads), *rows]
-    return [f"{name:<24}" + "".join(f"{cell:>9}" for cell in cells) for name, cells in lines]
+    rows = [["class", "number", "AP"]]
+    rows += [[e["class"], str(e["instances"]), f"{100 * e['average_ap']:.1f}"] for e in diagnosis["classes"]]
+    return [format_table(rows)]
 
 
 def _profile_shares(diagnosis: dict) -> np.ndarray:
@@ -98,8 +91,6 @@ def _mean(values: list[float] | None) -> float | None:
 
 def diagnosis_figure(diagnosis: dict, path: str | Path) -> None:
     """Five panels: profile, cost of each kind of error, sensitivity, instances not found, AP by class."""
-    from matplotlib.figure import Figure  # here, so that the numbers can be had without matplotlib
-
     figure = Figure(figsize=(14, 13), layout="constrained")
     panels = figure.subplot_mosaic([["profile", "removal"], ["sensitivity", "missed"], ["classes", "classes"]])
     thresholds = ", ".join(f"{threshold:g}" for threshold in diagnosis["tiou_thresholds"])
@@ -118,7 +109,7 @@ def diagnosis_figure(diagnosis: dict, path: str | Path) -> None:
     save_figure(figure, path, dpi=110)
 
 
-def _draw_profile(axes: "Axes", diagnosis: dict) -> None:
+def _draw_profile(axes: Axes, diagnosis: dict) -> None:
     shares = 100 * np.nan_to_num(_profile_shares(diagnosis))
     bottom = np.zeros(len(shares))
     for kind, color, share in zip(diagnosis["kinds"], COLORS, shares.T, strict=True):
@@ -128,7 +119,7 @@ def _draw_profile(axes: "Axes", diagnosis: dict) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=3, frameon=False)
 
 
-def _draw_removal(axes: "Axes", diagnosis: dict) -> None:
+def _draw_removal(axes: Axes, diagnosis: dict) -> None:
     gains = [100 * gain["average_map"] for gain in diagnosis["removal"].values()]
     bars = axes.barh(list(diagnosis["removal"]), gains, color=COLORS[1:])
     axes.bar_label(bars, fmt="%+.1f", padding=3)
@@ -138,7 +129,7 @@ def _draw_removal(axes: "Axes", diagnosis: dict) -> None:
     axes.set(title=f"average mAP {base:.1f}: what it gains without one kind of error", xlabel="points of average mAP")
 
 
-def _draw_bins(axes: "Axes", diagnosis: dict, groups: list[list], color: str, baseline: float) -> None:
+def _draw_bins(axes: Axes, diagnosis: dict, groups: list[list], color: str, baseline: float) -> None:
     """Bars of all bins side by side, a gap between characteristics; `baseline` over all instances, dashed."""
     first, ticks, names = 0, [], []
     for (name, bins), values in zip(diagnosis["characteristics"].items(), groups, strict=True):
@@ -154,7 +145,7 @@ def _draw_bins(axes: "Axes", diagnosis: dict, groups: list[list], color: str, ba
     axes.set_ylim(0, 1.2 * axes.dataLim.ymax or 1)
 
 
-def _draw_classes(axes: "Axes", classes: list[dict]) -> None:
+def _draw_classes(axes: Axes, classes: list[dict]) -> None:
     names = [f"{entry['class']} ({entry['instances']})" for entry in classes]
     axes.bar(range(len(names)), [100 * entry["average_ap"] for entry in classes], color=BAR)
     axes.set_xticks(range(len(names)), names, parse_math=False)  # a dollar sign in a name is no formula

@@ -7,12 +7,14 @@ Ground truth: whatever `utils.annotations` reads. Detections: ActivityNet's JSON
 
 import csv
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from eval.average_precision import mean_over_range, range_name
+from eval.snippet_accuracy import accuracy_note
 from utils.annotations import (
     Annotations,
     Video,
@@ -21,6 +23,7 @@ from utils.annotations import (
     parse_annotations,
     start_and_end,
 )
+from utils.datasets import DatasetSpec
 from utils.errors import InputError, shorten
 from utils.formats.files import read_json, write_json
 from utils.segments import snippets_to_seconds
@@ -287,3 +290,50 @@ def _renumber(names: tuple, order: tuple) -> np.ndarray:
     """Where each of `names` stands in `order`, -1 if nowhere; one -1 more at the end, for the number -1."""
     index = {name: number for number, name in enumerate(order)}
     return np.array([*(index.get(name, -1) for name in names), -1], dtype=np.int64)
+
+
+def format_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Align the cells of a table in columns, two spaces apart.
+
+    Args:
+        rows: Cells of each row; the header is the first row.
+        left: Number of left-aligned columns. The columns after them are right-aligned.
+
+    Returns:
+        Text with one line per row.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = [
+        [cell.ljust(width) for cell, width in zip(row[:left], widths[:left], strict=True)]
+        + [cell.rjust(width) for cell, width in zip(row[left:], widths[left:], strict=True)]
+        for row in rows
+    ]
+    return "\n".join("  ".join(cells).rstrip() for cells in aligned)
+
+
+def results_table(rows: Sequence[tuple[str, int, dict]], spec: DatasetSpec, protocols: Sequence[str]) -> str:
+    """Return the scores of checkpoints under each protocol as text, in percent.
+
+    Args:
+        rows: Name, iteration and metrics (as in metrics.json) of each checkpoint.
+        spec: Dataset that defines the tIoU thresholds and their averaged ranges.
+        protocols: Protocols to show, one row each per checkpoint.
+    """
+    accuracies = [f"acc. {subset}" for subset in spec.accuracy_subsets]
+    columns = [f"{threshold:g}" for threshold in spec.tiou_thresholds]
+    columns += [*map(range_name, spec.average_ranges), "class.", *accuracies]
+    table = [["checkpoint", "iteration", "protocol", *columns]]
+    for name, iteration, metrics in rows:
+        for protocol in protocols:
+            thresholds, maps = metrics[protocol]["tiou_thresholds"], metrics[protocol]["map"]
+            values = [*maps, *(mean_over_range(thresholds, maps, *bounds) for bounds in spec.average_ranges)]
+            values.append(metrics["classification_map"])
+            values += [metrics["snippet_accuracy"][subset]["accuracy"] for subset in spec.accuracy_subsets]
+            table.append([name, str(iteration), protocol, *map(_percent, values)])
+    title = "mAP@tIoU in percent, its means over ranges of tIoU, and video-level classification mAP"
+    notes = [accuracy_note(rows[-1][2]["snippet_accuracy"])] if accuracies else []
+    return "\n".join([title, format_table(table, left=0), *notes])
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"

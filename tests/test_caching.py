@@ -187,7 +187,7 @@ def test_videos_are_the_same_from_every_cache(device):
 
 
 def test_what_does_not_fit_says_which_option_helps():
-    with pytest.raises(InputError, match="GB of features do not fit into the memory of the cpu; use --cache none"):
+    with pytest.raises(InputError, match="GB of features do not fit into cpu memory; use --cache none"):
         dataset(store=RowStore({"v0": 2**45, "v1": 2**45}))
 
 
@@ -199,7 +199,7 @@ def test_a_batch_stays_valid_while_the_next_is_used(device, prefetch):
     for _ in range(12):
         features = next(batches).features
         if prefetch:
-            batches._ahead.result()  # the worst case: the one after it is made already
+            batches._prefetched.result()  # the worst case: the one after it is made already
         kept.append((features, features.clone()))
         for earlier, copy in kept[-2:]:
             assert torch.equal(earlier, copy)

@@ -129,7 +129,7 @@ def test_subsets_and_modalities(source, tmp_path):
     assert sorted(raw(tmp_path / "rgb")) == ["rgb/v1", "rgb/v2", "rgb/v3"]
     with pytest.raises(InputError, match="no video of subset 'val'"):
         convert_features(source, tmp_path / "val", subsets=["val"])
-    with pytest.raises(InputError, match="no modality 'audio'"):
+    with pytest.raises(InputError, match="modality 'audio' not found"):
         convert_features(source, tmp_path / "val", modalities=["audio"])
 
 

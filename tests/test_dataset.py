@@ -64,7 +64,7 @@ def test_what_a_dataset_holds():
 
 
 def test_missing_features_are_an_error_that_says_what_to_do():
-    with pytest.raises(InputError, match=r"1 of the 6 videos of subset 'train'.*\(v4\).*missing_features: skip"):
+    with pytest.raises(InputError, match=r"1 of the 6 videos of subset 'train'.*\(v4\).*--missing-features skip"):
         dataset(missing_features="error")
 
 
@@ -73,13 +73,13 @@ def test_no_video_left():
         dataset(min_snippets=99)
     with pytest.raises(InputError, match="subsets present"):
         WeakVideoDataset(parse_annotations(timeline(), "x"), MemoryStore(LENGTHS), "validation")
-    with pytest.raises(InputError, match="'train' is left to use: the choice of videos is empty; hold out fewer"):
+    with pytest.raises(InputError, match="'train': no video is left to use; lower --holdout"):
         dataset(video_ids=[])
 
 
 def test_a_choice_of_videos():
     assert dataset(video_ids=["v2", "v0"], missing_features="error").video_ids == ["v2", "v0"]
-    with pytest.raises(InputError, match="no video 't0'"):
+    with pytest.raises(InputError, match="'train': video 't0' not found"):
         dataset(video_ids=["v2", "t0"])
 
 

@@ -192,7 +192,7 @@ def test_warnings_leave_the_exit_status(dataset, run_main):
 def test_what_cannot_be_checked_is_one_line(clean, run_main, tmp_path):
     for words, says in [
         ((tmp_path / "absent", "--check"), "no such file or folder"),
-        ((clean, "--check", "--modalities", "audio"), "no modality 'audio'; found flow, rgb"),
+        ((clean, "--check", "--modalities", "audio"), "modality 'audio' not found; stored are flow, rgb"),
         ((clean, "--check", "--dataset", "mine"), "--dataset"),
         ((clean, "--json", tmp_path / "x.json"), "need --check"),
         ((clean, "--check", "--json", tmp_path / "absent/x.json"), "absent/x.json: cannot be written"),
@@ -258,7 +258,7 @@ def test_modalities_of_different_rates(tmp_path):
     with h5py.File(tmp_path / "features.h5", "r+") as file:
         file["rgb"].attrs.update(fps=100, stride=1)
     check = check_dataset(tmp_path)
-    assert found(check)["error: different lengths"] and "do not last equally long" in messages(check)
+    assert found(check)["error: different lengths"] and "differ in duration" in messages(check)
     assert "error: different lengths" not in found(check_dataset(tmp_path, ["rgb"]))
 
 

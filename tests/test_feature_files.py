@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from utils.errors import InputError
-from utils.features.feature_files import HDF5Source, open_source
-from utils.features.store import open_features
+from utils.features.sources import HDF5Source
+from utils.features.store import open_features, open_source
 
 VALUES = np.random.default_rng(0).random((40, 4)).astype(np.float32)
 PACKED = {"chunks": (16, 4), "compression": "gzip"}
@@ -277,7 +277,7 @@ def test_other_filters_are_named(tmp_path, options):
 def test_a_rate_of_another_kind_is_refused_in_one_line(tmp_path, value):
     with pytest.raises(InputError) as error:
         opened(tmp_path, lambda file, group: file.attrs.update(fps=value, stride=16)).rate("rgb")
-    assert "the attributes of 'rgb': fps / stride (frames a snippet) needs two positive numbers" in str(error.value)
+    assert "the attributes of 'rgb': expected positive numbers fps and stride" in str(error.value)
     assert len(str(error.value)) < 500
 
 
@@ -285,7 +285,7 @@ def test_a_reference_is_no_rate(tmp_path):
     def write(file, group):
         group.attrs["fps"], group.attrs["stride"] = group.ref, 16
 
-    with pytest.raises(InputError, match="fps / stride"):
+    with pytest.raises(InputError, match="positive numbers fps and stride"):
         opened(tmp_path, write).rate("rgb")
 
 

@@ -87,13 +87,13 @@ def cut(folder):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (remove, "of 3 shards 1 are missing, first features-00001-of-00003.h5"),
-        (add_surplus, "features-00003-of-00003.h5 is surplus; the last one of 3 is 2"),
-        (add_twice, "features-0-of-3.h5 and features-00000-of-00003.h5 are one shard"),
-        (add_other_set, "holds shards of 3 and of 4, which are several sets"),
-        (add_whole_file, "features.h5 lies beside shards of features"),
-        (add_video_again, "00002-of-00003.h5: holds video 'v3', which features-00000-of-00003.h5 holds too"),
-        (change_rate, "features-00002-of-00003.h5: says .* for 'rgb', shards before it .*fps=25"),
+        (remove, "1 of 3 shards not found, first features-00001-of-00003.h5"),
+        (add_surplus, "features-00003-of-00003.h5 is surplus; the last of 3 shards is 2"),
+        (add_twice, "features-0-of-3.h5 and features-00000-of-00003.h5 have the same number"),
+        (add_other_set, "expected one set of shards, got shards of 3 and of 4"),
+        (add_whole_file, "features.h5 is beside shards of features"),
+        (add_video_again, "00002-of-00003.h5: video 'v3' is also in features-00000-of-00003.h5"),
+        (change_rate, "features-00002-of-00003.h5: 'rgb' has .*, in earlier shards .*fps=25"),
         (cut, "features-00001-of-00003.h5: not a readable HDF5 file"),
     ],
 )
@@ -238,7 +238,7 @@ def test_the_commands_take_shards_as_they_take_one_file(demo, tmp_path, run_main
     assert first == second
     status, _, error = run_main(lambda: train(arguments(demo, tmp_path / "none", "--open-shards", 2)))
     assert status == 2
-    assert "is not sharded, so --open-shards has nothing to choose from" in error
+    assert "--open-shards needs sharded features" in error
 
 
 def test_a_window_is_resumed_in_the_middle(demo, tmp_path):  # noqa: F811

@@ -11,20 +11,21 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from eval.pictures import plot_videos
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eval.average_precision import mean_over_range
+from eval.average_precision import mean_over_range, nan_to_none
 from eval.classification import classification_map
 from eval.detection import evaluate_detections
 from eval.outputs import write_outputs
+from eval.pictures import plot_videos
 from eval.proposals import DETECTION
 from eval.snippet_accuracy import snippet_accuracy
 from eval.tables import Table, localized_table, read_ground_truth, write_detections
 from utils.annotations import Annotations
 from utils.datasets import DatasetSpec
 from utils.errors import InputError
+from utils.formats.files import write_json
 from utils.methods import Method
 from utils.run.ranks import SINGLE_PROCESS, Ranks
 from utils.segments import seconds_to_snippets
@@ -255,7 +256,7 @@ class Evaluator:
         localized |= {video_id: np.empty(0, DETECTION) for video_id in self.dataset.too_short}
         detections = localized_table(localized, self.annotations.classes, self.snippet_rate)
         scores = np.stack([method.video_scores(result.cas, result.attention)[:-1] for result in results])
-        metrics = {"classification_map": classification_map(scores, self.dataset.labels)[1]}
+        metrics = {"classification_map": nan_to_none(classification_map(scores, self.dataset.labels)[1])}
         for protocol in TABLE_PROTOCOLS:
             metrics[protocol] = evaluate_detections(
                 self._ground_truth,
@@ -308,18 +309,32 @@ def holdout_scores(method: Method, dataset: WeakVideoDataset) -> dict[str, float
         losses.append(objective(batch, labels, no_pairs)["total"].item())
         scores.append((index, method.video_scores(outputs["cas"], outputs["attention"])[:-1]))
     ordered = np.stack([score for _, score in sorted(scores, key=lambda item: item[0])])
-    return {"classification_mAP": classification_map(ordered, dataset.labels)[1], "loss": float(np.mean(losses))}
+    mean_ap = classification_map(ordered, dataset.labels)[1]
+    return {"classification_mAP": nan_to_none(mean_ap), "loss": float(np.mean(losses))}
 
 
 def write_results(
     folder: Path,
+    rows: Sequence[tuple[str, int, dict]],
     evaluation: Evaluation,
     annotations: Annotations,
     snippet_rate: float,
     modalities: Sequence[str],
     title: str,
 ) -> None:
-    """Write detections.json, outputs.h5 and the picture videos.png of an evaluation."""
+    """Write metrics.json, detections.json, outputs.h5 and the picture videos.png.
+
+    Args:
+        folder: Folder to write to.
+        rows: Name, iteration and metrics of each evaluated checkpoint, for metrics.json.
+        evaluation: Evaluation of one of them, for the other files.
+        annotations: Classes and ground truth.
+        snippet_rate: Snippets per second.
+        modalities: Names for the picture.
+        title: Title of the picture; it must say whether the data are simulated.
+    """
+    metrics = {name: {"iteration": iteration, **metrics} for name, iteration, metrics in rows}
+    write_json(folder / "metrics.json", metrics)
     write_detections(folder / "detections.json", evaluation.detections, snippet_rate)
     write_outputs(folder / "outputs.h5", evaluation.results, annotations.classes, snippet_rate)
     plot_videos(folder / "videos.png", evaluation.results, annotations, snippet_rate, modalities, title)

@@ -1,18 +1,16 @@
 """The rows of the page's tables. A cell is a fraction (a number of metrics.json), a text, or None for nothing."""
 
 import json
-import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from eval.average_precision import range_name
+from eval.average_precision import mean_over_range, nan_to_none, range_name
 from eval.detection import DetectionResult
 from eval.html_report.finished_run import DETECTED, FinishedRun
 from eval.protocols import PROTOCOLS
-from eval.report import mean_map
 from utils.datasets import DatasetSpec
 from utils.errors import InputError
 from utils.formats.files import read_json
@@ -23,8 +21,7 @@ ROUNDING = 0.1  # points: what an average of published, rounded values may be of
 
 def mean_or_none(scores: dict, tiou_range: tuple[float, float]) -> float | None:
     """Mean of one protocol's mAP over a range of tIoU; None where one of them is undefined."""
-    mean = mean_map(scores, tiou_range)
-    return None if math.isnan(mean) else mean
+    return nan_to_none(mean_over_range(scores["tiou_thresholds"], scores["map"], *tiou_range))
 
 
 def headline(run: FinishedRun) -> dict:
@@ -163,7 +160,7 @@ def protocol_rows(run: FinishedRun, results: dict[str, DetectionResult]) -> dict
     variants = []
     for protocol, result in results.items():
         if protocol not in run.protocols:
-            averages = [result.mean_map(*bounds) for bounds in spec.average_ranges]
+            averages = [mean_over_range(result.tiou_thresholds, result.map, *bounds) for bounds in spec.average_ranges]
             variants.append({"protocol": protocol, "map": result.map.tolist(), "averages": averages})
     return {"run": run.name, "groups": groups, "variants": variants, "detected": DETECTED, "papers": PROTOCOLS}
 

@@ -11,7 +11,7 @@ from eval.tables import Table
 from utils.annotations import Annotations, annotations_to_json, parse_annotations
 from utils.datasets import DATASETS, RELEASE_RATE, SNIPPET_RATE, Rate
 from utils.features.convert import FEATURES, require_space, write_dataset
-from utils.features.feature_files import Source
+from utils.features.sources import Source
 from utils.formats.checksums import SUMS
 
 HELD = 10  # snippets for which made features stay as they are, so that attention over time is about as smooth as real

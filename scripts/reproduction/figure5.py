@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from eval.html_report.finished_run import FinishedRun, read_runs
 from eval.outputs import open_outputs
-from eval.report import DETECTION, FUSED, GROUND_TRUTH
+from eval.pictures import DETECTION, FUSED, GROUND_TRUTH
 from eval.tables import Table as Detections
 from utils.annotations import Annotations, Video, load_annotations
 from utils.errors import InputError

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 
-from eval.report import mean_map
+from eval.average_precision import mean_over_range
 from scripts.reproduction.plan import PlannedRun, Row, Table
 from utils.datasets import DATASETS, DatasetSpec
 from utils.engine import PROTOCOLS
@@ -37,7 +37,8 @@ class Result:
         spec = DATASETS[self.options["dataset"]]
         if measure in spec.accuracy_subsets:
             return self.metrics[checkpoint]["snippet_accuracy"][measure]["accuracy"]
-        return mean_map(self.metrics[checkpoint][measure], spec.main_range)
+        scores = self.metrics[checkpoint][measure]
+        return mean_over_range(scores["tiou_thresholds"], scores["map"], *spec.main_range)
 
 
 @dataclass(frozen=True)

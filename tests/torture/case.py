@@ -15,7 +15,7 @@ from eval.html_report.page import render_report
 from eval.outputs import open_outputs
 from options import parse_args
 from utils.annotations import load_annotations
-from utils.features.feature_files import JOINT_SUFFIX
+from utils.features.sources import JOINT_SUFFIX
 from utils.features.store import open_features
 
 JOINT = f"Demo{JOINT_SUFFIX}"

@@ -33,7 +33,7 @@ from tests.torture.setting import CLASSES, WIDTHS, Setting
 from utils.annotations import RELEASE_SUFFIX, Annotations, annotations_to_json, load_annotations
 from utils.checkpoint import RELEASED_MODULES, load_weights, read_checkpoint, save_checkpoint
 from utils.features.convert import convert_features
-from utils.features.feature_files import JOINT_SUFFIX
+from utils.features.sources import JOINT_SUFFIX
 from utils.features.store import open_features
 from utils.formats.checksums import SUMS
 

@@ -23,7 +23,7 @@ from tests.torture.formats import make_release_annotations
 from tests.torture.setting import Budget, Setting
 from utils.annotations import RELEASE_SUFFIX, load_annotations
 from utils.errors import InputError
-from utils.features.feature_files import JOINT_SUFFIX
+from utils.features.sources import JOINT_SUFFIX
 from utils.features.store import open_features
 from utils.formats.files import read_json, write_json
 

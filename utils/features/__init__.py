@@ -1,4 +1,4 @@
-"""Feature stores: precomputed snippet features of a video, in whatever format they are stored."""
+"""Feature stores: precomputed snippet features by video, in any supported format."""
 
 from utils.features.store import FeatureStore, open_features
 

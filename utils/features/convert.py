@@ -1,7 +1,7 @@
 """Datasets as this project writes them: features.h5 and annotations.json, each whole or not at all, and SHA256SUMS.
 
 `write_dataset` is the one way to write them, and `convert_features` takes it with features of any form that
-utils/features/feature_files.py reads. A features.h5 of ours carries its own checks: fletcher32 over every array, and a format
+utils/features/store.py reads. A features.h5 of ours carries its own checks: fletcher32 over every array, and a format
 whose names, shapes and attributes have checksums too, so that reading gives what was written or fails.
 """
 
@@ -19,10 +19,8 @@ from tqdm import tqdm
 from utils.annotations import RELEASE_SUFFIX, Annotations, annotations_to_json, load_annotations
 from utils.datasets import Rate
 from utils.errors import InputError, shorten
-from utils.features.feature_files import JOINT_SUFFIX
-from utils.features.hdf5_source import HDF5Source
 from utils.features.shards import shard_name
-from utils.features.sources import Source
+from utils.features.sources import JOINT_SUFFIX, HDF5Source, Source
 from utils.features.store import FeatureStore, open_features
 from utils.formats.checksums import SUMS, format_checksums, read_checksums
 from utils.formats.files import atomic_write, write_json, write_text
@@ -236,7 +234,7 @@ def require_hdf5_names(video_ids: Collection[str]) -> None:
 
 
 def features_in(folder: Path) -> Iterator[Path]:
-    """The features in a folder, of any form that utils/features/feature_files.py looks for."""
+    """The features in a folder, of any form that utils/features/store.py looks for."""
     for pattern in ("*.h5", f"*{JOINT_SUFFIX}", "*/*.npy"):
         yield from (path for path in folder.glob(pattern) if not path.parent.name.endswith(RELEASE_SUFFIX))
 

@@ -214,7 +214,7 @@ def _missing_features(
         if lacking := layout.lacking(video.video_id):
             message = (
                 f"no {' and no '.join(map(repr, lacking))} of video '{video.video_id}' (subset '{video.subset}'); "
-                "extract it, or leave the video out with missing_features: skip"
+                "extract it, or leave the video out with --missing-features skip"
             )
             yield Finding(
                 severity if is_used(spec, video) else NOTE, MISSING, str(layout.source.path), message, video.video_id
@@ -318,7 +318,7 @@ def _unreadable(source: Source, stored: str, video_id: str, error: InputError) -
 
 def _place(source: Source, stored: str, video_id: str) -> str:
     """The file in which one modality of a video lies."""
-    return str(source.place(stored, video_id))
+    return str(source.path_of(stored, video_id))
 
 
 def _usable(layout: _Layout, annotations: Annotations, spec: DatasetSpec, subset: str) -> list[Video]:

@@ -1,4 +1,4 @@
-"""eval/uncertainty.py and eval/compare.py: resamples against lists with literally repeated videos, and the command."""
+"""eval/compare.py: resamples against lists with literally repeated videos, and the command."""
 
 import json
 import time
@@ -9,10 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.average_precision import named_means
-from eval.compare import compare, comparison_table, main
+from eval.compare import (
+    bootstrap_interval,
+    bootstrap_maps,
+    compare,
+    comparison_table,
+    main,
+    resampled_map,
+    two_sided_p_value,
+)
 from eval.detection import evaluate_detections
 from eval.tables import make_table, read_detections, read_ground_truth
-from eval.uncertainty import bootstrap_interval, bootstrap_maps, resampled_map, two_sided_p_value
 from utils.datasets import DATASETS
 from utils.errors import InputError
 
@@ -81,7 +88,7 @@ def test_blocks_change_nothing(monkeypatch):
     truth = [(video, "a", 0, 10) for video in "uvw"]
     result = evaluated(truth, [("u", "a", 0, 10, 0.9), ("v", "a", 0, 4, 0.8), ("w", "a", 1, 10, 0.7)])
     whole = bootstrap_maps([result], 100)[0]
-    monkeypatch.setattr("eval.uncertainty.BLOCK", 1)
+    monkeypatch.setattr("eval.compare.BLOCK", 1)
     seen = []
     np.testing.assert_array_equal(bootstrap_maps([result], 100, progress=lambda it: seen.extend(it) or seen)[0], whole)
     assert len(seen) > 1

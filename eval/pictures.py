@@ -1,4 +1,4 @@
-"""Tables to read and pictures to look at."""
+"""Draw ground truth, detections and activations of videos."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,57 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.average_precision import mean_over_range
-from eval.snippet_accuracy import accuracy_note
 from utils.annotations import Annotations, Video
-from utils.datasets import DatasetSpec
 from utils.formats.files import save_figure
 from utils.segments import snippets_to_seconds
 
 GROUND_TRUTH, DETECTION, FUSED = "#2a9d4a", "#3465a4", "#333333"
 MODALITY = ("#d1495b", "#edae49")
 SHOWN_DETECTIONS = 12  # the best-scored of a video; the rest are soft-NMS's decayed ones
-
-
-def mean_map(scores: dict, tiou_range: tuple[float, float]) -> float:
-    """Mean of one protocol's mAP over the tIoU thresholds of a range, both ends included."""
-    return mean_over_range(scores["tiou_thresholds"], scores["map"], *tiou_range)
-
-
-def results_table(rows: Sequence[tuple[str, int, dict]], spec: DatasetSpec, protocols: Sequence[str]) -> str:
-    """Checkpoints under every protocol, in percent.
-
-    Args:
-        rows: name, iteration and metrics (as in metrics.json) of each checkpoint.
-    """
-    ranges = [f"{low:g}:{high:g}" for low, high in spec.average_ranges]
-    accuracies = [f"acc. {subset}" for subset in spec.accuracy_subsets]
-    head = [
-        "checkpoint",
-        "iteration",
-        "protocol",
-        *(f"{t:g}" for t in spec.tiou_thresholds),
-        *ranges,
-        "class.",
-        *accuracies,
-    ]
-    lines = [head]
-    for name, iteration, metrics in rows:
-        for protocol in protocols:
-            scores = metrics[protocol]
-            values = [*scores["map"], *(mean_map(scores, r) for r in spec.average_ranges)]
-            values.append(metrics["classification_map"])
-            values += [metrics["snippet_accuracy"][subset]["accuracy"] for subset in spec.accuracy_subsets]
-            lines.append([name, str(iteration), protocol, *map(_percent, values)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    title = "mAP@tIoU in percent, its means over ranges of tIoU, and video-level classification mAP"
-    notes = [accuracy_note(rows[-1][2]["snippet_accuracy"])] if accuracies else []
-    return "\n".join([title, *text, *notes])
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def plot_videos(
