@@ -17,7 +17,7 @@ from torch import nn
 from model import CO2Net
 from tests.conftest import ROOT
 from tests.test_engine import attentive_method, dataset_of
-from tests.test_golden import LOSS_NAMES, Case, assert_golden
+from tests.test_golden import GOLDEN, LOSS_NAMES, Case, assert_golden
 from utils.checkpoint import Training
 from utils.engine import (
     BATCH_SNIPPETS,
@@ -196,8 +196,8 @@ def both_nets() -> tuple[CO2Net, CO2Net]:
     return net, copy.deepcopy(net)
 
 
-def test_the_plain_step_is_the_release_too(reference, tmp_path):
-    case = Case(reference / "golden/model_thumos14_short.npz", tmp_path)
+def test_the_plain_step_is_the_release_too(tmp_path):
+    case = Case(GOLDEN / "model_thumos14_short.npz", tmp_path)
     plain = Plain(case.net)
     case.net, case.loss = plain.net, plain.criterion
     with torch.no_grad():
