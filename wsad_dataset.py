@@ -218,7 +218,7 @@ class BatchLoader:
 
     def _draw(self) -> tuple[Batch, list[str], dict]:
         """Return the next batch, its videos, and the state after it."""
-        indices, _ = self.sampler.draw()  # (B,)
+        indices = self.sampler.draw()  # (B,)
         snippets = stratified_snippets(self.dataset.lengths[indices], self.num_snippets, self._generator)  # (B, T)
         state = self._generator_states()
         indices, snippets = indices[self._own_rows], snippets[self._own_rows]

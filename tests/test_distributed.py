@@ -188,7 +188,7 @@ def test_what_all_ranks_find_wrong_is_said_once(dataset, tmp_path):
     done = torchrun(2, "main.py", *arguments(dataset, tmp_path / "run", "--batch-size", "9"))
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert lines == [
-        "error: a batch of 9 videos with 3 pairs cannot be divided among 2 processes; --batch-size 8 or 10 can"
+        "error: a batch of 9 videos with 3 pairs cannot be divided among 2 processes; use --batch-size 8 or 10"
     ]
     assert done.returncode == 1  # torchrun's own
     assert not (tmp_path / "run").exists()

@@ -1,7 +1,7 @@
-"""Which videos make a training batch, and which snippets of them.
+"""Random choice of the videos of a training batch, and of the snippets of each video.
 
-Each draw comes from a generator of its own, whose state goes into the checkpoint, so that a resumed run sees
-the batches that an uninterrupted one would have seen.
+Each sampler has its own generator, whose state is part of the checkpoint: a resumed run sees the batches that an
+uninterrupted one would have seen.
 """
 
 import numpy as np
@@ -10,75 +10,71 @@ from utils.errors import InputError
 
 
 class PairSampler:
-    """Batches whose first rows are pairs of videos that share a class, as co-activity similarity needs.
+    """Batches whose first rows are pairs of videos with a common class, for the co-activity similarity loss.
 
-    A pair's class is drawn uniformly among the classes with at least two videos, then two different videos
-    of it; the rest of the batch is drawn uniformly from all videos, with replacement (as W-TALC does).
+    The class of a pair is drawn uniformly from the classes with at least two videos, then two different videos of it.
+    The rest of the batch is drawn uniformly from all videos, with replacement, as in W-TALC.
+
+    Args:
+        labels: (N, C) multi-hot labels.
+        batch_size: Videos per batch.
+        num_pairs: Pairs per batch.
+        seed: Seed of the batches, or the generator that draws them.
+
+    Raises:
+        InputError: The pairs do not fit into a batch, or no class has two videos.
     """
 
     def __init__(
         self, labels: np.ndarray, batch_size: int = 10, num_pairs: int = 3, seed: int | np.random.Generator = 0
     ):
-        """labels: (N, C) multi-hot. InputError: more pairs than fit, or no class with two videos to pair."""
         if num_pairs < 0 or batch_size < max(1, 2 * num_pairs):
-            raise InputError(f"{num_pairs} pairs do not fit in a batch of {batch_size} videos")
+            raise InputError(f"--num-pairs {num_pairs} does not fit into a batch of {batch_size} videos")
         self.batch_size = batch_size
+        self.num_pairs = num_pairs
         self.num_videos = len(labels)
         members = [np.flatnonzero(column) for column in np.asarray(labels).T]
         self.pairable = [videos for videos in members if len(videos) >= 2]
         if num_pairs and not self.pairable:
-            raise InputError("no class has two videos, so no pair shares a class; set the number of pairs to 0")
-        self.pairs = np.arange(2 * num_pairs).reshape(num_pairs, 2)  # rows (0, 1), (2, 3), ...
+            raise InputError("no class has two videos, so no pair shares a class; use --num-pairs 0")
         self._generator = np.random.default_rng(seed)
 
-    def draw(self) -> tuple[np.ndarray, np.ndarray]:
-        """Video indices (batch_size,), and the pairs (P, 2) as rows of the batch."""
-        indices = np.empty(self.batch_size, dtype=np.int64)
-        for first, second in self.pairs:
+    def draw(self) -> np.ndarray:
+        """Return the videos of the next batch, (batch_size,) indices; rows 2p and 2p + 1 are pair p."""
+        pairs = np.empty((self.num_pairs, 2), dtype=np.int64)
+        for row in pairs:
             videos = self.pairable[self._generator.integers(len(self.pairable))]
-            indices[[first, second]] = self._generator.choice(videos, size=2, replace=False)
-        rest = indices[self.pairs.size :]
-        rest[:] = self._generator.integers(self.num_videos, size=len(rest))
-        return indices, self.pairs.copy()
+            row[:] = self._generator.choice(videos, size=2, replace=False)
+        rest = self._generator.integers(self.num_videos, size=self.batch_size - pairs.size)
+        return np.concatenate([pairs.ravel(), rest])
 
     def state_dict(self) -> dict:
-        """The generator's state, in plain Python values."""
+        """Return the state of the generator, as plain Python values."""
         return self._generator.bit_generator.state
 
     def load_state_dict(self, state: dict) -> None:
+        """Continue with the draw that `state_dict` described."""
         self._generator.bit_generator.state = state
 
 
-def rank_rows(batch_size: int, num_pairs: int, rank: int, num_ranks: int) -> np.ndarray:
-    """Which rows of a batch one of several processes takes: pair p is that of rank p mod N, with both its rows.
-
-    The rest is dealt so that each has batch_size / N rows; its pairs come first, as in the whole batch.
-
-    InputError: the batch cannot be divided evenly, or not without parting a pair.
-    """
-    share, uneven = divmod(batch_size, num_ranks)
-    most_pairs = -(-num_pairs // num_ranks)
-    if uneven or 2 * most_pairs > share:
-        below, above = share * num_ranks, (share + bool(uneven)) * num_ranks
-        smallest = max(1, 2 * most_pairs) * num_ranks
-        fitting = sorted({size for size in (below, above) if size >= smallest}) or [smallest]
-        raise InputError(
-            f"a batch of {batch_size} videos with {num_pairs} pairs cannot be divided among {num_ranks} processes; "
-            f"--batch-size {' or '.join(map(str, fitting))} can"
-        )
-    own = np.arange(2 * num_pairs).reshape(-1, 2)[rank::num_ranks]
-    taken = [2 * len(range(other, num_pairs, num_ranks)) for other in range(num_ranks)]
-    first = 2 * num_pairs + sum(share - pairs for pairs in taken[:rank])
-    return np.concatenate([own.ravel(), np.arange(first, first + share - own.size)])
-
-
 class ShardSampler:
-    """The batches of a `PairSampler` over a window of a few shards, which moves on through all of them.
+    """Batches of a `PairSampler` over a window of a few shards, which moves through all of them.
 
-    Features in many files are read from few of them at a time. A window stays for as many batches as its videos fill
-    once, one at least; then come the next shards. Each pass visits every shard once, in an order of its own. Where no
-    class has two videos within a window, the shards that follow join it; at the end of a pass it joins the window
-    before it. With all shards in one window the batches are those of the PairSampler with the same seed.
+    It lets features in many files be read from a few files at a time. A window stays for as many batches as its videos
+    fill once, at least one. A pass visits every shard once, in random order. A window in which no class has two videos
+    is widened by the shards that follow; at the end of a pass it joins the window before it. With all shards in one
+    window, the batches are those of the PairSampler with the same seed.
+
+    Args:
+        labels: (N, C) multi-hot labels.
+        shards: (N,) number of the shard that contains each video.
+        open_shards: Shards per window.
+        batch_size: Videos per batch.
+        num_pairs: Pairs per batch.
+        seed: Seed of the batches and of the order of the shards.
+
+    Raises:
+        InputError: As in `PairSampler`.
     """
 
     def __init__(
@@ -90,46 +86,38 @@ class ShardSampler:
         num_pairs: int = 3,
         seed: int = 0,
     ):
-        """labels: (N, C) multi-hot; shards: (N,) where each video lies. InputError as PairSampler's."""
         self._generator = np.random.default_rng(seed)
-        PairSampler(labels, batch_size, num_pairs)  # which refuses what no window can do
-        self._labels, self._batch_size, self._num_pairs, self._open = labels, batch_size, num_pairs, open_shards
-        self._videos = [np.flatnonzero(shards == shard) for shard in np.unique(shards)]  # by shard
-        self._orders = np.random.default_rng([seed, 3])  # apart from the batches' and snippets' streams
-        self._begin(self._next_order())
+        PairSampler(labels, batch_size, num_pairs)  # raises InputError for what no window can fulfill
+        self._labels, self._batch_size, self._num_pairs = labels, batch_size, num_pairs
+        self._open_shards = open_shards
+        self._by_shard = [np.flatnonzero(shards == shard) for shard in np.unique(shards)]  # videos
+        self._orders = np.random.default_rng([seed, 3])  # independent of the batches and the snippets
+        self._begin_pass(self._orders.permutation(len(self._by_shard)))
 
-    def draw(self) -> tuple[np.ndarray, np.ndarray]:
-        """Video indices (batch_size,), and the pairs (P, 2) as rows of the batch."""
+    def draw(self) -> np.ndarray:
+        """Return the videos of the next batch, (batch_size,) indices; rows 2p and 2p + 1 are pair p."""
         if self._drawn * self._batch_size >= max(1, len(self.videos)):
-            self._move_on()
+            if self._window + 1 < len(self._windows):
+                self._enter_window(self._window + 1)
+            else:
+                self._begin_pass(self._orders.permutation(len(self._by_shard)))
         self._drawn += 1
-        places, pairs = self._sampler.draw()
-        return self.videos[places], pairs
+        return self.videos[self._sampler.draw()]
 
-    def _next_order(self) -> np.ndarray:
-        return self._orders.permutation(len(self._videos))
+    def _begin_pass(self, order: np.ndarray) -> None:
+        self._order, self._windows = order, self._cut_into_windows(order)
+        self._enter_window(0)
 
-    def _begin(self, order: np.ndarray) -> None:
-        """A pass through the shards in this order."""
-        self._order, self._windows = order, self._widened(order)
-        self._enter(0)
-
-    def _enter(self, window: int, drawn: int = 0) -> None:
-        self._window, self._drawn = window, drawn
-        self.videos = self._videos_in(self._windows[window])  # those that batches are drawn from
+    def _enter_window(self, window: int, drawn: int = 0) -> None:
+        self._window, self._drawn = window, drawn  # drawn: batches from this window so far
+        self.videos = self._videos_in(self._windows[window])
         self._sampler = PairSampler(self._labels[self.videos], self._batch_size, self._num_pairs, self._generator)
 
-    def _move_on(self) -> None:
-        if self._window + 1 < len(self._windows):
-            self._enter(self._window + 1)
-        else:
-            self._begin(self._next_order())
-
-    def _widened(self, order: np.ndarray) -> list[np.ndarray]:
-        """The shards in this order, cut into windows each of which has a pair."""
+    def _cut_into_windows(self, order: np.ndarray) -> list[np.ndarray]:
+        """Return the shards in this order, cut into windows that each contain a pair."""
         windows, shards = [], order[:0]
-        for start in range(0, len(order), self._open):
-            shards = np.append(shards, order[start : start + self._open])
+        for start in range(0, len(order), self._open_shards):
+            shards = np.append(shards, order[start : start + self._open_shards])
             if not self._num_pairs or (self._labels[self._videos_in(shards)].sum(axis=0) >= 2).any():
                 windows.append(shards)
                 shards = order[:0]
@@ -138,10 +126,10 @@ class ShardSampler:
         return windows
 
     def _videos_in(self, shards: np.ndarray) -> np.ndarray:
-        return np.sort(np.concatenate([self._videos[shard] for shard in shards]))
+        return np.sort(np.concatenate([self._by_shard[shard] for shard in shards]))
 
     def state_dict(self) -> dict:
-        """The generators' states, and how far the pass has come, in plain Python values."""
+        """Return the states of the generators and the position in the pass, as plain Python values."""
         return {
             "generator": self._generator.bit_generator.state,
             "orders": self._orders.bit_generator.state,
@@ -151,22 +139,56 @@ class ShardSampler:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """ValueError for the state of a sampler over other shards."""
-        if sorted(state["order"]) != list(range(len(self._videos))):
-            raise ValueError(f"a pass through {len(state['order'])} shards, not {len(self._videos)}")
-        self._begin(np.array(state["order"]))
-        self._enter(state["window"], state["drawn"])
+        """Continue with the draw that `state_dict` described.
+
+        Raises:
+            ValueError: The state belongs to other shards.
+        """
+        if sorted(state["order"]) != list(range(len(self._by_shard))):
+            raise ValueError(f"expected a pass through {len(self._by_shard)} shards, got {len(state['order'])}")
+        self._begin_pass(np.array(state["order"]))
+        self._enter_window(state["window"], state["drawn"])
         self._orders.bit_generator.state = state["orders"]
         self._generator.bit_generator.state = state["generator"]
 
 
-def stratified_snippets(lengths: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """One snippet from each of `count` equal strata of [0, n), for every video.
+def rank_rows(batch_size: int, num_pairs: int, rank: int, num_ranks: int) -> np.ndarray:
+    """Return the rows of a batch that one of several processes takes.
 
-    (B,) lengths n >= 1 -> (B, count) indices, non-decreasing; snippets repeat where a stratum is shorter than
-    a snippet (n < count).
+    Rank r takes the pairs p with p mod num_ranks = r, both rows of each, and then as many other rows as give it
+    batch_size / num_ranks rows.
+
+    Raises:
+        InputError: The batch cannot be divided evenly without splitting a pair.
+    """
+    share, remainder = divmod(batch_size, num_ranks)
+    most_pairs = -(-num_pairs // num_ranks)
+    if remainder or 2 * most_pairs > share:
+        below, above = share * num_ranks, (share + bool(remainder)) * num_ranks
+        smallest = max(1, 2 * most_pairs) * num_ranks
+        fitting = sorted({size for size in (below, above) if size >= smallest}) or [smallest]
+        raise InputError(
+            f"a batch of {batch_size} videos with {num_pairs} pairs cannot be divided among {num_ranks} processes; "
+            f"use --batch-size {' or '.join(map(str, fitting))}"
+        )
+    paired = np.arange(2 * num_pairs).reshape(-1, 2)[rank::num_ranks]
+    taken = [2 * len(range(other, num_pairs, num_ranks)) for other in range(num_ranks)]  # paired rows per rank
+    first = 2 * num_pairs + sum(share - rows for rows in taken[:rank])
+    return np.concatenate([paired.ravel(), np.arange(first, first + share - paired.size)])
+
+
+def stratified_snippets(lengths: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Return one random snippet from each of `count` equal strata of [0, n), per video.
+
+    Args:
+        lengths: (B,) numbers of snippets n >= 1.
+        count: T, snippets per video.
+        generator: Source of randomness.
+
+    Returns:
+        (B, T) indices, non-decreasing. They repeat where a stratum is shorter than a snippet (n < T).
     """
     lengths = np.asarray(lengths)[:, None]  # (B, 1)
-    places = np.arange(count) + generator.random((len(lengths), count))  # (B, count), one in each [i, i + 1)
-    snippets = (places * (lengths / count)).astype(np.int64)
-    return np.minimum(snippets, lengths - 1)  # rounding can carry a place just below n to n
+    positions = np.arange(count) + generator.random((len(lengths), count))  # (B, T), one in each [i, i + 1)
+    snippets = (positions * (lengths / count)).astype(np.int64)
+    return np.minimum(snippets, lengths - 1)  # rounding can turn a position just below n into n

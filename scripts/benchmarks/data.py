@@ -58,7 +58,7 @@ class PlainLoader:
         self.generator = np.random.default_rng([seed, 1])
 
     def __next__(self) -> Tensor:
-        indices, _ = self.sampler.draw()
+        indices = self.sampler.draw()
         snippets = stratified_snippets(self.dataset.lengths[indices], self.num_snippets, self.generator)
         videos = [self.dataset[index][chosen] for index, chosen in zip(indices, snippets, strict=True)]
         return torch.from_numpy(np.stack(videos))  # (B, T, D)
