@@ -5,13 +5,10 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
-from utils.run.stop import StopSignal
-from utils.training import Training, seed_everything
 
 from eval.tables import results_table
 from options import complete_options, method_options, parse_args, resume_options, run_options
 from utils.annotations import Annotations, load_annotations
-from utils.checkpoint import read_checkpoint
 from utils.datasets import DATASETS, DatasetSpec
 from utils.engine import (
     TABLE_PROTOCOLS,
@@ -26,15 +23,16 @@ from utils.engine import (
     write_results,
 )
 from utils.errors import exit_on_input_error
-from utils.features import FeatureStore, open_features
+from utils.features import FeatureStore, open_features, simulated_prefix
 from utils.features.check import startup_warnings
 from utils.features.simulate import provide_demo
-from utils.formats.files import write_json
 from utils.methods import build_method
-from utils.run.fast_cpu import has_fast_bf16, set_malloc_policy, use_fast_dropout
+from utils.run.fast_cpu import speed_up_cpu
 from utils.run.folder import RunFolder
 from utils.run.log import RunLog
 from utils.run.ranks import Ranks, join_ranks
+from utils.run.stop import StopSignal
+from utils.training import Training, seed_everything
 from wsad_dataset import BatchLoader, WeakVideoDataset
 
 
@@ -76,10 +74,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     method = build_method(args.method, len(annotations.classes), train_set.modality_dims, **method_options(args))
     net = method.network.to(device)
     if device.type == "cpu":
-        set_malloc_policy(reuse=args.cache != "none")
-        use_fast_dropout(net)
-        if args.precision == "bf16" and not has_fast_bf16():
-            print("warning: this CPU has no bfloat16 instructions, so steps are slow; use --precision float32")
+        speed_up_cpu(net, args.precision, reuse_memory=args.cache != "none")
     optimizer = torch.optim.Adam(net.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
     batch_loss = BatchLoss(net, method.objective, args.precision, args.compile)
     identity = {
@@ -87,17 +82,8 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
         "classes": list(annotations.classes),
         "options": run_options(args),
     }
-    training = Training(
-        net,
-        optimizer,
-        loader,
-        identity,
-        run_dir,
-        ranks,
-        max_iter=args.max_iter,
-        eval_every=args.eval_every,
-        skip_nonfinite=args.skip_nonfinite,
-    )
+    schedule = {"max_iter": args.max_iter, "eval_every": args.eval_every, "skip_nonfinite": args.skip_nonfinite}
+    training = Training(net, optimizer, loader, identity, run_dir, ranks, **schedule)
     training.resume(args.seed)
     batch_loss = ranks.share(batch_loss, loader.example(device))
     evaluate = Evaluator(test_set, annotations, spec, ranks)
@@ -107,8 +93,8 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
         print(f"already at iteration {training.iteration} of {args.max_iter}; raise --max-iter to train on")
 
     # Loop
-    evaluation, snippets = None, args.batch_size * args.num_snippets
-    log = RunLog(run_dir if folder else None, training.iteration, args.max_iter, args.eval_every, snippets, spec)
+    evaluation, log_dir, batch_snippets = None, run_dir if folder else None, args.batch_size * args.num_snippets
+    log = RunLog(log_dir, training.iteration, args.max_iter, args.eval_every, batch_snippets, spec.main_range)
     with log, StopSignal(ranks) as stop, closing(loader):
         if args.evaluate_untrained and training.iteration == 0:
             training.untrained = evaluate(method).metrics
@@ -148,7 +134,7 @@ def open_subsets(
     holdout_set = None
     if holdout_ids:
         holdout_set = WeakVideoDataset(annotations, store, subset, video_ids=holdout_ids, device=host, **common)
-    print(f"{store.label}: {subset} {train_set}; {spec.test_subset} {test_set}")
+    print(f"{simulated_prefix(store)}features {store.source.path}: {subset} {train_set}; {spec.test_subset} {test_set}")
     if store.snippet_rate is None:
         print(f"the features have no snippet rate; assuming {spec.snippet_rate:g} snippets per second")
     return train_set, test_set, holdout_set
@@ -172,16 +158,10 @@ def report(
     snippet_rate: float,
 ) -> None:
     """Write metrics, detections and pictures of a finished run, and print its table."""
-    run_dir, rows = training.run_dir, [("untrained", 0, training.untrained)] if training.untrained else []
-    rows.append(("last", training.iteration, evaluation.metrics))
-    for name in training.chosen:
-        checkpoint = read_checkpoint(training.checkpoints / f"{name}.pt")
-        rows.append((name, checkpoint["iteration"], checkpoint["metrics"]))
-    simulated = "SIMULATED " if store.source.simulated else ""
-    features = f"{simulated}{' + '.join(args.modalities)}"
+    run_dir, rows = Path(args.run_dir), training.table_rows(evaluation.metrics)
+    features = f"{simulated_prefix(store)}{' + '.join(args.modalities)}"
     title = f"{run_dir.name}, last checkpoint (iteration {training.iteration}), {features}"
-    write_json(run_dir / "metrics.json", {name: {"iteration": at, **metrics} for name, at, metrics in rows})
-    write_results(run_dir, evaluation, annotations, snippet_rate, args.modalities, title)
+    write_results(run_dir, rows, evaluation, annotations, snippet_rate, args.modalities, title)
     print(f"\n{args.dataset}, {features}, seed {args.seed}")
     print(results_table(rows, spec, TABLE_PROTOCOLS))
     measure = f"mean mAP@{spec.main_range[0]:g}:{spec.main_range[1]:g} ({TABLE_PROTOCOLS[0]})"

@@ -7,7 +7,7 @@ import torch
 import main
 from model import CO2Net
 from utils.annotations import parse_annotations
-from utils.checkpoint import Training
+from utils.training import Training
 from utils.datasets import DATASETS, DatasetSpec
 from utils.engine import BatchLoss, Evaluator, holdout_scores, predict, split_holdout
 from utils.features.simulate import invent_timeline, simulate_features

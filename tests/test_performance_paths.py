@@ -18,7 +18,7 @@ from model import CO2Net
 from tests.conftest import ROOT
 from tests.test_engine import attentive_method, dataset_of
 from tests.test_golden import GOLDEN, LOSS_NAMES, Case, assert_golden
-from utils.checkpoint import Training
+from utils.training import Training
 from utils.engine import (
     BATCH_SNIPPETS,
     BatchLoss,

@@ -18,7 +18,7 @@ from utils.training_step import StepOutcome
 from main import main as train
 from test import main as evaluate
 from utils.annotations import parse_annotations
-from utils.checkpoint import Training
+from utils.training import Training
 from utils.features.simulate import invent_timeline, simulate_features
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from utils.formats.files import write_json
 from utils.methods import Method
 from utils.run.ranks import SINGLE_PROCESS, Ranks
 from utils.segments import seconds_to_snippets
+from utils.training import StepOutcome
 from wsad_dataset import Batch, WeakVideoDataset, is_out_of_memory, to_device
 
 TABLE_PROTOCOLS = ("snippet", "seconds")  # side by side in every table; the first one selects best.pt
@@ -87,13 +87,6 @@ class BatchLoss(nn.Module):
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16):
             outputs = self.network(features)
         return self.objective({name: value.float() for name, value in outputs.items()}, labels, pairs)
-
-
-class StepOutcome(NamedTuple):
-    """Result of a training step, on the device. Reading a value waits for the step."""
-
-    terms: dict[str, Tensor]  # loss terms and total, detached scalars, means over ranks
-    finite: Tensor  # bool: the weights were updated
 
 
 def train_step(

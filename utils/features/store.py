@@ -304,3 +304,8 @@ def _stored_modality(source: Source, modality: str) -> str:
         f"{source.path}: modality '{modality}' not found; stored are {', '.join(source.modalities)} "
         f"(and <modality>{DIFFERENCE_SUFFIX} of each)"
     )
+
+
+def simulated_prefix(store: FeatureStore) -> str:
+    """Return `SIMULATED ` for simulated features, for every text with a number that comes from them."""
+    return "SIMULATED " if store.source.simulated else ""

@@ -10,6 +10,20 @@ LEVELS = 2**16  # resolution of a dropout probability
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
+def speed_up_cpu(net: nn.Module, precision: str, reuse_memory: bool) -> None:
+    """Prepare a network and the process for training on a CPU.
+
+    Args:
+        net: Network; its dropout layers are replaced.
+        precision: Precision of the step. Prints a warning for `bf16` on a CPU that can only emulate it.
+        reuse_memory: See `set_malloc_policy`.
+    """
+    set_malloc_policy(reuse_memory)
+    use_fast_dropout(net)
+    if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        print("warning: this CPU has no bfloat16 instructions, so steps are slow; use --precision float32")
+
+
 def use_fast_dropout(net: nn.Module) -> None:
     """Replace the dropout layers of a network, and fuse each with the LeakyReLU before it.
 
@@ -96,8 +110,3 @@ def set_malloc_policy(reuse: bool) -> None:
         return
     mallopt(M_MMAP_THRESHOLD, 2**30 if reuse else 2**22)  # bytes
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1 if reuse else 2**22)
-
-
-def has_fast_bf16() -> bool:
-    """Return True if the CPU computes in bfloat16; otherwise PyTorch emulates it, many times slower than float32."""
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
