@@ -304,7 +304,7 @@ def test_the_joint_file_must_fit_its_names(tmp_path):
         (np.zeros(3), "video 'v1': expected (snippets, channels)"),
         (np.zeros((3, 8)), "got shape (8,)"),
         (np.zeros((3, 5, 7), dtype=np.float32), "got shape (5, 7)"),
-        (np.float64(1), "holds a single value"),
+        (np.float64(1), "got a single value"),
     ],
 )
 def test_a_joint_file_of_something_else(tmp_path, joint, says):
@@ -318,7 +318,7 @@ def test_a_joint_file_of_something_else(tmp_path, joint, says):
 def test_a_video_has_one_row_in_the_joint_file(tmp_path):
     write_joint(tmp_path, streams())
     np.save(tmp_path / "Tiny-Annotations" / "videoname.npy", np.array([b"v1", b"v2", b"v1"]))
-    with pytest.raises(InputError, match=r"videoname\.npy: names 'v1' 2 times"):
+    with pytest.raises(InputError, match=r"videoname\.npy: expected one row per video, got 2 rows of 'v1'"):
         open_features(tmp_path)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from utils.errors import InputError, shorten
 from utils.formats.ave import is_ave, read_ave
 from utils.formats.files import read_json, read_text
-from utils.formats.npy import as_texts, load_names, load_rows, load_video_ids
+from utils.formats.npy import decode_names, load_names, load_rows, load_video_ids
 
 RELEASE_SUFFIX = "-Annotations"
 _NOT_VIDEOS = ("classes", "version", "taxonomy", "database")
@@ -236,11 +236,11 @@ def _read_release(folder: Path) -> dict:
         if len(labels) != len(segments):
             counts = f"{len(labels)} labels for {len(segments)} segments"
             raise InputError(f"{folder}: video '{video_id}' has {counts}")
-        rows = zip(as_texts(labels), segments, strict=True)
+        rows = zip(decode_names(labels), segments, strict=True)
         database[video_id] = {
             "subset": subset,
             "duration": duration,
-            "labels": as_texts(weak_labels),
+            "labels": decode_names(weak_labels),
             "annotations": [{"label": label, "segment": segment} for label, segment in rows],
             "ambiguous": ambiguous.get(video_id, []),
         }
