@@ -1,4 +1,4 @@
-"""Annotation files: what is read, that both forms of the same data agree, and what is refused."""
+"""Tests of annotation files: content, agreement of both formats of the same data, and errors."""
 
 import json
 import os
@@ -95,15 +95,15 @@ def test_an_absent_subset_names_those_present():
         (with_video(duration=-1), "duration -1"),
         (with_video(duration=10**400), "duration 1000"),
         (with_video(annotations=[{"label": "Dive", "segment": [1, 10**400]}]), "annotation 0: expected [start, end]"),
-        (with_video(annotations=[{"label": "Dive", "segment": "12"}]), "expected [start, end] in seconds, found '12'"),
-        (with_video(annotations=[{"label": None, "segment": [1, 2]}]), "'v7', label: expected a name, found None"),
-        (with_video(labels=[None]), "'v7', labels: expected a name, found None"),
-        (with_video(labels=[["Dive"]]), "expected a name, found ['Dive']"),
-        (with_video(subset=None), "'v7', subset: expected a name, found None"),
-        ({"classes": [None], "database": {"v": {"subset": "t"}}}, "'classes': expected a name, found None"),
+        (with_video(annotations=[{"label": "Dive", "segment": "12"}]), "expected [start, end] in seconds, got '12'"),
+        (with_video(annotations=[{"label": None, "segment": [1, 2]}]), "'v7', label: expected a name, got None"),
+        (with_video(labels=[None]), "'v7', labels: expected a name, got None"),
+        (with_video(labels=[["Dive"]]), "expected a name, got ['Dive']"),
+        (with_video(subset=None), "'v7', subset: expected a name, got None"),
+        ({"classes": [None], "database": {"v": {"subset": "t"}}}, "'classes': expected a name, got None"),
         ({"classes": "Dive", "database": {"v": {"subset": "t"}}}, "different names"),
         ({"classes": [], "database": {"v": {"subset": "t"}}}, "no class"),
-        ({"database": {"v": {"subset": "t", "labels": []}}}, "no class: 'classes' names none"),
+        ({"database": {"v": {"subset": "t", "labels": []}}}, "no class; 'classes' is empty"),
         (with_video(labels=["Di\nve"]), "label 'Di ve'"),
     ],
 )
@@ -241,17 +241,17 @@ def test_a_release_folder(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"labels": np.zeros(2)}, "labels.npy: row 0: expected a list, found "),
-        ({"labels": lists([], [1.0, 2.0])}, "'v2', label: expected a name, found 1.0"),
+        ({"labels": np.zeros(2)}, "labels.npy: row 0: expected a list, got "),
+        ({"labels": lists([], [1.0, 2.0])}, "'v2', label: expected a name, got 1.0"),
         ({"labels": lists([], [b"Clap"])}, "'v2' has 1 labels for 2 segments"),
         ({"labels_all": np.array([b"Dive", b"Clap"])}, "labels_all.npy: row 0: expected a list"),
         ({"segments": lists([], [1.0, 2.0])}, "'v2', annotation 0: expected [start, end]"),
         ({"segments": lists([], b"12")}, "segments.npy: row 1: expected a list"),
-        ({"duration": np.ones((2, 2))}, "duration.npy: expected one number of seconds a video, found shape (2, 2)"),
+        ({"duration": np.ones((2, 2))}, "duration.npy: expected one number of seconds per video, got shape (2, 2)"),
         ({"duration": lists(None, [[1], 2])}, "'v2': duration [[1], 2] is not a number"),
         ({"classlist": np.array(b"Dive")}, "classlist.npy: expected one row per video or class, got a single value"),
         ({"classlist": np.arange(2)}, "classlist.npy: row 0: expected a name"),
-        ({"videoname": np.array([b"v1"])}, "disagree on the number of videos"),
+        ({"videoname": np.array([b"v1"])}, "differ in the number of videos"),
         ({"videoname": np.array([b"v1", b"v1"])}, "videoname.npy: expected one row per video, got 2 rows of 'v1'"),
         ({"subset": np.array([1, 2])}, "subset.npy: row 0: expected a name"),
     ],

@@ -169,7 +169,7 @@ def test_localization(name, reference):
     arrays = np.load(reference / f"golden/proposals_{name}.npz")
     annotations = load_annotations(reference / "data/thumos14/annotations.json")
     ambiguous = annotations.videos[json.loads(str(arrays["meta"]))["video_id"]].ambiguous
-    detections = localize(arrays["cas"], arrays["attn"], ambiguous=seconds_to_snippets(ambiguous, rate=25 / 16))
+    detections = localize(arrays["cas"], arrays["attn"], ambiguous=seconds_to_snippets(ambiguous, snippet_rate=25 / 16))
     for field in ("label", "start", "end"):
         np.testing.assert_array_equal(detections[field], arrays[field])
     np.testing.assert_allclose(detections["score"], arrays["score"], atol=1e-6)

@@ -1,4 +1,4 @@
-"""utils/segments.py: overlap, runs, soft-NMS, units."""
+"""Tests of overlap, runs, soft-NMS and units."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -10,7 +10,7 @@ segments = st.tuples(st.integers(0, 30), st.integers(0, 8)).map(lambda pair: (pa
 
 
 def plain_soft_nms(boxes, scores, sigma):
-    """The definition, one segment at a time."""
+    """Apply the definition, one segment at a time."""
     left = [[*box, score, index] for index, (box, score) in enumerate(zip(boxes, scores, strict=True))]
     order, taken = [], []
     while left:
