@@ -27,7 +27,7 @@ def plain_soft_nms(boxes, scores, sigma):
 
 @settings(max_examples=300)
 @given(st.lists(st.tuples(segments, st.integers(-3, 3)), max_size=12), st.sampled_from([0.1, 0.3, 1.0]))
-def test_soft_nms_is_its_definition(rows, sigma):
+def test_soft_nms_matches_its_definition(rows, sigma):
     boxes = np.array([row[0] for row in rows], dtype=np.int64).reshape(-1, 2)
     scores = np.array([row[1] for row in rows], dtype=np.float64)  # ties and negative scores are frequent
     order, taken = soft_nms(boxes, scores, sigma)
