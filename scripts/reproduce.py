@@ -187,7 +187,7 @@ def _print_results(table: Table, setting: Setting, runs: list[PlannedRun], args:
     csv = args.csv or setting.folder / f"{table.key}.csv"
     for path in (markdown, csv):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(markdown, render.table_markdown(table, [finished], args.protocol) + f"\n{render.HOW_CHOSEN}\n")
+    write_text(markdown, render.table_markdown(table, [finished], args.protocol) + f"\n\n{render.HOW_CHOSEN}\n")
     results.write_csv(csv, [table], [finished])
     print(f"\n{render.table_text(table, finished, args.protocol)}")
     print(f"{len(finished)} of {len(runs)} runs. Every seed, protocol and tIoU: {csv}. Markdown: {markdown}")

@@ -262,13 +262,13 @@ def test_order_of_rows(write_run):
     values = {"table6_ssma": 1, "table6_concat": 2, "table6_add": 3, "table6_se": 4, "co2net": 5}
     folders = [write_run("a", key, seed, value + seed / 2) for key, value in values.items() for seed in (0, 1)]
     line = results.order_line(table, group_of(folders), "last", "snippet")
-    assert "10 of 10 pairs" in line and line.endswith("agrees for 2 of 2 seeds")
+    assert "10 of 10 pairs" in line and line.endswith("all pairs are for 2 of 2 seeds")
     values["table6_se"] = 8  # with the second seed, better than the CCM
     folders = [
         write_run("b", key, seed, value if seed or value < 8 else 4) for key, value in values.items() for seed in (0, 1)
     ]
     line = results.order_line(table, group_of(folders), "last", "snippet")
-    assert "9 of 10 pairs" in line and line.endswith("agrees for 1 of 2 seeds")
+    assert "9 of 10 pairs" in line and line.endswith("all pairs are for 1 of 2 seeds")
     incomplete = group_of([write_run("c", "co2net", 0, 5)])
     assert results.order_line(table, incomplete, "last", "snippet") is None
 
@@ -293,7 +293,7 @@ def test_results_page_lists_finished_and_missing_runs(tmp_path, write_run):
     assert "Written by `python scripts/reproduce.py results`" in page
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()]
     assert ["SE", "43.0", "0 1", "4.5 ± 0.7", "4.5 ± 0.7"] in cells
-    assert "SIMULATED simulated on data, 9 iterations: last" in page
+    assert "**SIMULATED simulated on data, 9 iterations**: mean mAP@0.1:0.7 in percent" in page
     assert "`python scripts/reproduce.py table6 --path-dataset DIR" in page
     assert "CCM (seed 1)" in page.split("## Missing runs")[1]
     assert "### Table 3" not in page and "- Table 3: terms of the objective, the paper's I3D features" in page

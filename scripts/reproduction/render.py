@@ -9,7 +9,7 @@ from eval.average_precision import range_name
 from eval.tables import format_table
 from scripts.reproduction.plan import Table
 from scripts.reproduction.results import CHECKPOINTS, dataset_of, measures_of, order_line, seeds_text, spread
-from utils.datasets import DATASETS, DatasetSpec
+from utils.datasets import DATASETS
 
 # Bases whose features, unless simulated, are those of the paper.
 PAPER_BASES = ("thumos14", "activitynet12", "ave", "activitynet12_audio_visual")
@@ -18,25 +18,24 @@ HOW_CHOSEN = (
     "an upper bound. ± is the standard deviation over seeds (n - 1)."
 )
 SIMULATED = (
-    "**SIMULATED** columns use simulated features. They rehearse an experiment and say nothing about real videos."
+    "**SIMULATED** settings use simulated features. They rehearse an experiment and say nothing about real videos."
 )
 
 
-def table_frame(table: Table, groups: Sequence[pd.DataFrame], protocol: str) -> pd.DataFrame:
-    """Return the cells of a table as text: name, paper, then seeds and scores per setting."""
-    datasets = {dataset_of(group) for group in groups} or {table.dataset}
-    rows = [row for row in table.rows if row.key is None or row.only is None or row.only in datasets]
+def table_frame(table: Table, group: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """Return the cells of a table as text: name, paper, seeds, and mean ± standard deviation per checkpoint."""
+    rows = [row for row in table.rows if row.key is None or row.only in (None, dataset_of(group))]
     columns = {"": [row.name for row in rows]}
     if any(row.paper is not None for row in rows):
         columns["paper"] = ["–" if row.paper is None else f"{row.paper:.1f}" for row in rows]
-    for group in groups:
-        measures = measures_of(group, protocol)
-        scores = [f"{checkpoint}/{measure}/mean" for measure in measures for checkpoint in CHECKPOINTS]
-        cells = group.groupby("key").agg({"seed": seeds_text, **dict.fromkeys(scores, spread)})
-        names = ["seeds", *(f"{c} {m}" if len(measures) > 1 else c for m in measures for c in CHECKPOINTS)]
-        for name, values in zip(names, cells.reindex([row.key for row in rows]).to_numpy().T, strict=True):
-            columns[f"{heading(group)}: {name}"] = values
-    return pd.DataFrame(columns).fillna("–")
+    measures = measures_of(group, protocol)
+    names = ["seeds", *(f"{c} {m}" if len(measures) > 1 else c for m in measures for c in CHECKPOINTS)]
+    scores = [f"{checkpoint}/{measure}/mean" for measure in measures for checkpoint in CHECKPOINTS]
+    cells = group.groupby("key").agg({"seed": seeds_text, **dict.fromkeys(scores, spread)})
+    cells = cells.reindex([row.key for row in rows]).fillna("–")
+    return pd.concat(
+        [pd.DataFrame(columns), cells.set_axis(names, axis="columns").reset_index(drop=True)], axis="columns"
+    )
 
 
 def heading(group: pd.DataFrame) -> str:
@@ -49,39 +48,39 @@ def features_of(group: pd.DataFrame) -> str:
     return max(group["features"], key=len)
 
 
-def caption(table: Table, groups: Sequence[pd.DataFrame], protocol: str) -> str:
+def caption(table: Table, group: pd.DataFrame, protocol: str) -> str:
     """Return the measure of the numbers in a table."""
-    spec = DATASETS[table.dataset]
-    if spec.accuracy_subsets:
-        return groups[0]["note"].iloc[0] if groups else "snippet accuracy in percent"
-    measured = DATASETS[dataset_of(groups[0])] if groups else spec
-    text = f"{_mean_map(measured)} in percent, `{protocol}` protocol"
+    if group["note"].iloc[0]:
+        return group["note"].iloc[0]
+    text = f"{_mean_map(dataset_of(group))} in percent, `{protocol}` protocol"
     if all(row.paper is None for row in table.rows):
         return text
     published = ", CO2-Net's under `snippet`" if table.method == "co2net" else ""
-    return f"{text}; the paper's are {_mean_map(spec)} of I3D features{published}"
+    return f"{text}; the paper's are {_mean_map(table.dataset)} of I3D features{published}"
 
 
-def _mean_map(spec: DatasetSpec) -> str:
-    return f"mean mAP@{range_name(spec.main_range)}"
+def _mean_map(dataset: str) -> str:
+    return f"mean mAP@{range_name(DATASETS[dataset].main_range)}"
 
 
 def table_text(table: Table, group: pd.DataFrame, protocol: str) -> str:
     """Return the table of one setting for the screen."""
-    frame = table_frame(table, [group], protocol).rename(columns=lambda name: name.rpartition(": ")[2])
+    frame = table_frame(table, group, protocol)
     title = f"{table.title} · {heading(group)} · {features_of(group)}"
     text = format_table([list(frame), *frame.to_numpy().tolist()])
-    return "\n".join(
-        [title, caption(table, [group], protocol), text, *_order_lines(table, group, protocol), HOW_CHOSEN]
-    )
+    orders = _order_lines(table, group, protocol)
+    return "\n".join([title, caption(table, group, protocol), text, *orders, HOW_CHOSEN])
 
 
 def table_markdown(table: Table, groups: Sequence[pd.DataFrame], protocol: str) -> str:
-    """Return a table as Markdown, with its title, its measure, and the order of its rows."""
-    orders = [f"- {heading(group)}, {line}" for group in groups for line in _order_lines(table, group, protocol)]
-    cells = _markdown(table_frame(table, groups, protocol))
-    parts = [f"### {table.title}", f"{caption(table, groups, protocol)}.", cells, "\n".join(orders)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    """Return the tables of several settings as Markdown, each with its measure and the order of its rows."""
+    parts = [f"### {table.title}"]
+    for group in groups:
+        parts += [f"**{heading(group)}**: {caption(table, group, protocol)}."]
+        parts += [_markdown(table_frame(table, group, protocol))]
+        if orders := _order_lines(table, group, protocol):
+            parts += ["\n".join(f"- {line}" for line in orders)]
+    return "\n\n".join(parts)
 
 
 def _markdown(frame: pd.DataFrame, text_columns: int = 1) -> str:
@@ -94,27 +93,22 @@ def _order_lines(table: Table, group: pd.DataFrame, protocol: str) -> list[str]:
 
 
 def results_page(tables: Sequence[Table], groups: Sequence[pd.DataFrame], protocol: str, command: Sequence[str]) -> str:
-    """Return docs/results.md: every table with finished runs, the settings of these runs, and the missing runs."""
+    """Return docs/results.md: the settings of all finished runs, every table that has some, and the missing runs."""
     parts = ["# Results", f"Written by `{shlex.join(command)}`; not edited by hand. {HOW_CHOSEN}"]
     parts += ["## Settings", _settings(groups)] if groups else ["No run is finished."]
     parts += [SIMULATED] if any(group["simulated"].any() for group in groups) else []
-    parts.append("## Tables")
+    parts += ["## Tables"] if groups else []
     missing = []
     for table in tables:
         shown = [group for group in groups if _belongs(table, group)]
         features = "AVE's real features" if table.dataset == "ave" else "the paper's I3D features"
         command = f"`python scripts/reproduce.py {table.key} --path-dataset DIR --seeds 0 1 2`"
-        if not any(is_of_paper(group) for group in shown):
+        if not any(group["base"].iloc[0] in PAPER_BASES and not group["simulated"].any() for group in shown):
             missing.append(f"- {table.title}, {features}: {command}")
         missing += [line for group in shown if (line := _missing_rows(table, group))]
         if shown:
-            parts.append(table_markdown(table, shown, protocol).rstrip())
+            parts.append(table_markdown(table, shown, protocol))
     return "\n\n".join([*parts, "## Missing runs", "\n".join(missing) or "Nothing is missing."]) + "\n"
-
-
-def is_of_paper(group: pd.DataFrame) -> bool:
-    """Return True if a setting uses the features that the paper's numbers are about."""
-    return group["base"].iloc[0] in PAPER_BASES and not group["simulated"].any()
 
 
 def _belongs(table: Table, group: pd.DataFrame) -> bool:
