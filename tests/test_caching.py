@@ -1,4 +1,4 @@
-"""Features in memory, on a device or on disk only, batches made ahead or not: the same batches come."""
+"""Tests that every --cache, with or without prefetching, gives the same features, batches and trainings."""
 
 import json
 import threading
@@ -22,7 +22,7 @@ from utils.features.store import FeatureStore, open_features
 from utils.formats.rows import by_block, read_rows
 from wsad_dataset import BatchLoader, WeakVideoDataset
 
-LENGTH = 700  # of more than a block, and more than a chunk
+LENGTH = 700  # more than a block and more than a chunk
 LAYOUTS = {
     "contiguous": {},
     "chunks": {"chunks": (64, 8)},
@@ -30,15 +30,15 @@ LAYOUTS = {
     "gzip": {"chunks": (64, 5), "compression": "gzip", "shuffle": True},
     "lzf": {"chunks": (700, 8), "compression": "lzf"},
 }
-ROOMS = [(layout, dtype) for layout in LAYOUTS for dtype in ("<f2", "<f4", ">f4", "<f8")]
+VARIANTS = [(layout, dtype) for layout in LAYOUTS for dtype in ("<f2", "<f4", ">f4", "<f8")]
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> dict[str, FeatureStore]:
-    """One video in every layout and form; `flow` comes at half of the rate of `rgb`."""
+    """One video in every layout and format; `flow` has half the rate of `rgb`."""
     generator, stores = np.random.default_rng(0), {}
     rgb, flow = generator.random((LENGTH, 150)), generator.random((LENGTH // 2, 7))
-    for layout, dtype in ROOMS:
+    for layout, dtype in VARIANTS:
         folder = tmp_path_factory.mktemp("hdf5")
         with h5py.File(folder / "features.h5", "w", userblock_size=512) as file:
             for name, values, fps in (("rgb", rgb, 30), ("flow", flow, 15)):
@@ -58,8 +58,8 @@ wanted = st.lists(st.integers(0, LENGTH - 1), max_size=40).map(sorted)
 
 
 @given(st.data(), wanted)
-def test_rows_are_those_of_the_whole_video_bit_for_bit(sources, data, snippets):
-    """Whatever the layout, with neighbors for differences, and modalities of another rate."""
+def test_rows_equal_those_of_the_whole_video_bit_for_bit(sources, data, snippets):
+    """In every layout, also for differences (which need neighbors) and modalities with another rate."""
     store = sources[data.draw(st.sampled_from(sorted(sources)))]
     rows = store.rows("v", np.array(snippets, dtype=np.int64))
     assert rows.dtype == np.float32
@@ -68,7 +68,7 @@ def test_rows_are_those_of_the_whole_video_bit_for_bit(sources, data, snippets):
 
 @pytest.mark.parametrize("write", [write_hdf5, write_folders, write_joint])
 @pytest.mark.parametrize("modalities", [("rgb", "flow"), ("rgb_diff", "flow"), ("flow", "flow_diff")])
-def test_rows_of_short_videos_in_every_form(tmp_path, write, modalities):
+def test_rows_of_short_videos_in_every_format(tmp_path, write, modalities):
     generator = np.random.default_rng(1)
     streams = {
         name: {f"v{n}": generator.random((t, 4)) for n, t in ((1, 5), (2, 1), (3, 2))} for name in ("rgb", "flow")
@@ -80,14 +80,14 @@ def test_rows_of_short_videos_in_every_form(tmp_path, write, modalities):
 
 
 @pytest.mark.parametrize("snippets", [[-1, 3], [3, LENGTH], [5, 4]])
-def test_rows_of_nobody_are_refused(sources, snippets):
-    """Past a video's last row lies another's first."""
+def test_rows_outside_the_video_are_refused(sources, snippets):
+    """Past the last row of a video lies the first row of another."""
     for store in sources.values():
         with pytest.raises(IndexError, match="expected sorted snippets"):
             store.rows("v", np.array(snippets))
 
 
-def test_only_the_rows_that_are_asked_for_are_read_and_checked(tmp_path):
+def test_only_requested_rows_are_read_and_checked(tmp_path):
     values = np.ones((9, 4), dtype=np.float32)
     values[6, 2] = np.nan
     for number, options in enumerate(({}, {"chunks": (3, 4), "fletcher32": True})):
@@ -101,7 +101,7 @@ def test_only_the_rows_that_are_asked_for_are_read_and_checked(tmp_path):
             store.rows("v", np.array([1, 6, 6, 8]))
 
 
-def test_damage_in_a_chunk_is_noticed_by_whoever_reads_it(tmp_path):
+def test_damage_in_a_chunk_is_reported_when_it_is_read(tmp_path):
     values = np.random.default_rng(0).random((9, 4)).astype(np.float32)
     with h5py.File(tmp_path / "features.h5", "w") as file:
         file.create_dataset("rgb/v", data=values, chunks=(3, 4), fletcher32=True)
@@ -115,7 +115,7 @@ def test_damage_in_a_chunk_is_noticed_by_whoever_reads_it(tmp_path):
         store.rows("v", np.array([8]))
 
 
-def test_a_file_that_ends_too_early_gives_no_rows(tmp_path):
+def test_a_truncated_file_gives_no_rows(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((9, 4), dtype=np.float32))
     says = "row 9 promises bytes up to 288, the file ends before"
     with (tmp_path / "x.npy").open("rb") as file, pytest.raises(ValueError, match=says):
@@ -123,17 +123,17 @@ def test_a_file_that_ends_too_early_gives_no_rows(tmp_path):
 
 
 @given(st.lists(st.integers(0, 500)).map(sorted), st.integers(1, 90))
-def test_blocks_are_all_rows_in_their_order(rows, length):
-    rows, found = np.array(rows, dtype=np.int64), []
+def test_blocks_contain_all_rows_in_order(rows, length):
+    rows, result = np.array(rows, dtype=np.int64), []
     for places, first, last in by_block(rows, length):
         assert (first, last) == (rows[places][0], rows[places][-1])
         assert first // length == last // length
-        found += rows[places].tolist()
-    assert found == rows.tolist()
+        result += rows[places].tolist()
+    assert result == rows.tolist()
 
 
 class RowStore(MemoryStore):
-    """A MemoryStore that is read in parts, and counts how often."""
+    """A MemoryStore with `rows`, which counts its reads."""
 
     def __init__(self, lengths):
         super().__init__(lengths)
@@ -186,7 +186,7 @@ def test_videos_are_the_same_from_every_cache(device):
         np.testing.assert_array_equal(first[index], second[index])
 
 
-def test_what_does_not_fit_says_which_option_helps():
+def test_an_error_of_memory_names_the_option_that_helps():
     with pytest.raises(InputError, match="GB of features do not fit into cpu memory; use --cache none"):
         dataset(store=RowStore({"v0": 2**45, "v1": 2**45}))
 
@@ -195,19 +195,19 @@ def test_what_does_not_fit_says_which_option_helps():
 @pytest.mark.parametrize("device", ["cpu", None])
 def test_a_batch_stays_valid_while_the_next_is_used(device, prefetch):
     batches = loader(device, prefetch=prefetch)
-    kept = []
+    returned = []
     for _ in range(12):
         features = next(batches).features
         if prefetch:
-            batches._prefetched.result()  # the worst case: the one after it is made already
-        kept.append((features, features.clone()))
-        for earlier, copy in kept[-2:]:
+            batches._prefetched.result()  # worst case: the next batch is complete
+        returned.append((features, features.clone()))
+        for earlier, copy in returned[-2:]:
             assert torch.equal(earlier, copy)
     batches.close()
 
 
 @pytest.mark.parametrize("device", ["cpu", None])
-def test_a_resumed_loader_that_makes_ahead_draws_the_same_batches(device):
+def test_a_resumed_loader_with_prefetching_returns_the_same_batches(device):
     batches = loader(device, seed=3, prefetch=True)
     begin = json.loads(json.dumps(batches.state_dict()))
     every = drawn(batches, 3)
@@ -218,7 +218,7 @@ def test_a_resumed_loader_that_makes_ahead_draws_the_same_batches(device):
     assert plain.state_dict() == state
     for seed, prefetch in ((99, True), (99, False), (3, True)):
         resumed = loader(device, seed=seed, prefetch=prefetch)
-        drawn(resumed, 2)  # so that one is in the making
+        drawn(resumed, 2)  # so that a batch is being prefetched
         resumed.load_state_dict(state)
         assert resumed.state_dict() == state
         assert_equal(drawn(resumed, 4), every[3:])
@@ -234,7 +234,7 @@ class DamagedStore(RowStore):
 
 
 @pytest.mark.parametrize("prefetch", [False, True])
-def test_an_error_of_the_thread_is_raised_where_the_batch_is_drawn(prefetch):
+def test_an_error_in_the_thread_is_raised_with_its_batch(prefetch):
     batches = loader(None, DamagedStore(LENGTHS), prefetch=prefetch)
     next(batches)
     state = batches.state_dict()
@@ -274,7 +274,7 @@ def arguments(demo, run, *more) -> list[str]:
     return [str(word) for word in [*words, "--max-iter", 4, "--eval-every", 2, "--holdout", 0.3, *more]]
 
 
-def test_a_training_is_the_same_from_every_cache_and_may_change_it_on_resuming(demo, tmp_path):
+def test_trainings_with_every_cache_are_equal_also_after_resuming_with_another(demo, tmp_path):
     for cache in ("host", "device"):
         train(arguments(demo, tmp_path / cache, "--cache", cache))
     train(arguments(demo, tmp_path / "resumed", "--cache", "host", "--max-iter", 2))
@@ -285,7 +285,7 @@ def test_a_training_is_the_same_from_every_cache_and_may_change_it_on_resuming(d
 
 
 def test_a_damaged_video_ends_a_training_in_one_line(demo, tmp_path, run_main):
-    """Found in the thread, in the middle of training."""
+    """The thread reads the damaged video in the middle of training."""
     copy = tmp_path / "data"
     copy.mkdir()
     for name in ("features.h5", "annotations.json"):

@@ -1,4 +1,4 @@
-"""The weakly labeled dataset and its batches."""
+"""Tests of the weakly labeled dataset and its batches."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from wsad_dataset import BatchLoader, WeakVideoDataset
 
 
 class MemoryStore:
-    """Features (T, 5) of the lengths given; a value tells its video and snippet."""
+    """Features (T, 5) in memory; each value is 1000 * video + snippet."""
 
     modality_dims = (2, 3)
     snippet_rate = 2.0
@@ -49,7 +49,7 @@ def dataset(with_segments: bool = True, **options) -> WeakVideoDataset:
     return WeakVideoDataset(annotations, MemoryStore(LENGTHS), "train", **{"missing_features": "skip", **options})
 
 
-def test_what_a_dataset_holds():
+def test_attributes_and_features():
     data = dataset(min_snippets=4)
     assert data.video_ids == ["v0", "v1", "v2", "v5"]
     assert data.skipped == ["v4"]
@@ -63,7 +63,7 @@ def test_what_a_dataset_holds():
         np.testing.assert_array_equal(data[index], MemoryStore(LENGTHS)[video_id])
 
 
-def test_missing_features_are_an_error_that_says_what_to_do():
+def test_missing_features_are_an_error_with_advice():
     with pytest.raises(InputError, match=r"1 of the 6 videos of subset 'train'.*\(v4\).*--missing-features skip"):
         dataset(missing_features="error")
 
@@ -77,7 +77,7 @@ def test_no_video_left():
         dataset(video_ids=[])
 
 
-def test_a_choice_of_videos():
+def test_video_ids_choose_videos():
     assert dataset(video_ids=["v2", "v0"], missing_features="error").video_ids == ["v2", "v0"]
     with pytest.raises(InputError, match="'train': video 't0' not found"):
         dataset(video_ids=["v2", "t0"])
@@ -92,7 +92,7 @@ def assert_equal(first, second):
     assert all(torch.equal(a, b) for one, two in zip(first, second, strict=True) for a, b in zip(one, two, strict=True))
 
 
-def test_a_batch_holds_stratified_snippets_with_their_labels():
+def test_a_batch_has_stratified_snippets_with_their_labels():
     data = dataset()
     for features, labels, pairs in batches(data, count=20):
         assert (features.dtype, labels.dtype, pairs.dtype) == (torch.float32, torch.float32, torch.int64)
@@ -110,18 +110,18 @@ def test_a_batch_holds_stratified_snippets_with_their_labels():
             assert features[first, 0, 0] // 1000 != features[second, 0, 0] // 1000
 
 
-def test_training_never_sees_a_segment():
+def test_training_reads_no_segment():
     with_segments, without = dataset(), dataset(with_segments=False)
     np.testing.assert_array_equal(with_segments.labels, without.labels)
     assert_equal(batches(with_segments), batches(without))
 
 
-def test_seeds_differ_and_repeat():
+def test_equal_seeds_give_equal_batches():
     assert_equal(batches(dataset(), seed=7), batches(dataset(), seed=7))
     assert not torch.equal(batches(dataset(), seed=7)[0][0], batches(dataset(), seed=8)[0][0])
 
 
-def test_a_resumed_loader_draws_the_same_batches():
+def test_a_resumed_loader_returns_the_same_batches():
     loader = BatchLoader(dataset(), 6, 2, 8, seed=3)
     next(loader)
     saved = io.BytesIO()
@@ -136,9 +136,9 @@ def test_a_resumed_loader_draws_the_same_batches():
 def test_a_batch_stays_valid_while_the_next_is_drawn():
     loader = BatchLoader(dataset(), 6, 2, 8, seed=3)
     first = next(loader)
-    kept = first.features.clone()
+    before = first.features.clone()
     next(loader)
-    assert torch.equal(first.features, kept)
+    assert torch.equal(first.features, before)
 
 
 def test_a_batch_needs_a_snippet():

@@ -267,7 +267,7 @@ def test_a_video_that_a_release_names_twice(tmp_path):
     np.save(tmp_path / "Tiny-Annotations" / "videoname.npy", np.array([b"v1", b"v2", b"v1"]))
     check = check_dataset(tmp_path)
     assert found(check) == {"error: duplicated video": ["v1"]}
-    assert "Tiny-Annotations/videoname.npy: names 'v1' 2 times; a video has one row" in messages(check)
+    assert "Tiny-Annotations/videoname.npy: expected one row per video, got 2 rows of 'v1'" in messages(check)
 
 
 def test_a_video_that_a_file_names_twice(dataset):

@@ -1,11 +1,10 @@
-"""Strangers' feature files: honest ones are read; nothing outside is opened, no size is believed, nothing crashes.
+"""Tests of untrusted feature files: no other file is opened, no size is trusted, and nothing crashes.
 
 `tests/test_features.py` has what the three forms hold, `tests/test_npy.py` what a .npy file may be.
 """
 
 import os
 import random
-import time
 import tracemalloc
 import zlib
 
@@ -22,14 +21,14 @@ PACKED = {"chunks": (16, 4), "compression": "gzip"}
 
 
 def opened(folder, write) -> HDF5Source:
-    """A file in which `write` has been at work, given the file and the group of a modality."""
+    """Open a file that `write` fills, given the file and the group of one modality."""
     with h5py.File(folder / "features.h5", "w") as file:
         write(file, file.create_group("rgb"))
     return HDF5Source(folder / "features.h5")
 
 
 def refused(folder, write, video_id="v") -> str:
-    """The line by which reading a video is refused, before memory for it is taken; shape and values alike."""
+    """Return the error of a video; its shape and its values must fail alike, and without allocating memory."""
     source = opened(folder, write)
     assert video_id in source.video_ids("rgb")
     tracemalloc.start()
@@ -65,7 +64,7 @@ def refused(folder, write, video_id="v") -> str:
 )
 @pytest.mark.parametrize("version", ["earliest", "latest"])
 @pytest.mark.parametrize("values", [VALUES, VALUES.astype(">f2"), np.zeros((300, 300))])
-def test_every_honest_layout_is_read(tmp_path, options, version, values):
+def test_every_valid_layout_is_read(tmp_path, options, version, values):
     with h5py.File(tmp_path / "features.h5", "w", libver=version) as file:
         file.create_dataset("rgb/v", data=values, **options)
     source = HDF5Source(tmp_path / "features.h5")
@@ -101,8 +100,8 @@ def test_a_link_to_another_file_is_not_followed(tmp_path, link, video_id):
     assert "it links to another file" in refused(tmp_path, write, video_id)
 
 
-def test_no_file_is_opened_to_find_out_what_is_there(tmp_path):
-    os.mkfifo(tmp_path / "pipe.h5")  # which whoever opens it waits for
+def test_listing_opens_no_other_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.h5")  # opening it would block
 
     def write(file, group):
         group["v"] = h5py.ExternalLink(str(tmp_path / "pipe.h5"), "/x")
@@ -150,12 +149,12 @@ def test_soft_links_stay_within_the_file(tmp_path):
     assert source.video_ids("rgb") == ["gone", "ring", "sub/values", "up", "v", "w"]
     for video_id in ("v", "w", "sub/values"):
         np.testing.assert_array_equal(source.read("rgb", video_id), VALUES)
-    for video_id, says in (("ring", "more than 100 links"), ("gone", "not there"), ("up", "not there")):
-        with pytest.raises(InputError, match=f"'rgb/{video_id}' cannot be read .*{says}"):
+    for video_id, message in (("ring", "more than 100 links"), ("gone", "not there"), ("up", "not there")):
+        with pytest.raises(InputError, match=f"'rgb/{video_id}' cannot be read .*{message}"):
             source.shape("rgb", video_id)
 
 
-def test_groups_in_groups_have_an_end(tmp_path):
+def test_nested_groups_are_limited(tmp_path):
     def write(file, group):
         for level in range(25):  # two ways down at each level: millions of paths
             child = group.create_group("a")
@@ -174,7 +173,7 @@ def test_groups_in_groups_have_an_end(tmp_path):
 
 
 def written_chunk(group, content: bytes, shape=(256, 256), **options):
-    """A dataset of one chunk that holds these bytes, whatever they are."""
+    """Create a dataset of one chunk with these bytes."""
     dataset = group.create_dataset("v", shape, "f4", chunks=shape, **options)
     dataset.id.write_direct_chunk((0,) * len(shape), content)
 
@@ -184,7 +183,7 @@ def without_values(group, shape, **options):
 
 
 @pytest.mark.parametrize(
-    ("write", "says"),
+    ("write", "message"),
     [
         (lambda group: without_values(group, (2**20, 2**20)), "promises 4,398,046,511,104 bytes, the file holds 0"),
         (lambda group: without_values(group, (2**20, 2**20), chunks=(2**10, 2**10)), "of its 1,048,576 chunks"),
@@ -200,13 +199,13 @@ def without_values(group, shape, **options):
         (lambda group: written_chunk(group, b"abc", (1, 1), compression="gzip", fletcher32=True), "the file holds 3"),
     ],
 )
-def test_sizes_that_the_file_does_not_bear_out(tmp_path, write, says):
+def test_sizes_that_the_file_cannot_contain(tmp_path, write, message):
     line = refused(tmp_path, lambda file, group: write(group))
-    assert says is None or says in line
+    assert message is None or message in line
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (zlib.compress(os.urandom(1000)), "does not unpack to the 262,144 bytes"),
         (zlib.compress(bytes(2**24)), "does not unpack to the 262,144 bytes"),
@@ -215,18 +214,18 @@ def test_sizes_that_the_file_does_not_bear_out(tmp_path, write, says):
     ],
 )
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_a_chunk_unpacks_to_its_size_or_is_refused(tmp_path, content, says, shuffle):
-    """HDF5 itself takes what lies in memory behind a chunk that is too short for values."""
+def test_a_chunk_unpacks_to_its_size_or_is_refused(tmp_path, content, message, shuffle):
+    """HDF5 itself reads past the end of a chunk that is too short."""
     source = opened(tmp_path, lambda _, group: written_chunk(group, content, compression="gzip", shuffle=shuffle))
     tracemalloc.start()
-    with pytest.raises(InputError, match=f"'rgb/v' cannot be read .*{says}"):
+    with pytest.raises(InputError, match=f"'rgb/v' cannot be read .*{message}"):
         source.read("rgb", "v")
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "message"),
     [
         (np.array([b"text"]), "it has dtype"),
         (np.zeros(3, dtype=[("x", "f4")]), "it has dtype"),
@@ -234,8 +233,8 @@ def test_a_chunk_unpacks_to_its_size_or_is_refused(tmp_path, content, says, shuf
         (np.array(["a", "b"], dtype=h5py.string_dtype()), "it has dtype"),
     ],
 )
-def test_values_that_are_no_numbers_are_not_read(tmp_path, values, says):
-    assert says in refused(tmp_path, lambda file, group: group.create_dataset("v", data=values))
+def test_values_that_are_not_numbers_are_not_read(tmp_path, values, message):
+    assert message in refused(tmp_path, lambda file, group: group.create_dataset("v", data=values))
 
 
 def test_references_are_not_followed(tmp_path):
@@ -253,7 +252,7 @@ def test_other_filters_are_named(tmp_path, options):
             return
         layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         layout.set_chunk((16, 4))
-        for _ in range(2 if "twice" in options else 1):  # twice packed, a thousandth of a thousandth holds the values
+        for _ in range(2 if "twice" in options else 1):  # compressed twice, a millionth of the bytes is enough
             layout.set_filter(options["filters"], h5py.h5z.FLAG_OPTIONAL)
         h5py.h5d.create(group.id, b"v", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((40, 4)), layout)
 
@@ -281,7 +280,7 @@ def test_a_rate_of_another_kind_is_refused_in_one_line(tmp_path, value):
     assert len(str(error.value)) < 500
 
 
-def test_a_reference_is_no_rate(tmp_path):
+def test_a_reference_is_not_a_rate(tmp_path):
     def write(file, group):
         group.attrs["fps"], group.attrs["stride"] = group.ref, 16
 
@@ -289,22 +288,21 @@ def test_a_reference_is_no_rate(tmp_path):
         opened(tmp_path, write).rate("rgb")
 
 
-def test_a_name_that_is_no_text_is_refused(tmp_path):
+def test_a_name_that_is_not_text_is_refused(tmp_path):
     source = opened(tmp_path, lambda file, group: group.create_dataset(b"\xff\xfe", data=VALUES))
     with pytest.raises(InputError, match="is not UTF-8"):
         source.video_ids("rgb")
 
 
-def test_four_hundred_videos_are_open_at_once(tmp_path):
+def test_shapes_are_read_without_values(tmp_path, monkeypatch):
     def write(file, group):
         for number in range(400):
             group.create_dataset(f"v{number}", data=VALUES, **PACKED)
 
     opened(tmp_path, write)
-    start = time.perf_counter()
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", None)
     store = open_features(tmp_path, ("rgb",))
     assert sum(map(store.num_snippets, store.video_ids)) == 16_000
-    assert time.perf_counter() - start < 5  # a twentieth of that on an idle machine
 
 
 def test_a_video_id_is_never_a_path(tmp_path):
@@ -319,14 +317,14 @@ def test_a_video_id_is_never_a_path(tmp_path):
             store[video_id]
 
 
-def test_a_folder_holds_numbers_not_pickles(tmp_path):
+def test_a_folder_of_npy_files_loads_no_pickle(tmp_path):
     (tmp_path / "rgb").mkdir()
     np.save(tmp_path / "rgb" / "v.npy", np.array([[None]]))
     with pytest.raises(InputError, match=r"v\.npy: .*object dtype; expected numbers"):
         open_source(tmp_path).read("rgb", "v")
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path):
+def test_a_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "features.h5")
     for path in (tmp_path, tmp_path / "features.h5"):
         with pytest.raises(InputError):
@@ -344,16 +342,16 @@ def seed_file(path, version) -> bytes:
 
 
 def compare_rows(source, modality, video_id) -> None:
-    """Rows alone, of a file opened anew, are those of the whole array, where both can be read."""
+    """Compare rows read from a file opened again with those of the whole array."""
     shape = source.shape(modality, video_id)
     if len(shape) == 2 and shape[0]:
         rows = np.array([0, shape[0] // 2, shape[0] - 1])
-        found = HDF5Source(source.path).rows(modality, video_id, rows)
-        np.testing.assert_array_equal(found, source.read(modality, video_id)[rows])
+        result = HDF5Source(source.path).rows(modality, video_id, rows)
+        np.testing.assert_array_equal(result, source.read(modality, video_id)[rows])
 
 
 def read_all(path) -> int:
-    """How many arrays of a damaged file can be read; any exception but an InputError of one line gets out."""
+    """Return the number of readable arrays in a damaged file; only InputErrors of one line are caught."""
     arrays = 0
     source = HDF5Source(path)
     for modality in source.modalities:

@@ -1,4 +1,4 @@
-"""Feature stores: the three forms give the same, and what does not fit is refused by file, video and row."""
+"""Tests of feature stores: equal features from every format, and errors that name file, video and row."""
 
 import io
 import pickle
@@ -52,7 +52,7 @@ def write_folders(folder, data):
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes bytes as Python 2 wrote its strings, which is how the releases' files were made."""
+    """Write bytes as Python 2 wrote its strings, as in the releases' files."""
 
     dispatch = dict(pickle._Pickler.dispatch)
 
@@ -78,7 +78,7 @@ def write_joint(folder, data):
 
 @pytest.mark.parametrize("write", [write_hdf5, write_folders, write_joint])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_every_form_gives_the_same(tmp_path, write, dtype):
+def test_every_format_gives_the_same_features(tmp_path, write, dtype):
     data = streams(dtype)
     store = open_features(write(tmp_path, data))
     assert store.modality_dims == (4, 4)
@@ -93,14 +93,14 @@ def test_every_form_gives_the_same(tmp_path, write, dtype):
     assert "v4" not in store
 
 
-def test_modalities_come_in_the_asked_order(tmp_path):
+def test_modalities_are_in_the_requested_order(tmp_path):
     data = streams()
     store = open_features(write_hdf5(tmp_path, data), ("flow", "rgb_diff"))
     expected = np.concatenate([data["flow"]["v3"], mean_difference(data["rgb"]["v3"])], axis=1)
     np.testing.assert_array_equal(store["v3"], expected)
 
 
-def test_a_video_needs_every_asked_modality(tmp_path):
+def test_a_video_needs_every_requested_modality(tmp_path):
     data = streams()
     del data["flow"]["v2"]
     store = open_features(write_hdf5(tmp_path, data))
@@ -115,7 +115,7 @@ def test_snippet_rate(tmp_path):
     assert open_features(write_hdf5(tmp_path, streams(), fps=30.0, stride=16)).snippet_rate == 1.875
     with h5py.File(tmp_path / "features.h5", "a") as file:
         file["flow"].attrs.update(fps=25, stride=16)
-    assert open_features(tmp_path, ("flow",)).snippet_rate == 25 / 16  # the group before the file's root
+    assert open_features(tmp_path, ("flow",)).snippet_rate == 25 / 16  # the group takes precedence over the file
     assert open_features(tmp_path, ("rgb", "flow")).snippet_rate == 1.875  # the grid of the first modality
     assert open_features(tmp_path, ("flow", "rgb")).snippet_rate == 25 / 16
     write_hdf5(tmp_path, streams(), fps=0, stride=16)
@@ -124,7 +124,7 @@ def test_snippet_rate(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "said",
+    "attributes",
     [
         {"fps": 25, "stride": 0},
         {"fps": "abc", "stride": 16},
@@ -135,14 +135,14 @@ def test_snippet_rate(tmp_path):
         {"fps": 25},
     ],
 )
-def test_a_rate_that_is_none_is_refused(tmp_path, said):
-    write_hdf5(tmp_path, streams(), **said)
+def test_an_invalid_rate_is_refused(tmp_path, attributes):
+    write_hdf5(tmp_path, streams(), **attributes)
     with pytest.raises(InputError) as error:
         _ = open_features(tmp_path).snippet_rate
     assert "features.h5: the attributes of 'rgb': expected positive numbers fps and stride" in one_line(error)
 
 
-def test_a_rate_may_be_an_array_of_one(tmp_path):
+def test_a_rate_may_be_an_array_of_one_number(tmp_path):
     assert open_features(write_hdf5(tmp_path, streams(), fps=[30], stride=[[16]])).snippet_rate == 1.875
 
 
@@ -154,7 +154,7 @@ def test_folders_take_their_rate_from_features_json(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ("{}", "positive numbers fps and stride"),
         ("[30, 16]", "positive numbers fps and stride"),
@@ -165,15 +165,15 @@ def test_folders_take_their_rate_from_features_json(tmp_path):
         ("30 / 16", "not valid JSON"),
     ],
 )
-def test_features_json_that_says_no_rate(tmp_path, content, says):
+def test_a_features_json_without_a_rate(tmp_path, content, message):
     (write_folders(tmp_path, streams()) / "features.json").write_text(content)
     with pytest.raises(InputError) as error:
         _ = open_features(tmp_path).snippet_rate
     assert "features.json: " in one_line(error)
-    assert says in one_line(error)
+    assert message in one_line(error)
 
 
-def test_the_release_runs_at_its_own_rate(tmp_path):
+def test_the_release_has_its_own_rate(tmp_path):
     assert open_features(write_joint(tmp_path, streams())).snippet_rate == 25 / 16
 
 
@@ -213,7 +213,7 @@ def bad_type(data):
 
 @pytest.mark.parametrize("write", [write_hdf5, write_folders])
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("spoil", "expected"),
     [
         (bad_value, "row 4"),
         (bad_length, "'rgb': 9, 'flow': 8"),
@@ -222,7 +222,7 @@ def bad_type(data):
         (bad_type, "int64"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, write, spoil, says):
+def test_an_error_names_file_video_and_row(tmp_path, write, spoil, expected):
     data = streams()
     spoil(data)
     store = open_features(write(tmp_path, data))
@@ -230,7 +230,7 @@ def test_what_is_wrong_is_named(tmp_path, write, spoil, says):
     with pytest.raises(InputError) as error:
         store["v3"]
     message = str(error.value)
-    assert says in message
+    assert expected in message
     assert "'v3'" in message
     assert str(tmp_path) in message
     assert "\n" not in message
@@ -250,15 +250,15 @@ def test_links_and_groups_in_hdf5(tmp_path):
     assert store.video_ids == ["a/b/v4", "far", "gone", "linked", "none", "v1", "v2", "v3"]
     np.testing.assert_array_equal(store["a/b/v4"], data["rgb"]["v1"])
     np.testing.assert_array_equal(store["linked"], data["rgb"]["v1"])
-    for video_id, says in (("gone", "links to what is not there"), ("far", "links to"), ("none", "shape ()")):
-        with pytest.raises(InputError, match=says) as error:
+    for video_id, message in (("gone", "links to what is not there"), ("far", "links to"), ("none", "shape ()")):
+        with pytest.raises(InputError, match=message) as error:
             store.num_snippets(video_id)
         assert video_id in one_line(error)
 
 
 @pytest.mark.parametrize("write", [write_hdf5, write_folders])
 @pytest.mark.parametrize("shape", [(5, 0), (8,), (1, 5, 4)])
-def test_a_first_video_that_gives_no_width(tmp_path, write, shape):
+def test_a_first_video_without_channels(tmp_path, write, shape):
     data = streams()
     data["rgb"]["v1"] = np.zeros(shape, dtype=np.float32)
     with pytest.raises(InputError) as error:
@@ -276,7 +276,7 @@ def test_nothing_there(tmp_path):
         open_features(tmp_path)
 
 
-def test_an_unknown_modality_names_those_there(tmp_path):
+def test_an_error_lists_the_stored_modalities(tmp_path):
     with pytest.raises(InputError, match=r"'audio' not found; stored are flow, rgb"):
         open_features(write_hdf5(tmp_path, streams()), ("rgb", "audio"))
 
@@ -299,26 +299,26 @@ def test_the_joint_file_must_fit_its_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("joint", "says"),
+    ("joint", "message"),
     [
         (np.zeros(3), "video 'v1': expected (snippets, channels)"),
         (np.zeros((3, 8)), "got shape (8,)"),
         (np.zeros((3, 5, 7), dtype=np.float32), "got shape (5, 7)"),
-        (np.float64(1), "holds a single value"),
+        (np.float64(1), "got a single value"),
     ],
 )
-def test_a_joint_file_of_something_else(tmp_path, joint, says):
+def test_a_joint_file_with_other_content(tmp_path, joint, message):
     np.save(write_joint(tmp_path, streams()) / f"Tiny{JOINT_SUFFIX}", joint)
     with pytest.raises(InputError) as error:
         open_features(tmp_path).num_snippets("v1")
-    assert says in one_line(error)
+    assert message in one_line(error)
     assert JOINT_SUFFIX in one_line(error)
 
 
 def test_a_video_has_one_row_in_the_joint_file(tmp_path):
     write_joint(tmp_path, streams())
     np.save(tmp_path / "Tiny-Annotations" / "videoname.npy", np.array([b"v1", b"v2", b"v1"]))
-    with pytest.raises(InputError, match=r"videoname\.npy: names 'v1' 2 times"):
+    with pytest.raises(InputError, match=r"videoname\.npy: expected one row per video, got 2 rows of 'v1'"):
         open_features(tmp_path)
 
 
@@ -328,7 +328,7 @@ def describe(monkeypatch, capsys, *arguments) -> str:
     return capsys.readouterr().out
 
 
-def test_the_description_says_what_is_there_and_what_lacks(tmp_path, monkeypatch, capsys):
+def test_the_description_lists_what_is_stored_and_missing(tmp_path, monkeypatch, capsys):
     write_hdf5(tmp_path, streams(), fps=16, stride=16)
     database = {"v1": 5.5, "v3": 12.5, "v9": 3}
     entries = ", ".join(f'"{v}": {{"subset": "test", "duration": {d}}}' for v, d in database.items())
@@ -343,7 +343,7 @@ def test_the_description_says_what_is_there_and_what_lacks(tmp_path, monkeypatch
     assert "all finite" in text
 
 
-def test_the_description_says_which_rate_is_assumed_and_holds_it_against_the_durations(tmp_path, monkeypatch, capsys):
+def test_the_description_compares_the_assumed_rate_with_the_durations(tmp_path, monkeypatch, capsys):
     write_folders(tmp_path, streams())
     entry = '{"subset": "test", "duration": 5.76, "labels": ["A"]}'
     (tmp_path / "annotations.json").write_text(f'{{"v3": {entry}, "v1": {entry}}}')

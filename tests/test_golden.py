@@ -179,7 +179,7 @@ def test_adam_trajectory(name, fused, tmp_path):
 def test_localization(name):
     arrays = np.load(GOLDEN / f"proposals_{name}.npz")
     ambiguous = AMBIGUOUS[json.loads(str(arrays["meta"]))["video_id"]]
-    detections = localize(arrays["cas"], arrays["attn"], ambiguous=seconds_to_snippets(ambiguous, rate=25 / 16))
+    detections = localize(arrays["cas"], arrays["attn"], ambiguous=seconds_to_snippets(ambiguous, snippet_rate=25 / 16))
     for field in ("label", "start", "end"):
         np.testing.assert_array_equal(detections[field], arrays[field])
     np.testing.assert_allclose(detections["score"], arrays["score"], atol=1e-6)

@@ -1,4 +1,4 @@
-"""Strangers' .npy files: what numpy wrote is read as numpy reads it; nothing else runs, takes memory or ends badly."""
+"""Untrusted .npy files: NumPy's own files load as NumPy loads them, all others are refused without harm."""
 
 import io
 import os
@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tests.torture.pickles import PICKLES, as_objects
 from utils.errors import InputError
 from utils.formats import npy
-from utils.formats.npy import array_shape, load_array, load_names, load_plain_array
+from utils.formats.npy import array_shape, load_array, load_names, load_plain_array, load_plain_rows
 
 MEGABYTE = 2**20
 
@@ -76,22 +77,15 @@ def levels(count: int) -> bytes:
     return ONES + refer
 
 
+def repeated(function: bytes, arguments: bytes) -> bytes:
+    """A list of 1000 results of one call; function and arguments come from the memo."""
+    return b"](" + function + b"q\x05" + arguments + b"q\x06R" + b"h\x05h\x06R" * 1000 + b"e"
+
+
 HOSTILE = {
-    "a command": b"cposix\nsystem\n" + text("touch ran") + b"\x85R",
-    "a command by its names on the stack": text("posix") + text("system") + b"\x93" + text("touch ran") + b"\x85R",
-    "a command in a list in a dict": b"}" + text("a") + b"]cos\nsystem\n" + text("touch ran") + b"\x85Ras",
-    "an evaluation": b"cbuiltins\neval\n" + text("open('ran', 'w')") + b"\x85R",
     "a function of numpy": b"cnumpy\nsave\n" + text("ran") + b"K\x01\x86R",
-    "a command in an inner array": array(
-        b"K\x01\x85", dtype("O8", "|"), b"]cos\nsystem\n" + text("touch ran") + b"\x85Ra"
-    ),
-    "an instance by INST": b"(" + text("touch ran") + b"ios\nsystem\n",
-    "an instance by OBJ": b"(cos\nsystem\n" + text("touch ran") + b"o",
     "an instance by NEWOBJ": b"cnumpy\nndarray\nK\x03\x85\x85\x81",
     "an instance by NEWOBJ_EX": b"cnumpy\nndarray\nK\x03\x85\x85}\x92",
-    "a persistent id": b"Pabc\n",
-    "a persistent id on the stack": text("abc") + b"Q",
-    "a registered extension": b"\x82\x01",
     "a buffer from elsewhere": b"\x97",
     "a state for a function": b"c_codecs\nencode\n}" + text("__code__") + b"Nsb",
     "a state for a class": b"cnumpy\nndarray\n}" + text("__len__") + b"Nsb",
@@ -100,15 +94,15 @@ HOSTILE = {
     "a dtype among the values": dtype("f4"),
     "another codec": b"c_codecs\nencode\n" + text("abc") + text("zip") + b"\x86R",
     "a memo index": b"Nr\xff\xff\xff\x7f",
-    "a memo index that nothing has": b"j\xff\xff\xff\x7f",
-    "bytes that are not there": bytes8(2**40),
+    "a memo index without a value": b"j\xff\xff\xff\x7f",
+    "missing bytes": bytes8(2**40),
     "bytes past counting": bytes8(2**64 - 1),
-    "a byte array that is not there": b"\x96" + struct.pack("<Q", 2**33),
-    "text that is not there": b"\x8d" + struct.pack("<Q", 2**33),
-    "a Python 2 string that is not there": b"T\xff\xff\xff\x7f",
+    "a missing byte array": b"\x96" + struct.pack("<Q", 2**33),
+    "missing text": b"\x8d" + struct.pack("<Q", 2**33),
+    "a missing Python 2 string": b"T\xff\xff\xff\x7f",
     "a Python 2 string of negative length": b"T\xff\xff\xff\xff",
-    "a long number that is not there": b"\x8b\xff\xff\xff\x7f",
-    "a number of 5000 digits": b"\x8b" + struct.pack("<i", 3000) + b"\x7f" * 3000,
+    "a missing long integer": b"\x8b\xff\xff\xff\x7f",
+    "an integer of 5000 digits": b"\x8b" + struct.pack("<i", 3000) + b"\x7f" * 3000,
     "lists ten thousand deep": b"]" * 10_000 + b"a" * 9_999,
     "tuples ten thousand deep": b")" + b"\x85" * 10_000,
     "a list of itself": b"]q\x07h\x07a",
@@ -120,6 +114,11 @@ HOSTILE = {
     + b"q\x07"
     + b"h\x07" * 1000
     + b"e",
+    "text encoded many times": repeated(b"c_codecs\nencode\n", text("a" * 10**5) + text("latin1") + b"\x86"),
+    "a scalar of shared bytes": repeated(
+        b"cnumpy.core.multiarray\nscalar\n",
+        dtype("S100000") + b"B" + struct.pack("<i", 10**5) + bytes(10**5) + b"\x86",
+    ),
     "numbers for keys": b"}(" + b"K\x01NK\x02Nu",
     "a list for a key": b"}]Ns",
     "numpy.ndarray called": b"cnumpy\nndarray\n" + HUGE + b"\x85\x85R",
@@ -129,11 +128,11 @@ HOSTILE = {
     "an empty array of a size": array(b"K\x00" + HUGE + b"\x86", dtype("f4"), b"C\x00"),
     "text of no size": array(HUGE + b"\x85", dtype("U0"), b"C\x00"),
     "65 dimensions": array(b"(" + b"K\x01" * 65 + b"t", dtype("i1"), b"C\x01a"),
-    "a shape of numbers with a point": array(b"G" + struct.pack(">d", 4) + b"\x85", dtype("i1"), b"C\x04abcd"),
-    "objects without their list": array(HUGE + b"\x85", dtype("O8", "|"), b"]Na"),
+    "a shape of floats": array(b"G" + struct.pack(">d", 4) + b"\x85", dtype("i1"), b"C\x04abcd"),
+    "objects without a list": array(HUGE + b"\x85", dtype("O8", "|"), b"]Na"),
     "objects from bytes": array(b"K\x01\x85", dtype("O8", "|"), b"C\x08abcdefgh"),
     "numbers from objects": array(b"K\x01\x85", dtype("f8"), b"]Na"),
-    "an object by its address": b"cnumpy.core.multiarray\nscalar\n" + dtype("O8", "|") + b"C\x08abcdefgh\x86R",
+    "an object from its address": b"cnumpy.core.multiarray\nscalar\n" + dtype("O8", "|") + b"C\x08abcdefgh\x86R",
     "objects from a buffer": b"cnumpy.core.numeric\n_frombuffer\n(C\x08abcdefgh"
     + dtype("O8", "|")
     + b"K\x01\x85"
@@ -145,14 +144,14 @@ HOSTILE = {
     + b"\x85"
     + text("C")
     + b"tR",
-    "a number that is too short": b"cnumpy.core.multiarray\nscalar\n" + dtype("S999999999") + b"C\x01a\x86R",
+    "a scalar that is too short": b"cnumpy.core.multiarray\nscalar\n" + dtype("S999999999") + b"C\x01a\x86R",
     "an array filled twice": array(b"K\x01\x85", dtype("i1"), b"C\x01a")
     + b"(K\x01K\x01\x85"
     + dtype("i1")
     + b"\x89C\x01atb",
     "records": array(b"K\x01\x85", dtype("V8"), b"C\x08abcdefgh"),
-    "a dtype of several": array(b"K\x01\x85", dtype("f4,f4"), b"C\x08abcdefgh"),
-    "a dtype that is a number": b"cnumpy\ndtype\nK\x07\x89\x88\x87R",
+    "a dtype of two numbers": array(b"K\x01\x85", dtype("f4,f4"), b"C\x08abcdefgh"),
+    "a dtype from a number": b"cnumpy\ndtype\nK\x07\x89\x88\x87R",
     "dates": array(b"K\x01\x85", dtype("M8"), b"C\x08abcdefgh"),
     "a dtype with metadata": array(
         b"K\x01\x85",
@@ -164,20 +163,20 @@ HOSTILE = {
         dtype("f4", state=b"(K\x03" + text("<") + b"N" + text("x") + b"\x85}K\x04K\x01K\x00tb"),
         b"C\x04abcd",
     ),
-    "a dtype with a state of another kind": dtype("f4", state=b"}b"),
-    "a dtype of another byte order": dtype("f4", order="what"),
-    "characters that there are not": array(b"K\x01\x85", dtype("U1"), b"C\x04\xff\xff\xff\xff"),
-    "a letter that there is not": b"cnumpy.core.multiarray\nscalar\n" + dtype("U1") + b"C\x04\xff\xff\xff\xff\x86R",
+    "a dtype with a dict as state": dtype("f4", state=b"}b"),
+    "an unknown byte order": dtype("f4", order="what"),
+    "invalid characters": array(b"K\x01\x85", dtype("U1"), b"C\x04\xff\xff\xff\xff"),
+    "an invalid character": b"cnumpy.core.multiarray\nscalar\n" + dtype("U1") + b"C\x04\xff\xff\xff\xff\x86R",
     "no mark": b"t",
-    "nothing to take": b"0",
-    "an operation that there is not": b"\xff",
+    "an empty stack": b"0",
+    "an unknown opcode": b"\xff",
 }
 
 
-def refused(path, content: bytes, folder=None) -> str:
-    """Reading it is refused in one line that names it, with no file made and no memory to speak of taken."""
+def refused(path, content: bytes) -> str:
+    """The one-line message with which a file is refused; no file is created and little memory is used."""
     path.write_bytes(content)
-    before = sorted(os.listdir(folder or path.parent))
+    before = sorted(os.listdir(path.parent))
     tracemalloc.start()
     try:
         with pytest.raises(InputError) as error:
@@ -185,7 +184,7 @@ def refused(path, content: bytes, folder=None) -> str:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert sorted(os.listdir(folder or path.parent)) == before
+    assert sorted(os.listdir(path.parent)) == before
     assert peak < 4 * MEGABYTE + 100 * len(content)
     message = str(error.value)
     assert message.startswith(f"{path}: ")
@@ -195,101 +194,116 @@ def refused(path, content: bytes, folder=None) -> str:
 
 
 @pytest.mark.parametrize("operations", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_pickle_is_refused(tmp_path, monkeypatch, operations):
+def test_hostile_pickle_is_refused(tmp_path, monkeypatch, operations):
     monkeypatch.chdir(tmp_path)
     refused(tmp_path / "a.npy", holding(operations))
 
 
-def test_the_bed_of_the_hostile_pickles_is_sound(tmp_path):
-    """Or all of them would be refused for another reason."""
+@pytest.mark.parametrize("make", PICKLES.values(), ids=PICKLES)
+def test_no_code_runs(tmp_path, make):
+    """As a whole file and inside an array, a pickle that would create a folder creates none."""
+    content = make(str(tmp_path / "sentinel"))
+    refused(tmp_path / "a.npy", as_objects(content))
+    refused(tmp_path / "a.npy", holding(content[2 * content.startswith(b"\x80") : -1]))
+
+
+def test_values_around_the_hostile_ones_load(tmp_path):
+    """Otherwise the hostile pickles could be refused for another reason."""
     made = array(b"K\x02\x85", dtype("f4", ">"), b"C\x08" + struct.pack(">ff", 1, 2))
     (tmp_path / "a.npy").write_bytes(holding(b"](" + made + text("word") + ONES + b"e"))
     ((numbers, word, ones),) = load_array(tmp_path / "a.npy")
     assert (numbers.tolist(), word, ones) == ([1, 2], "word", [1] * 1000)
 
 
-def test_a_refusal_says_what_for(tmp_path):
-    for name, says in (
-        ("a command", "'posix', 'system'"),
-        ("a persistent id", "PERSID"),
-        ("a list of itself", "deeper than 8 levels"),
-        ("shared text", "repeats its parts"),
-        ("a shape without its bytes", "promises 4,398,046,511,104, and holds 4"),
-    ):
-        assert says in refused(tmp_path / "a.npy", holding(HOSTILE[name]))
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a function of numpy", "it names 'numpy', 'save', which no array needs"),
+        ("a buffer from elsewhere", "opcode NEXT_BUFFER is not supported"),
+        ("a list of itself", "nested deeper than 8 levels"),
+        ("shared text", "repeated parts add up to more than 4,194,304 bytes"),
+        ("text encoded many times", "repeated parts add up to more than 4,194,304 bytes"),
+        ("a scalar of shared bytes", "repeated parts add up to more than 4,194,304 bytes"),
+        ("a shape without its bytes", "shape (1099511627776,) and 4,398,046,511,104 bytes, got 4"),
+        ("a memo index", "memo index 2,147,483,647 is larger"),
+    ],
+)
+def test_refusal_gives_the_reason(tmp_path, name, message):
+    assert message in refused(tmp_path / "a.npy", holding(HOSTILE[name]))
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"", "not a .npy file"),
         (b"\x93NUMPY", "not a .npy file"),
         (b"PK\x03\x04" + bytes(99), "not a .npy file"),
-        (header((4,), "<f4", version=(4, 0)) + bytes(16), "version (4, 0)"),
-        (header((4,), "<f4") + bytes(15), "promises 16 bytes, the file holds 15"),
-        (header((4,), "<f4") + bytes(17), "promises 16 bytes, the file holds 17"),
-        (header((2**40,), "<f4"), "promises 4,398,046,511,104 bytes, the file holds 0"),
-        (header((2**40, 2**40, 2**40), "<f4"), "the file holds 0"),
-        (header((2**40,), "|O") + b"N.", "promises"),
-        (header((-1, -1), "|i1") + b"a", "which no array has"),
-        (header((0, 2**40), "<f4"), "which no array has"),
-        (header((1,) * 65, "|i1") + b"a", "which no array has"),
-        (header((True,), "|i1") + b"a", "expected whole numbers"),
-        (header((2**40,), "|S0"), "promises"),
-        (header((1,), "<M8[s]") + bytes(8), "its dtype is"),
-        (header((1,), "<c8") + bytes(8), "its dtype is"),
-        (header((1,), "|V8") + bytes(8), "its dtype is"),
-        (header((1,), [("x", "<f4")]) + bytes(4), "its dtype is"),
-        (header((1,), [("x", "|O")]) + b"N.", "its dtype is"),
-        (header((1,), ("<f4", (2, 2))) + bytes(16), "its dtype is"),
-        (header((1,), "<U1") + b"\xff" * 4, "characters that there are not"),
+        (header((4,), "<f4", version=(4, 0)) + bytes(16), "version (1, 0) to (3, 0), got (4, 0)"),
+        (header((4,), "<f4") + bytes(15), "declares 16 bytes, got 15"),
+        (header((4,), "<f4") + bytes(17), "declares 16 bytes, got 17"),
+        (header((2**40,), "<f4"), "declares 4,398,046,511,104 bytes, got 0"),
+        (header((2**40, 2**40, 2**40), "<f4"), "bytes, got 0"),
+        (header((2**40,), "|O") + b"N.", "declares"),
+        (header((-1, -1), "|i1") + b"a", "no array has"),
+        (header((0, 2**40), "<f4"), "no array has"),
+        (header((1,) * 65, "|i1") + b"a", "no array has"),
+        (header((True,), "|i1") + b"a", "expected a shape of integers"),
+        (header((2**40,), "|S0"), "declares"),
+        (header((1,), "<M8[s]") + bytes(8), "got dtype"),
+        (header((1,), "<c8") + bytes(8), "got dtype"),
+        (header((1,), "|V8") + bytes(8), "got dtype"),
+        (header((1,), [("x", "<f4")]) + bytes(4), "got dtype"),
+        (header((1,), [("x", "|O")]) + b"N.", "got dtype"),
+        (header((1,), ("<f4", (2, 2))) + bytes(16), "got dtype"),
+        (header((1,), "<U1") + b"\xff" * 4, "invalid characters"),
         (b"\x93NUMPY\x02\x00\xff\xff\xff\xff{", "not a .npy file"),
         (b"\x93NUMPY\x02\x00" + struct.pack("<I", 10**5) + b" " * 10**5, "not a .npy file"),
         (b"\x93NUMPY\x01\x00" + struct.pack("<H", 8000) + b"[" * 8000, "not a .npy file"),
         (b"\x93NUMPY\x01\x00" + struct.pack("<H", 9) + b"{1if 0: 1", "not a .npy file"),
         (b"\x93NUMPY\x01\x00" + struct.pack("<H", 9) + b"{[]: 1}  ", "not a .npy file"),
-        (holding(b"N") + b".", "goes on behind"),
+        (holding(b"N") + b".", "bytes after the array"),
         (holding(b"N")[:-1], "not a .npy file"),
-        (header((2,)) + holding(b"N").split(b"\n", 1)[1], "promises objects of shape (2,)"),
-        (header((1,)) + b"\x80\x04]Na.", "the content is another"),
+        (header((2,)) + holding(b"N").split(b"\n", 1)[1], "declares objects of shape (2,)"),
+        (header((1,)) + b"\x80\x04]Na.", "the content differs"),
         (header((1,)) + b"\x80\x04NN.", "not a .npy file"),
         (header((1,)) + b"\x80\x04.", "not a .npy file"),
     ],
 )
-def test_a_file_that_is_not_what_it_says(tmp_path, content, says):
-    assert says in refused(tmp_path / "a.npy", content)
+def test_damaged_or_unsupported_file_is_refused(tmp_path, content, message):
+    assert message in refused(tmp_path / "a.npy", content)
 
 
-def test_a_pickle_of_endless_operations(tmp_path, monkeypatch):
-    monkeypatch.setattr(npy, "MAX_OPERATIONS", 500)
-    assert "more than 500 operations" in refused(tmp_path / "a.npy", holding(b"N" * 500))
+def test_too_many_opcodes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(npy, "MAX_OPCODES", 500)
+    assert "more than 500 pickle opcodes" in refused(tmp_path / "a.npy", holding(b"N" * 500))
 
 
-def test_a_shape_is_not_believed_either(tmp_path):
+def test_shape_is_checked_against_the_size(tmp_path):
     (tmp_path / "a.npy").write_bytes(header((2**40, 1024), "<f4") + bytes(64))
-    with pytest.raises(InputError, match="the file holds 64"):
+    with pytest.raises(InputError, match="bytes, got 64"):
         array_shape(tmp_path / "a.npy")
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path):
-    os.mkfifo(tmp_path / "pipe.npy")  # to open it would wait for a writer
+def test_path_that_is_not_a_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npy")  # opening it would wait for a writer
     (tmp_path / "folder.npy").mkdir()
-    (tmp_path / "round.npy").symlink_to(tmp_path / "round.npy")
-    for name in ("pipe", "folder", "round", "absent", "a\0b"):
+    (tmp_path / "loop.npy").symlink_to(tmp_path / "loop.npy")
+    for name in ("pipe", "folder", "loop", "absent", "a\0b"):
         for read in (load_array, load_plain_array, array_shape):
             with pytest.raises(InputError):
                 read(tmp_path / f"{name}.npy")
 
 
-def test_a_pickle_is_not_opened_where_numbers_are_expected(tmp_path):
+def test_plain_reader_refuses_object_dtype(tmp_path):
     np.save(tmp_path / "a.npy", objects([1]))
-    with pytest.raises(InputError, match="object dtype; expected numbers"):
-        load_plain_array(tmp_path / "a.npy")
+    for read in (load_plain_array, lambda path: load_plain_rows(path, np.array([0]))):
+        with pytest.raises(InputError, match="object dtype; expected numbers"):
+            read(tmp_path / "a.npy")
 
 
-def test_a_name_that_is_a_long_number_is_shown(tmp_path):
+def test_message_shows_a_long_number(tmp_path):
     (tmp_path / "a.npy").write_bytes(holding(b"\x8a\xff" + b"\x7f" * 255))
-    with pytest.raises(InputError, match="row 0: expected a name, found 62871626"):
+    with pytest.raises(InputError, match="row 0: expected a name, got 62871626"):
         load_names(tmp_path / "a.npy")
 
 
@@ -321,7 +335,6 @@ NESTED = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.tuples(inner, inner)
-        | st.dictionaries(st.text(max_size=3), inner, max_size=2)
         | st.lists(inner, max_size=3).map(lambda rows: objects(*rows))
     ),
     max_leaves=6,
@@ -329,7 +342,7 @@ NESTED = st.recursive(
 
 
 @given(rows=st.lists(NESTED, max_size=4), protocol=st.integers(2, 5))
-def test_what_numpy_writes_is_read_as_numpy_reads_it(tmp_path_factory, rows, protocol):
+def test_object_arrays_load_as_in_numpy(tmp_path_factory, rows, protocol):
     path = tmp_path_factory.getbasetemp() / "rows.npy"
     for content in (pickled(objects(*rows), protocol), pickled(objects(*rows, rows), protocol)):
         path.write_bytes(content)
@@ -341,7 +354,7 @@ def test_what_numpy_writes_is_read_as_numpy_reads_it(tmp_path_factory, rows, pro
 
 
 @given(made=ARRAYS)
-def test_plain_arrays_are_read_as_numpy_reads_them(tmp_path_factory, made):
+def test_plain_arrays_load_as_in_numpy(tmp_path_factory, made):
     path = tmp_path_factory.getbasetemp() / "plain.npy"
     np.save(path, made)
     for read in (load_array, load_plain_array):
@@ -349,7 +362,7 @@ def test_plain_arrays_are_read_as_numpy_reads_them(tmp_path_factory, made):
     assert array_shape(path) == made.shape
 
 
-def test_the_release_is_read_as_numpy_reads_it(reference):
+def test_release_loads_as_in_numpy(reference):
     files = sorted((reference / "data" / "thumos14" / "Thumos14reduced-Annotations").glob("*.npy"))
     assert len(files) == 9
     for path in files:
@@ -359,7 +372,7 @@ def test_the_release_is_read_as_numpy_reads_it(reference):
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_a_joint_file_takes_the_memory_of_its_content(tmp_path, protocol):
+def test_joint_file_needs_the_memory_of_its_content(tmp_path, protocol):
     rows = objects(*(np.full((2**10, 2**10), number, dtype=np.float32) for number in range(4)))
     (tmp_path / "a.npy").write_bytes(pickled(rows, protocol))
     tracemalloc.start()
@@ -379,9 +392,9 @@ def damaged(whole: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-def test_damaged_files_are_read_or_refused(tmp_path, protocol):
+def test_damaged_file_loads_or_is_refused(tmp_path, protocol):
     rows = objects(
-        np.eye(3, dtype=np.float32), [b"Dive", "Clap"], np.array(["a", "bc"]), np.float64(1), {"a": (1, 2.5)}
+        np.eye(3, dtype=np.float32), [b"Dive", "Clap"], np.array(["a", "bc"]), np.float64(1), ("a", [1, 2.5])
     )
     np.save(tmp_path / "a.npy", np.eye(4, dtype=np.float16))
     whole = pickled(rows, protocol) if protocol else (tmp_path / "a.npy").read_bytes()

@@ -1,5 +1,4 @@
-"""The HTML report: its numbers are those of the run, nothing from a file gets out of its place, and it works in a
-browser (headless Chromium; skipped with the reason where there is none)."""
+"""Tests of the HTML report: its numbers, its escaping, and its behavior in headless Chromium (skipped if missing)."""
 
 import base64
 import json
@@ -41,7 +40,7 @@ DURATION = 60.0
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
-    """An annotated dataset, without features."""
+    """Return the folder of an annotated dataset without features."""
     folder = tmp_path_factory.mktemp("dataset")
     database = {
         video: {
@@ -57,44 +56,44 @@ def dataset(tmp_path_factory) -> Path:
 
 
 def make_run(folder: Path, dataset: Path, seed: int = 0, dataset_name: str = "demo") -> Path:
-    """A run folder as main.py leaves it, with made-up answers."""
+    """Write a run folder like main.py, with random detections and outputs."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     options = {"seed": seed, "path_dataset": str(dataset), "dataset": dataset_name, "modalities": ["rgb", "flow"]}
     (folder / "options.yaml").write_text(yaml.safe_dump({**options, "max_iter": 200, "loss_weights": {"oppo": 0.5}}))
     environment = {"command": ["python", "main.py", "--note", EVIL], "python": "3.11", "torch": "2.9", "numpy": "2.4"}
     (folder / "environment.json").write_text(json.dumps({**environment, "revision": "abc123"}))
-    detections = made_up_detections(rng)
+    detections = random_detections(rng)
     (folder / "detections.json").write_text(json.dumps({"results": detections}))
     metrics = {"last": scored(dataset, detections, dataset_name, 200)}
-    metrics["best"] = scored(dataset, made_up_detections(rng), dataset_name, 100)
+    metrics["best"] = scored(dataset, random_detections(rng), dataset_name, 100)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "log.jsonl").write_text("".join(json.dumps(log_record(metrics, at, rng)) + "\n" for at in (100, 200)))
-    write_outputs(folder / "outputs.h5", [made_up_outputs(video, rng) for video in DATABASE], CLASSES, RATE)
+    write_outputs(folder / "outputs.h5", [random_outputs(video, rng) for video in DATABASE], CLASSES, RATE)
     return folder
 
 
-def made_up_outputs(video: str, rng: np.random.Generator) -> SimpleNamespace:
+def random_outputs(video: str, rng: np.random.Generator) -> SimpleNamespace:
     length = int(DURATION * RATE)
     cas, modality_attention = rng.normal(size=(length, len(CLASSES) + 1)), rng.random((2, length)).astype(np.float16)
     attention = modality_attention.mean(axis=0)
     return SimpleNamespace(video_id=video, cas=cas, modality_attention=modality_attention, attention=attention)
 
 
-def made_up_detections(rng: np.random.Generator) -> dict[str, list]:
-    """Noisy copies of the instances and some background, on the snippet grid."""
-    found = {video: [] for video in DATABASE}
+def random_detections(rng: np.random.Generator) -> dict[str, list]:
+    """Return noisy copies of the segments and some background, on the snippet grid."""
+    detections = {video: [] for video in DATABASE}
     for video, rows in DATABASE.items():
         for label, start, end in [] if video == "no detections" else rows * 3:
             times = np.round((np.array([start, end]) + rng.normal(0, 2, 2)).clip(0, DURATION) * RATE)
             segment = sorted((times / RATE).tolist())
             label = label if rng.random() < 0.8 else CLASSES[rng.integers(3)]
-            found[video].append({"label": label, "score": float(rng.random()), "segment": segment})
-    return found
+            detections[video].append({"label": label, "score": float(rng.random()), "segment": segment})
+    return detections
 
 
 def scored(dataset: Path, detections: dict, dataset_name: str, iteration: int) -> dict:
-    """One checkpoint of metrics.json."""
+    """Return one checkpoint of metrics.json."""
     metrics = {"iteration": iteration, "classification_map": 0.987654321}
     for protocol in ("snippet", "seconds"):
         result = evaluate_detections(
@@ -111,8 +110,8 @@ def scored(dataset: Path, detections: dict, dataset_name: str, iteration: int) -
 def log_record(metrics: dict, iteration: int, rng: np.random.Generator) -> dict:
     scores = {"classification_mAP": 0.9, "holdout/classification_mAP": 0.8, "holdout/loss": 2.5}
     for protocol in ("snippet", "seconds"):
-        told = metrics["last"][protocol]
-        for threshold, value in zip(told["tiou_thresholds"], told["map"], strict=True):
+        result = metrics["last"][protocol]
+        for threshold, value in zip(result["tiou_thresholds"], result["map"], strict=True):
             scores[f"{protocol}/mAP@{threshold:g}"] = value
     return {"iteration": iteration, "losses": {"mil_org": rng.random(), "total": rng.random()}, "scores": scores}
 
@@ -128,7 +127,7 @@ def page(run) -> str:
 
 
 class _Cells(HTMLParser):
-    """The full-precision values of each row of the tables of results: {(protocol, run, checkpoint): values}."""
+    """Full-precision values of the results tables: {(protocol, run, checkpoint): values}."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -151,10 +150,10 @@ def test_numbers_are_those_of_metrics_json(page, run):
     rows = _Cells(page).rows
     assert len(rows) == 4
     for (protocol, name, checkpoint), values in rows.items():
-        told = metrics[checkpoint][protocol]
+        result = metrics[checkpoint][protocol]
         assert name == "run & co"
-        assert values[:9] == told["map"]
-        assert values[9:12] == pytest.approx([np.mean(told["map"][:count]) for count in (5, 7, 9)])
+        assert values[:9] == result["map"]
+        assert values[9:12] == pytest.approx([np.mean(result["map"][:count]) for count in (5, 7, 9)])
         assert values[12] == metrics[checkpoint]["classification_map"]
 
 
@@ -174,22 +173,22 @@ def test_nothing_from_files_becomes_markup(page):
     own = page[: page.index("/**\n* plotly.js")]
     assert "<script>alert" not in own
     assert "<b onclick" not in own
-    assert len(re.findall("<script", own)) == 2  # the data and the start of Plotly's
+    assert len(re.findall("<script", own)) == 2  # the data, and the start of Plotly
 
 
-def test_page_needs_nothing_else(page):
+def test_page_loads_nothing(page):
     own = page[: page.index("/**\n* plotly.js")]
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#|data:)|url\(|@import""", own)
     assert "default-src 'none'" in own
 
 
-def test_page_says_what_best_is_and_what_it_does_not_know(page):
+def test_page_explains_best_and_names_unknown_features(page):
     assert "<code>best</code> was chosen on the test subset" in page
     assert "unknown whether simulated" in page
-    assert "gives other mAPs" not in page
+    assert "differs from metrics.json" not in page
 
 
-def test_simulated_features_are_named(dataset, tmp_path):
+def test_simulated_features_are_marked(dataset, tmp_path):
     run = make_run(tmp_path / "a", dataset)
     environment = json.loads((run / "environment.json").read_text())
     (run / "environment.json").write_text(json.dumps({**environment, "features": {"simulated": True}}))
@@ -198,29 +197,29 @@ def test_simulated_features_are_named(dataset, tmp_path):
     assert "SIMULATED</td>" in page
 
 
-def test_detections_that_contradict_the_metrics_are_said(dataset, tmp_path):
+def test_detections_that_contradict_the_metrics_are_reported(dataset, tmp_path):
     run = make_run(tmp_path / "a", dataset)
-    (run / "detections.json").write_text(json.dumps({"results": made_up_detections(np.random.default_rng(9))}))
-    assert "detections.json gives other mAPs than metrics.json" in render_report(read_runs([run]))
+    (run / "detections.json").write_text(json.dumps({"results": random_detections(np.random.default_rng(9))}))
+    assert "the mAP of detections.json differs from metrics.json" in render_report(read_runs([run]))
 
 
-def test_published_rows_stand_beside_their_own_protocol(dataset, tmp_path):
+def test_published_rows_appear_under_their_protocol(dataset, tmp_path):
     run = make_run(tmp_path / "a", dataset, dataset_name="thumos14")
     tables = {table["protocol"]: table for table in results_tables(read_runs([run]))}
-    (ours,) = tables["snippet"]["published"]
-    assert (ours["method"], ours["map"][4], ours["averages"]) == ("CO₂-Net", "38.3", ["54.4", "44.6", "35.7"])
+    (row,) = tables["snippet"]["published"]
+    assert (row["method"], row["map"][4], row["averages"]) == ("CO₂-Net", "38.3", ["54.4", "44.6", "35.7"])
     assert {row["method"] for row in tables["seconds"]["published"]} == {"HAM-Net", "UM"}
     assert "BaS-Net" in {row["method"] for row in tables[None]["published"]}
-    assert not tables[None]["ours"]
+    assert not tables[None]["runs"]
     doubtful = {row["method"] for table in tables.values() for row in table["published"] if row["doubtful"]}
     assert doubtful == {"S-CNN", "STAR", "PreTrimNet", "HAM-Net"}
 
 
 def test_published_rows_of_activitynet(dataset, tmp_path):
     run = make_run(tmp_path / "a", dataset, dataset_name="activitynet12")
-    (ours,) = results_tables(read_runs([run]))[0]["published"]
-    assert ours["map"] == ["43.3", *[None] * 4, "26.3", *[None] * 3, "5.2"]
-    assert ours["averages"] == ["26.4"]
+    (row,) = results_tables(read_runs([run]))[0]["published"]
+    assert row["map"] == ["43.3", *[None] * 4, "26.3", *[None] * 3, "5.2"]
+    assert row["averages"] == ["26.4"]
 
 
 def test_log_and_environment_may_be_missing(dataset, tmp_path):
@@ -230,7 +229,7 @@ def test_log_and_environment_may_be_missing(dataset, tmp_path):
     assert page_data(render_report(read_runs([run])))["runs"][0]["log"] == []
 
 
-def test_what_is_undefined_is_a_dash(dataset, tmp_path):
+def test_undefined_numbers_are_dashes(dataset, tmp_path):
     run = make_run(tmp_path / "a", dataset)
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["last"]["classification_map"] = None
@@ -244,22 +243,22 @@ def test_what_is_undefined_is_a_dash(dataset, tmp_path):
     (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     page = render_report(read_runs([run]))
     rows = {key: len(values) for key, values in _Cells(page).rows.items()}
-    assert rows["snippet", "a", "last"] == 12  # of 9 thresholds, 3 ranges and the classification
-    assert rows["snippet", "a", "best"] == 10  # nor the last threshold and its range
+    assert rows["snippet", "a", "last"] == 12  # 9 thresholds and 3 ranges, without the classification mAP
+    assert rows["snippet", "a", "best"] == 10  # and without the last threshold and its range
     assert page.count('<span class="none" aria-label="not given">–</span>') >= 6
     first, second = page_data(page)["runs"][0]["log"]
     assert first["losses"]["total"] is None and first["scores"]["classification mAP"] is None
     assert second["scores"]["mAP@0.1:0.7, snippet"] is None and second["scores"]["mAP@0.5, snippet"] > 0
 
 
-def test_a_video_is_summed_up():
-    """Two instances; by score: a hit, its double, a wrong label, and a background below the cut of two a class."""
+def test_summary_of_a_video():
+    """Two segments of a class; by score: a match, its double, a wrong label, and background below the limit of two."""
     truth = {"database": {"v": {"subset": "test", "annotations": [
         {"label": "a", "segment": [0, 10]}, {"label": "a", "segment": [20, 30]}, {"label": "b", "segment": [40, 50]},
     ]}}}  # fmt: skip
     rows = [("a", 9, 0, 10), ("a", 8, 0, 9), ("b", 7, 20, 30), ("a", 1, 60, 70)]
-    found = {"results": {"v": [{"label": x, "score": s, "segment": [b, e]} for x, s, b, e in rows]}}
-    result = evaluate_detections(truth, found, [0.5])
+    detections = {"results": {"v": [{"label": x, "score": s, "segment": [b, e]} for x, s, b, e in rows]}}
+    result = evaluate_detections(truth, detections, [0.5])
     verdicts = videos.judge(result)
     assert [KINDS[kind] for kind in verdicts.kinds] == [
         "true positive", "double detection", "wrong label", "background",
@@ -271,12 +270,12 @@ def test_a_video_is_summed_up():
     assert shown["v"][0] == [0, 0.0, 10.0, 9.0, 0]
 
 
-def test_curves_survive_their_packing():
+def test_curves_are_packed_without_loss():
     values = np.random.default_rng(0).normal(size=100).astype(np.float16)
-    packed = videos._packed(values)
+    packed = videos._pack(values)
     steps = np.frombuffer(base64.b64decode(packed["steps"]), "<u2")
-    again = packed["low"] + steps * (packed["high"] - packed["low"]) / 65535
-    np.testing.assert_allclose(again, values, atol=1e-4)
+    unpacked = packed["low"] + steps * (packed["high"] - packed["low"]) / 65535
+    np.testing.assert_allclose(unpacked, values, atol=1e-4)
 
 
 def run_script(*arguments) -> subprocess.CompletedProcess:
@@ -284,7 +283,7 @@ def run_script(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_script_compares_runs_in_one_file(run, dataset, tmp_path):
+def test_script_compares_runs_in_one_page(run, dataset, tmp_path):
     other = make_run(tmp_path / "other", dataset, seed=1)
     done = run_script(run, other, "--out", tmp_path / "both.html")
     assert (done.returncode, done.stderr) == (0, "")
@@ -296,9 +295,9 @@ def test_script_compares_runs_in_one_file(run, dataset, tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda run: shutil.rmtree(run), "no such run folder"),
-        (lambda run: (run / "metrics.json").unlink(), "no metrics.json"),
-        (lambda run: (run / "outputs.h5").unlink(), "no outputs.h5"),
+        (lambda run: shutil.rmtree(run), "run folder not found"),
+        (lambda run: (run / "metrics.json").unlink(), "metrics.json not found"),
+        (lambda run: (run / "outputs.h5").unlink(), "outputs.h5 not found"),
         (lambda run: (run / "outputs.h5").write_text("not HDF5"), "not the outputs of a run"),
         (lambda run: (run / "metrics.json").write_text("{}"), "not the metrics of a run"),
         (lambda run: (run / "metrics.json").write_text('{"last": '), "not valid JSON"),
@@ -310,7 +309,10 @@ def test_script_compares_runs_in_one_file(run, dataset, tmp_path):
         (lambda run: (run / "options.yaml").write_text("[1, 2"), "options.yaml: not a YAML file"),
         (lambda run: (run / "options.yaml").write_text("[1, 2]"), "not the options of a run"),
         (lambda run: (run / "options.yaml").write_text("dataset: demo"), "--path-dataset"),
-        (lambda run: (run / "options.yaml").write_text("{dataset: demo, path_dataset: gone}"), "gone is not here"),
+        (
+            lambda run: (run / "options.yaml").write_text("{dataset: demo, path_dataset: gone}"),
+            "dataset folder gone not found",
+        ),
     ],
 )
 def test_errors_are_one_line(dataset, tmp_path, spoil, message):
@@ -368,10 +370,10 @@ def script(browser, code: str, *arguments):
     return browser.execute_script(f"return {code}", *arguments)
 
 
-def wait_until(holds, seconds: float = 10) -> None:
+def wait_until(condition, seconds: float = 60) -> None:
     until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until, "waited in vain"
+    while not condition():
+        assert time.monotonic() < until, "timeout"
         time.sleep(0.05)
 
 
@@ -395,7 +397,7 @@ def to_viewer(browser) -> None:
     script(browser, "document.getElementById('videos').scrollIntoView({behavior: 'instant'})")
 
 
-def test_browser_opens_it_without_an_error(browser):
+def test_browser_opens_the_page_without_an_error(browser):
     assert script(browser, "document.querySelectorAll('.chart .main-svg').length") > 10
     assert script(browser, "performance.getEntriesByType('resource').length") == 0
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
@@ -411,10 +413,10 @@ def test_browser_shows_the_numbers_of_metrics_json(browser, run):
 
 
 def test_browser_class_bars_are_metrics_json(browser, run):
-    told = json.loads((run / "metrics.json").read_text())["last"]["snippet"]
-    at = told["tiou_thresholds"].index(0.5)
+    result = json.loads((run / "metrics.json").read_text())["last"]["snippet"]
+    at = result["tiou_thresholds"].index(0.5)
     bars = script(browser, "document.getElementById('class-chart').data[0].x")
-    assert sorted(bars) == pytest.approx(sorted(100 * value for value in told["ap"][at]))
+    assert sorted(bars) == pytest.approx(sorted(100 * value for value in result["ap"][at]))
 
 
 def test_browser_viewer_switches_the_video(browser):
@@ -463,13 +465,13 @@ def test_browser_viewer_zooms_by_the_mouse(browser):
     wait_until(lambda: shown_range(browser) == [0, DURATION])
 
 
-def test_browser_viewer_draws_what_is_in_the_run(browser):
+def test_browser_viewer_draws_the_outputs_of_the_run(browser):
     to_viewer(browser)
     traces = script(browser, "document.getElementById('timeline').data.map((t) => [t.type || 'line', t.x.length])")
     dives = [row for row in DATABASE["plain"] if row[0] == "Dive"]
     assert ["bar", len(dives)] in traces
     lines = [count for kind, count in traces if count == int(DURATION * RATE)]
-    assert len(lines) == 2 * (3 + 2)  # two runs: three attentions, and the T-CAM of two classes
+    assert len(lines) == 2 * (3 + 2)  # two runs, each with three attentions and the T-CAM of two classes
     script(browser, "document.querySelector('#class-choice input:checked').click()")
     fewer = script(browser, "document.getElementById('timeline').data.length")
     assert fewer < len(traces)
@@ -498,7 +500,7 @@ def test_browser_fits_a_phone_and_prints(browser):
     metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
-        # charts follow the width of the window a moment later
+        # charts follow the window with a delay
         wait_until(lambda: script(browser, "document.documentElement.scrollWidth") <= 390)
         wide = "[...document.querySelectorAll('main *')].filter((node) => node.getBoundingClientRect().right > 391)"
         outside = f"{wide}.filter((node) => !node.closest('.table-box')).map((node) => node.outerHTML.slice(0, 200))"

@@ -20,7 +20,7 @@ multi_hot = arrays(np.float32, st.tuples(st.integers(2, 12), st.integers(1, 4)),
 
 
 @given(multi_hot, st.integers(0, 3), st.integers(0, 4), st.integers(0, 99))
-def test_a_batch_is_pairs_that_share_a_class_and_the_rest(labels, num_pairs, more, seed):
+def test_a_batch_begins_with_pairs_that_share_a_class(labels, num_pairs, more, seed):
     if num_pairs and labels.sum(axis=0).max() < 2:
         with pytest.raises(InputError, match="no class has two videos"):
             PairSampler(labels, 2 * num_pairs + more, num_pairs, seed)
@@ -35,7 +35,7 @@ def test_a_batch_is_pairs_that_share_a_class_and_the_rest(labels, num_pairs, mor
 
 def test_classes_of_pairs_are_drawn_uniformly():
     labels = np.zeros((23, 3))
-    labels[:20, 0] = labels[20:22, 1] = labels[22, 2] = 1  # 20, 2 and 1 videos: the last cannot pair
+    labels[:20, 0] = labels[20:22, 1] = labels[22, 2] = 1  # 20, 2 and 1 videos: the last class has no pair
     sampler = PairSampler(labels, batch_size=2, num_pairs=1, seed=0)
     rare = sum(sampler.draw().min() >= 20 for _ in range(2000))
     assert 900 < rare < 1100
@@ -123,7 +123,7 @@ def test_batches_come_from_a_window_of_shards_and_a_pass_visits_each_once(seed, 
         assert sorted(visited) == list(range(7))
 
 
-def test_each_pass_has_an_order_of_its_own():
+def test_each_pass_has_its_own_order():
     labels, shards = np.ones((40, 1)), np.arange(40) // 4
     sampler = ShardSampler(labels, shards, 1, 4, 1, seed=0)
     orders = [[int(shards[sampler.draw()[0]]) for _ in range(10)] for _ in range(3)]
@@ -134,7 +134,7 @@ def test_each_pass_has_an_order_of_its_own():
 
 
 @pytest.mark.parametrize("open_shards", [7, 8, 99])
-def test_all_shards_at_once_are_no_shards(open_shards):
+def test_one_window_of_all_shards_gives_the_batches_without_shards(open_shards):
     labels, shards = sharded_videos(np.random.default_rng(3))
     plain, sampler = PairSampler(labels, seed=5), ShardSampler(labels, shards, open_shards, seed=5)
     for _ in range(30):
@@ -142,7 +142,7 @@ def test_all_shards_at_once_are_no_shards(open_shards):
 
 
 @given(st.integers(0, 40), st.integers(1, 3), st.integers(0, 9))
-def test_the_state_continues_a_window_where_it_was(drawn, open_shards, seed):
+def test_the_state_continues_within_a_window(drawn, open_shards, seed):
     labels, shards = sharded_videos(np.random.default_rng(0))
     sampler = ShardSampler(labels, shards, open_shards, 5, 2, seed)
     for _ in range(drawn):
@@ -158,7 +158,7 @@ def test_the_state_continues_a_window_where_it_was(drawn, open_shards, seed):
 
 def test_a_window_without_a_pair_is_widened():
     labels = np.zeros((6, 2))
-    labels[[0, 5], 0] = labels[[1, 2], 1] = 1  # classes 0 and 1 have two videos each, all in shards of their own
+    labels[[0, 5], 0] = labels[[1, 2], 1] = 1  # classes 0 and 1 have two videos each, every video in its own shard
     for seed in range(20):
         sampler = ShardSampler(labels, np.arange(6), 1, 2, 1, seed)
         seen = []

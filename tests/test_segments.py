@@ -1,4 +1,4 @@
-"""utils/segments.py: overlap, runs, soft-NMS, units."""
+"""Tests of overlap, runs, soft-NMS and units."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -10,7 +10,7 @@ segments = st.tuples(st.integers(0, 30), st.integers(0, 8)).map(lambda pair: (pa
 
 
 def plain_soft_nms(boxes, scores, sigma):
-    """The definition, one segment at a time."""
+    """Apply the definition, one segment at a time."""
     left = [[*box, score, index] for index, (box, score) in enumerate(zip(boxes, scores, strict=True))]
     order, taken = [], []
     while left:
@@ -27,7 +27,7 @@ def plain_soft_nms(boxes, scores, sigma):
 
 @settings(max_examples=300)
 @given(st.lists(st.tuples(segments, st.integers(-3, 3)), max_size=12), st.sampled_from([0.1, 0.3, 1.0]))
-def test_soft_nms_is_its_definition(rows, sigma):
+def test_soft_nms_matches_its_definition(rows, sigma):
     boxes = np.array([row[0] for row in rows], dtype=np.int64).reshape(-1, 2)
     scores = np.array([row[1] for row in rows], dtype=np.float64)  # ties and negative scores are frequent
     order, taken = soft_nms(boxes, scores, sigma)

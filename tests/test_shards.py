@@ -1,4 +1,4 @@
-"""Sharded features: many files read, checked, written and trained from as one."""
+"""Tests of sharded features: reading, checking, writing, and training from them."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from utils.formats.checksums import SUMS
 
 
 def write_shards(folder, *videos: str, count: int | None = None, dtype=np.float32, **attributes):
-    """A shard a word of videos ('v1 v3', 'v2'), both modalities, in a folder with annotations."""
+    """Write one shard per string of videos ('v1 v3', 'v2'), with both modalities, and annotations."""
     data = streams(dtype)
     for number, names in enumerate(videos):
         with h5py.File(folder / shard_name(number, count or len(videos)), "w") as file:
@@ -85,7 +85,7 @@ def cut(folder):
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (remove, "1 of 3 shards not found, first features-00001-of-00003.h5"),
         (add_surplus, "features-00003-of-00003.h5 is surplus; the last of 3 shards is 2"),
@@ -97,15 +97,15 @@ def cut(folder):
         (cut, "features-00001-of-00003.h5: not a readable HDF5 file"),
     ],
 )
-def test_what_is_no_whole_set_is_refused_in_one_line(tmp_path, damage, says):
+def test_an_incomplete_set_is_refused_in_one_line(tmp_path, damage, message):
     damage(write_shards(tmp_path, "v3", "v1", "v2"))
-    with pytest.raises(InputError, match=says) as error:
+    with pytest.raises(InputError, match=message) as error:
         open_features(tmp_path)
     assert "\n" not in str(error.value)
     assert [finding.kind for finding in check_dataset(tmp_path).findings][0] == "unreadable features"
 
 
-def test_a_fault_names_the_shard_it_lies_in(tmp_path):
+def test_a_fault_names_its_shard(tmp_path):
     write_shards(tmp_path, "v3", "v1", "v2")
     with h5py.File(tmp_path / shard_name(2, 3), "a") as file:
         file["rgb/v2"][0, 1] = np.nan
@@ -116,19 +116,19 @@ def test_a_fault_names_the_shard_it_lies_in(tmp_path):
 
 
 def descriptors(folder) -> int:
-    """Of files in a folder, that this process has open."""
+    """Return the number of files in a folder that this process has open."""
     links = (os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))
     return sum(os.path.exists(link) and os.readlink(link).startswith(str(folder)) for link in links)
 
 
-def test_few_files_are_open_at_a_time_and_none_is_read_to_be_listed(tmp_path, monkeypatch):
+def test_few_files_are_open_at_a_time_and_listing_reads_no_values(tmp_path, monkeypatch):
     count = 2 * MAX_OPEN + 3
     values = np.random.default_rng(0).random((count, 3, 2)).astype(np.float32)
     for number in range(count):
         with h5py.File(tmp_path / shard_name(number, count), "w") as file:
             file.create_dataset(f"rgb/v{number}", data=values[number], chunks=(2, 2), compression="gzip")
     with monkeypatch.context() as patch:
-        patch.setattr(h5py.Dataset, "__getitem__", None)  # nor is a value read for the shapes
+        patch.setattr(h5py.Dataset, "__getitem__", None)
         store = open_features(tmp_path, ("rgb",))
         assert [store.num_snippets(f"v{number}") for number in range(count)] == [3] * count
     for number in np.random.default_rng(1).permutation(count).tolist() + [0, 0]:
@@ -163,7 +163,7 @@ def test_converting_into_shards_and_back_changes_no_bit(tmp_path, dtype, count):
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=30), st.integers(1, 30))
-def test_shards_are_in_order_filled_and_balanced(tmp_path_factory, lengths, count):
+def test_shards_are_ordered_nonempty_and_balanced(tmp_path_factory, lengths, count):
     class Lengths:
         path, modalities, simulated = tmp_path_factory.getbasetemp(), ("rgb",), False
         shape = staticmethod(lambda _, video_id: (lengths[int(video_id)], 2))
@@ -184,18 +184,18 @@ def test_shards_are_in_order_filled_and_balanced(tmp_path_factory, lengths, coun
     assert largest <= max(sum(lengths) / count + max(lengths), max(lengths))
 
 
-def test_a_conversion_that_was_stopped_goes_on_where_it_was(tmp_path):
+def test_an_interrupted_conversion_continues(tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
     annotate(write_hdf5(source, streams(), fps=25, stride=16))
     convert_features(source, out, shards=3)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    kept = (out / shard_name(2, 3)).stat().st_ino
-    for name in (SUMS, shard_name(0, 3), shard_name(1, 3)):  # as a kill between the first name and the last leaves it
+    inode = (out / shard_name(2, 3)).stat().st_ino
+    for name in (SUMS, shard_name(0, 3), shard_name(1, 3)):  # as after a kill between the renames
         (out / name).unlink()
     convert_features(source, out, shards=3)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    assert (out / shard_name(2, 3)).stat().st_ino == kept
+    assert (out / shard_name(2, 3)).stat().st_ino == inode
 
 
 @pytest.mark.parametrize("change", [other_value, other_videos, other_rate, None])
@@ -213,7 +213,7 @@ def test_other_shards_are_never_replaced(tmp_path, change):
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_an_error_in_a_late_shard_leaves_nothing(tmp_path):
+def test_an_error_in_the_last_shard_leaves_no_files(tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
     data = streams()
@@ -224,8 +224,8 @@ def test_an_error_in_a_late_shard_leaves_nothing(tmp_path):
     assert os.listdir(out) == []
 
 
-def test_the_commands_take_shards_as_they_take_one_file(demo, tmp_path, run_main):  # noqa: F811
-    """Conversion, check, training and the same numbers as from one file."""
+def test_commands_give_the_same_results_with_shards_as_with_one_file(demo, tmp_path, run_main):  # noqa: F811
+    """Conversion, check and training."""
     shards = tmp_path / "shards"
     status, printed, _ = run_main(convert, demo, "--out", shards, "--shards", 4)
     assert status == 0
@@ -241,7 +241,7 @@ def test_the_commands_take_shards_as_they_take_one_file(demo, tmp_path, run_main
     assert "--open-shards needs sharded features" in error
 
 
-def test_a_window_is_resumed_in_the_middle(demo, tmp_path):  # noqa: F811
+def test_a_run_resumes_in_the_middle_of_a_window(demo, tmp_path):  # noqa: F811
     shards = tmp_path / "shards"
     convert_features(demo, shards, shards=4)
     options = ["--open-shards", 1, "--batch-size", 2, "--num-pairs", 1, "--cache", "none"]

@@ -1,12 +1,12 @@
-"""The annotation file -> videos, video-level labels, segments, ambiguous segments. All times in seconds.
+"""Annotations of a dataset: videos, weak labels, segments and ambiguous segments. All times are in seconds.
 
-Three forms are read into the same `Annotations`:
+Three formats are read into the same `Annotations`:
 
-* `annotations.json`, ActivityNet's schema plus four optional things: `classes`, `labels` (the weak,
-  video-level labels), `ambiguous`, and times written as strings. A name is text or a whole number.
-* the `<name>-Annotations/` folder of .npy files that W-TALC and its descendants share. Its `labels_all.npy`
-  are the weak labels; in 28 of the 412 THUMOS14 videos they differ from the set of annotated classes.
-* the folder of the AVE release (utils/formats/ave.py).
+* `annotations.json`: ActivityNet's schema with four optional extensions. They are `classes`, `labels` (the weak,
+  video-level labels), `ambiguous`, and times written as strings. A name is a string or an integer.
+* The folder `<name>-Annotations/` of .npy files that W-TALC and its descendants share. Its `labels_all.npy` contains
+  the weak labels. In 28 of the 412 THUMOS14 videos they differ from the set of annotated classes.
+* The folder of the AVE release (utils/formats/ave.py).
 """
 
 import math
@@ -18,20 +18,20 @@ import numpy as np
 from utils.errors import InputError, shorten
 from utils.formats.ave import is_ave, read_ave
 from utils.formats.files import read_json, read_text
-from utils.formats.npy import as_texts, load_names, load_rows, load_video_ids
+from utils.formats.npy import decode_names, load_names, load_rows, load_video_ids
 
 RELEASE_SUFFIX = "-Annotations"
-_NOT_VIDEOS = ("classes", "version", "taxonomy", "database")
+_NOT_VIDEOS = ("classes", "version", "taxonomy", "database")  # keys of a file without `database`
 
 
 @dataclass(frozen=True)
 class Video:
-    """One video and what is known about it."""
+    """One annotated video."""
 
     video_id: str
     subset: str
     duration: float | None  # seconds
-    labels: tuple[str, ...]  # weak, video-level labels in class order: all that training may read
+    labels: tuple[str, ...]  # weak labels in class order; training reads nothing else
     segments: np.ndarray  # (N, 2) float64, [start, end] in seconds
     segment_labels: tuple[str, ...]  # (N,)
     ambiguous: np.ndarray  # (M, 2) float64, seconds
@@ -39,13 +39,17 @@ class Video:
 
 @dataclass(frozen=True)
 class Annotations:
-    """The videos of one annotation file, in its order, and the classes in the order that numbers them."""
+    """Videos in file order, and classes in label order."""
 
     classes: tuple[str, ...]
     videos: dict[str, Video]
 
     def subset(self, name: str) -> list[Video]:
-        """The videos of one subset, or of several (`val+test`), in file order; InputError if there is none."""
+        """Return the videos of one subset, or of several (`val+test`), in file order.
+
+        Raises:
+            InputError: The subset has no video.
+        """
         names = subset_names(name)
         videos = [video for video in self.videos.values() if video.subset in names]
         if not videos:
@@ -55,16 +59,15 @@ class Annotations:
 
 
 def subset_names(name: str) -> set[str]:
-    """The subsets that a name stands for: itself, and of `val+test` both."""
+    """Return the subsets that a name stands for: `val+test` is itself, `val` and `test`."""
     return {name, *name.split("+")}
 
 
 def load_annotations(path: str | Path) -> Annotations:
-    """Read a JSON file, a release folder, or a dataset folder that holds either.
+    """Read a JSON file, a release folder, or a dataset folder that contains either.
 
-    InputError, one line: no such path, no annotations in the folder, a file that is empty, cut off, of
-    another kind or names a video twice, no class, a label that `classes` lacks or that is no name, a segment
-    that is inverted or not finite.
+    Raises:
+        InputError: The annotations are not found or cannot be used; the message names the video and the row.
     """
     path = Path(path)
     if not path.exists():
@@ -79,23 +82,27 @@ def load_annotations(path: str | Path) -> Annotations:
         return parse_annotations(read_ave(path), str(path))
     folders = sorted(folder for folder in path.glob(f"*{RELEASE_SUFFIX}") if folder.is_dir())
     if len(folders) != 1:
-        found = "several folders" if folders else "neither"
-        raise InputError(f"{path}: looked for annotations.json or a *{RELEASE_SUFFIX} folder, found {found}")
+        got = "several folders" if folders else "neither"
+        raise InputError(f"{path}: expected annotations.json or one *{RELEASE_SUFFIX} folder, got {got}")
     return parse_annotations(_read_release(folders[0]), str(folders[0]))
 
 
 def parse_annotations(data: dict, where: str) -> Annotations:
-    """The content of an annotation file -> Annotations; `where` names the file in messages.
+    """Convert the content of an annotations.json.
 
-    Without `classes` the classes are numbered in order of first appearance. InputError names the file, the
-    video and the row of whatever cannot be used.
+    Args:
+        data: The content. Without `classes`, classes are numbered in order of first appearance.
+        where: Name of the file in messages.
+
+    Raises:
+        InputError: The content cannot be used; the message names the video and the row.
     """
     database = _database(data, where)
     classes = data.get("classes")
     classes = _classes_by_appearance(database, where) if classes is None else _classes(classes, where)
     if not classes:
         raise InputError(
-            f"{where}: no class: 'classes' names none, and no video has 'labels' or an annotated segment; "
+            f"{where}: no class; 'classes' is empty, and no video has 'labels' or an annotated segment; "
             "give each video its 'labels'"
         )
     order = {name: index for index, name in enumerate(classes)}
@@ -104,14 +111,14 @@ def parse_annotations(data: dict, where: str) -> Annotations:
 
 
 def _database(data: object, where: str) -> dict[str, dict]:
-    """The `{video_id: entry}` part: `data["database"]`, or all of `data` where the file has no such key."""
+    """Return the entries by video_id: `data["database"]`, or all of `data` without that key."""
     if not isinstance(data, dict):
-        raise InputError(f"{where}: expected a JSON object with a 'database', found a {type(data).__name__}")
+        raise InputError(f"{where}: expected a JSON object with a 'database', got {type(data).__name__}")
     database = data.get("database")
     if database is None:
         database = {key: value for key, value in data.items() if key not in _NOT_VIDEOS}
     if not isinstance(database, dict) or not database:
-        raise InputError(f"{where}: 'database' must hold at least one video ({{video_id: {{...}}}})")
+        raise InputError(f"{where}: 'database' must contain at least one video ({{video_id: {{...}}}})")
     for video_id, entry in database.items():
         if not isinstance(entry, dict) or "subset" not in entry:
             raise InputError(f"{where}: video '{video_id}' has no 'subset'; is this an annotation file?")
@@ -130,52 +137,54 @@ def _classes(classes: object, where: str) -> list[str]:
 def _classes_by_appearance(database: dict[str, dict], where: str) -> list[str]:
     classes: dict[str, None] = {}
     for video_id, entry in database.items():
-        place = f"{where}: video '{video_id}'"
-        classes.update(dict.fromkeys(_weak_labels(entry.get("labels", []), place)))
-        classes.update(dict.fromkeys(_row_label(row, place) for row in entry.get("annotations", [])))
+        video = f"{where}: video '{video_id}'"
+        classes.update(dict.fromkeys(_weak_labels(entry.get("labels", []), video)))
+        classes.update(dict.fromkeys(_row_label(row, video) for row in entry.get("annotations", [])))
     return list(classes)
 
 
 def _parse_video(video_id: str, entry: dict, order: dict[str, int], where: str) -> Video:
-    place = f"{where}: video '{video_id}'"
     checked_name(video_id, f"{where}: 'database'")
+    where = f"{where}: video '{video_id}'"
     rows = entry.get("annotations", [])
-    segment_labels = tuple(_row_label(row, place) for row in rows)
-    labels = set(_weak_labels(entry["labels"], place)) if "labels" in entry else set(segment_labels)
+    segment_labels = tuple(_row_label(row, where) for row in rows)
+    labels = set(_weak_labels(entry["labels"], where)) if "labels" in entry else set(segment_labels)
     for label in (*segment_labels, *sorted(labels)):
         if label not in order:
-            raise InputError(
-                f"{place} has the label '{label}', which 'classes' lacks; add it to 'classes' or correct the label"
-            )
+            raise InputError(f"{where} has the label '{label}', which 'classes' lacks; add it or correct the label")
     return Video(
         video_id=video_id,
-        subset=checked_name(entry["subset"], f"{place}, subset"),
-        duration=_duration(entry.get("duration"), place),
+        subset=checked_name(entry["subset"], f"{where}, subset"),
+        duration=_duration(entry.get("duration"), where),
         labels=tuple(sorted(labels, key=order.__getitem__)),
-        segments=_segments([row.get("segment") for row in rows], f"{place}, annotation"),
+        segments=_segments([row.get("segment") for row in rows], f"{where}, annotation"),
         segment_labels=segment_labels,
-        ambiguous=_segments(entry.get("ambiguous", []), f"{place}, ambiguous segment"),
+        ambiguous=_segments(entry.get("ambiguous", []), f"{where}, ambiguous segment"),
     )
 
 
-def _weak_labels(labels: list, place: str) -> list[str]:
-    return [checked_name(label, f"{place}, labels") for label in labels]
+def _weak_labels(labels: list, where: str) -> list[str]:
+    return [checked_name(label, f"{where}, labels") for label in labels]
 
 
-def _row_label(row: object, place: str) -> str:
+def _row_label(row: object, where: str) -> str:
     if not isinstance(row, dict) or "label" not in row:
-        raise InputError(f"{place}: expected {{'label': ..., 'segment': [...]}}, found {shorten(row)}")
-    return checked_name(row["label"], f"{place}, label")
+        raise InputError(f"{where}: expected {{'label': ..., 'segment': [...]}}, got {shorten(row)}")
+    return checked_name(row["label"], f"{where}, label")
 
 
-def checked_name(value: object, place: str) -> str:
-    """A name as a file gives it, text or a whole number; InputError for anything else, so that null is no class."""
+def checked_name(value: object, where: str) -> str:
+    """Return a name from a file, a string or an integer, as a string.
+
+    Raises:
+        InputError: The value is anything else, such as null.
+    """
     if isinstance(value, bool) or not isinstance(value, str | int) or "\0" in str(value):
-        raise InputError(f"{place}: expected a name, found {shorten(value)}")
+        raise InputError(f"{where}: expected a name, got {shorten(value)}")
     return str(value)
 
 
-def _duration(value: object, place: str) -> float | None:
+def _duration(value: object, where: str) -> float | None:
     if value is None:
         return None
     try:
@@ -183,28 +192,33 @@ def _duration(value: object, place: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         duration = math.nan
     if not (math.isfinite(duration) and duration >= 0):
-        raise InputError(f"{place}: duration {shorten(value)} is not a number of seconds")
+        raise InputError(f"{where}: duration {shorten(value)} is not a number of seconds")
     return duration
 
 
-def _segments(rows: object, place: str) -> np.ndarray:
-    """Rows of [start, end], numbers or strings -> (N, 2) float64; InputError names the bad row (from 0)."""
+def _segments(rows: object, where: str) -> np.ndarray:
+    """Convert rows of [start, end], numbers or strings, to (N, 2) float64."""
     if not isinstance(rows, list):
-        raise InputError(f"{place}s must be a list of [start, end] in seconds")
+        raise InputError(f"{where}s must be a list of [start, end] in seconds")
     segments = np.empty((len(rows), 2), dtype=np.float64)
     for index, row in enumerate(rows):
         try:
             start, end = (float(time) for time in start_and_end(row))
         except (TypeError, ValueError, OverflowError):
-            raise InputError(f"{place} {index}: expected [start, end] in seconds, found {shorten(row)}") from None
+            raise InputError(f"{where} {index}: expected [start, end] in seconds, got {shorten(row)}") from None
         if not (math.isfinite(start) and math.isfinite(end) and start <= end):
-            raise InputError(f"{place} {index}: [{start}, {end}] is not a segment (finite, start <= end)")
+            raise InputError(f"{where} {index}: [{start}, {end}] is not a segment (finite, start <= end)")
         segments[index] = start, end
     return segments
 
 
 def start_and_end(segment: object) -> tuple:
-    """The two members of a segment, unconverted; TypeError or ValueError for anything else, text like "12" too."""
+    """Return the two members of a segment, unconverted.
+
+    Raises:
+        TypeError: The segment is not a sequence, or a string such as "12".
+        ValueError: It does not have two members.
+    """
     if isinstance(segment, str | bytes | dict):
         raise TypeError("expected [start, end]")
     start, end = segment
@@ -212,10 +226,10 @@ def start_and_end(segment: object) -> tuple:
 
 
 def _read_release(folder: Path) -> dict:
-    """A release's <name>-Annotations folder -> the content of the annotations.json that says the same.
+    """Convert a release's <name>-Annotations folder to the content of an annotations.json.
 
-    classlist (C,) and videoname, subset (N,) bytes; duration (N, 1) float64; labels_all, labels and
-    segments (N,) objects: one list of names, of names and of [start, end] a video.
+    classlist (C,), videoname (N,) and subset (N,) are bytes, duration is (N, 1) float64. labels_all, labels and
+    segments are (N,) objects: per video, a list of weak labels, of segment labels, and of [start, end].
     """
     columns = {
         "videoname": load_video_ids(folder),
@@ -225,22 +239,21 @@ def _read_release(folder: Path) -> dict:
     }
     sizes = {name: len(column) for name, column in columns.items()}
     if len(set(sizes.values())) != 1:
-        raise InputError(f"{folder}: the files disagree on the number of videos: {sizes}")
+        raise InputError(f"{folder}: the files differ in the number of videos: {sizes}")
     if columns["duration"].size != sizes["duration"]:
         shape = columns["duration"].shape
-        raise InputError(f"{folder / 'duration.npy'}: expected one number of seconds a video, found shape {shape}")
+        raise InputError(f"{folder / 'duration.npy'}: expected one number of seconds per video, got shape {shape}")
     columns["duration"] = columns["duration"].reshape(-1)
     ambiguous = _read_ambiguous(folder / "Ambiguous_test.txt")
     database = {}
     for video_id, subset, duration, weak_labels, labels, segments in zip(*columns.values(), strict=True):
         if len(labels) != len(segments):
-            counts = f"{len(labels)} labels for {len(segments)} segments"
-            raise InputError(f"{folder}: video '{video_id}' has {counts}")
-        rows = zip(as_texts(labels), segments, strict=True)
+            raise InputError(f"{folder}: video '{video_id}' has {len(labels)} labels for {len(segments)} segments")
+        rows = zip(decode_names(labels), segments, strict=True)
         database[video_id] = {
             "subset": subset,
             "duration": duration,
-            "labels": as_texts(weak_labels),
+            "labels": decode_names(weak_labels),
             "annotations": [{"label": label, "segment": segment} for label, segment in rows],
             "ambiguous": ambiguous.get(video_id, []),
         }
@@ -248,17 +261,17 @@ def _read_release(folder: Path) -> dict:
 
 
 def _load_lists(path: Path) -> list[list]:
-    """A .npy file with a list a video; InputError for any other row."""
+    """Read a .npy file with one list per video."""
     rows = []
     for number, row in enumerate(load_rows(path)):
         if not (isinstance(row, list | tuple) or (isinstance(row, np.ndarray) and row.ndim)):
-            raise InputError(f"{path}: row {number}: expected a list, found {shorten(row)}")
+            raise InputError(f"{path}: row {number}: expected a list, got {shorten(row)}")
         rows.append(list(row))
     return rows
 
 
 def _read_ambiguous(path: Path) -> dict[str, list[list[str]]]:
-    """Lines of `video_id start end` -> {video_id: [[start, end], ...]}; {} where there is no such file."""
+    """Read lines of `video_id start end` as {video_id: [[start, end], ...]}, {} if there is no file."""
     segments: dict[str, list[list[str]]] = {}
     if not path.is_file():
         return segments
@@ -266,13 +279,13 @@ def _read_ambiguous(path: Path) -> dict[str, list[list[str]]]:
     for number, line in enumerate(lines, start=1):
         if fields := line.split():
             if len(fields) != 3:
-                raise InputError(f"{path}: line {number}: expected 'video_id start end', found {shorten(line)}")
+                raise InputError(f"{path}: line {number}: expected 'video_id start end', got {shorten(line)}")
             segments.setdefault(fields[0], []).append(fields[1:])
     return segments
 
 
 def annotations_to_json(annotations: Annotations) -> dict:
-    """The inverse of `parse_annotations`: a dict to write as annotations.json."""
+    """Return the content of an annotations.json; the inverse of `parse_annotations`."""
     database = {}
     for video in annotations.videos.values():
         rows = zip(video.segment_labels, video.segments.tolist(), strict=True)

@@ -1,46 +1,46 @@
-"""What differs between the datasets is data, here and only here."""
+"""Datasets: everything that differs between them, as data."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 
 class Rate(NamedTuple):
-    """How features were extracted: frames a second, and frames a snippet."""
+    """Frame rate of the videos and stride of the snippets at which features were extracted."""
 
     fps: float
-    stride: float
+    stride: float  # frames per snippet
 
     @property
     def hz(self) -> float:
-        """Snippets a second."""
+        """Snippets per second."""
         return self.fps / self.stride
 
 
-RELEASE_RATE = Rate(25, 16)  # of the releases' I3D features
+RELEASE_RATE = Rate(25, 16)  # the releases' I3D features
 SNIPPET_RATE = RELEASE_RATE.hz
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """The published protocol of one dataset."""
+    """Published protocol of one dataset."""
 
     name: str
     train_subset: str
     test_subset: str
     tiou_thresholds: tuple[float, ...]
-    average_ranges: tuple[tuple[float, float], ...]  # tIoU ranges (both ends included) averaged in tables
-    main_range: tuple[float, float]  # the one whose mean mAP selects the best checkpoint
-    snippet_rate: float = SNIPPET_RATE  # Hz; used where the feature file does not say
-    min_snippets: int = 1  # shorter videos are left out, in training and test
-    pools_over_time: bool = False  # whether the model averages T-CAM and attentions over time
-    accuracy_subsets: tuple[str, ...] = ()  # where snippet accuracy is the measure; the first one selects the best
+    average_ranges: tuple[tuple[float, float], ...]  # tIoU ranges averaged in tables, both ends included
+    main_range: tuple[float, float]  # range whose mean mAP selects the best checkpoint
+    snippet_rate: float = SNIPPET_RATE  # Hz, for features that do not store their rate
+    min_snippets: int = 1  # shorter videos are left out of training and test
+    pools_over_time: bool = False  # True: the network averages T-CAM and attention over time
+    accuracy_subsets: tuple[str, ...] = ()  # subsets scored by snippet accuracy; the first selects the best checkpoint
 
     def temporal_pool(self, num_snippets: int) -> int | None:
-        """Kernel of the model's temporal average pool, in snippets (odd; 13 for 60), None for no pool."""
+        """Return the kernel of the temporal average pool in snippets (odd; 13 for 60), None for no pool."""
         return (num_snippets // 5) // 2 * 2 + 1 if self.pools_over_time else None
 
 
-# Literals, not linspace or arange: 0.3 and 0.30000000000000004 give different AP on a snippet grid.
+# Literals instead of linspace or arange: 0.3 and 0.30000000000000004 give different AP on a snippet grid.
 _THUMOS_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _THUMOS_RANGES = ((0.1, 0.5), (0.1, 0.7), (0.1, 0.9))
 
@@ -63,7 +63,7 @@ DATASETS = {
         min_snippets=11,  # the release leaves out videos with 10 snippets or fewer
         pools_over_time=True,
     ),
-    # The release splits 402 + 402 clips to validate and to test on; the audio-visual paper counts 804 test videos.
+    # The release has 402 validation and 402 test clips; the audio-visual paper reports 804 test videos.
     "ave": DatasetSpec(
         name="ave",
         train_subset="train+background",

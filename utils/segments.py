@@ -1,6 +1,6 @@
-"""Temporal segments: overlap, runs, soft-NMS, and the only place where time changes its unit.
+"""Temporal segments: units, overlap, runs and soft-NMS. Time changes its unit only here.
 
-Seconds are floats, snippets are integers on the feature grid; `rate` is snippets a second (25 / 16 for the
+Seconds are floats, snippets are integers on the feature grid. `snippet_rate` is snippets per second (25 / 16 for the
 published I3D features). A segment is [start, end), its length end - start.
 """
 
@@ -9,44 +9,44 @@ import heapq
 import numpy as np
 
 
-def seconds_to_snippets(seconds: np.ndarray, rate: float) -> np.ndarray:
-    """Nearest snippet border, halves to the even one (as the release rounds); integers of the same shape."""
-    return np.round(np.asarray(seconds, dtype=np.float64) * rate).astype(np.int64)
+def seconds_to_snippets(seconds: np.ndarray, snippet_rate: float) -> np.ndarray:
+    """Return the nearest snippet borders as integers; halves go to the even border, as in the release."""
+    return np.round(np.asarray(seconds, dtype=np.float64) * snippet_rate).astype(np.int64)
 
 
-def snippets_to_seconds(snippets: np.ndarray, rate: float) -> np.ndarray:
-    """Where snippet borders lie in seconds; floats of the same shape."""
-    return np.asarray(snippets, dtype=np.float64) / rate
+def snippets_to_seconds(snippets: np.ndarray, snippet_rate: float) -> np.ndarray:
+    """Return the times of snippet borders."""
+    return np.asarray(snippets, dtype=np.float64) / snippet_rate
 
 
-def aligned_snippets(count: int, rate: float, other_count: int, other_rate: float) -> np.ndarray:
-    """For each of `count` snippets, which of `other_count` on another grid its middle lies in: (count,) indices.
+def aligned_snippets(count: int, snippet_rate: float, other_count: int, other_rate: float) -> np.ndarray:
+    """Return, for each of `count` snippets, the snippet of another grid that contains its middle, (count,) indices.
 
-    Both grids begin at 0 s; where the other one ends early, its last snippet stands in.
+    Both grids begin at 0 s. Past the end of the other grid, its last snippet is repeated.
     """
-    middle = (np.arange(count) + 0.5) / rate  # seconds
-    # A middle on a border, as 1.5 / 3 on a grid of 2 Hz, belongs to the later snippet however it is rounded.
+    middle = (np.arange(count) + 0.5) / snippet_rate  # seconds
+    # A middle on a border, such as 1.5 / 3 s at 2 Hz, belongs to the later snippet in spite of rounding errors.
     return np.minimum(np.floor(middle * other_rate + 1e-9).astype(np.int64), other_count - 1)
 
 
 def tiou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Temporal intersection over union of segments (..., 2) and (..., 2), broadcast against each other.
+    """Return the temporal intersection over union of segments (..., 2) and (..., 2), broadcast to (...).
 
-    Two zero-length segments have union 0: their tIoU is 0, wherever they lie. For all pairs of (N, 2) and
-    (M, 2) call `tiou(a[:, None], b[None])`.
+    Two segments of zero length have tIoU 0. For all pairs of (N, 2) and (M, 2), call `tiou(a[:, None], b[None])`.
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     intersection = np.minimum(first[..., 1], second[..., 1]) - np.maximum(first[..., 0], second[..., 0])
     intersection = np.maximum(intersection, 0.0)
-    # The order of these sums is ActivityNet's: another one moves tIoU by a bit, and so across a threshold.
+    # In the order of ActivityNet's code: another order changes the last bit of tIoU, which can cross a threshold.
     union = (second[..., 1] - second[..., 0]) + (first[..., 1] - first[..., 0]) - intersection
     return intersection / np.where(union > 0, union, 1.0)
 
 
 def runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Longest runs of True along the rows of a (K, T) mask: their row, start and end (exclusive), each (N,).
+    """Return the runs of True along the rows of a (K, T) mask.
 
-    Ordered by row, then by time.
+    Returns:
+        Row, start and end (exclusive) of each run, (N,) each, ordered by row and time.
     """
     edges = np.zeros((mask.shape[0], mask.shape[1] + 1), dtype=bool)
     edges[:, :-1] = mask
@@ -56,15 +56,20 @@ def runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def soft_nms(segments: np.ndarray, scores: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussian soft-NMS (Bodla et al., ICCV 2017) as the release runs it.
+    """Apply Gaussian soft-NMS (Bodla et al., ICCV 2017) as in the release.
 
-    Take the best-scored segment, multiply every other's score by exp(-overlap^2 / sigma), repeat until none
-    is left. Overlap counts lengths + 1, and no score is cut. Among equal scores the first in input order
-    wins.
+    Take the segment with the highest score, multiply the score of every other one by exp(-overlap^2 / sigma), and
+    repeat until none is left. Overlap counts lengths + 1, and no score is cut off. Ties go to the first in input order.
 
-    segments (N, 2) snippets and scores (N,) -> order (N,), in which the segments were taken, and their
-    scores (N,) at that moment, in that order. Time and memory grow with the number of overlapping pairs,
-    which is small among the nested runs of a few thresholds.
+    Time and memory grow with the number of overlapping pairs, which is small among the nested runs of a few thresholds.
+
+    Args:
+        segments: (N, 2) snippets.
+        scores: (N,).
+        sigma: Width of the Gaussian.
+
+    Returns:
+        Indices of the segments in the order taken, and the score of each when it was taken, (N,) each.
     """
     bounds, others, weights = _decays(segments, sigma)
     remaining = np.asarray(scores, dtype=np.float64).tolist()
@@ -76,7 +81,7 @@ def soft_nms(segments: np.ndarray, scores: np.ndarray, sigma: float) -> tuple[np
         if remaining[best] is None:
             heapq.heappop(heap)
             continue
-        if remaining[best] != -score:  # decayed since it was pushed: further back in the queue
+        if remaining[best] != -score:  # decayed since it was pushed: put it back in the queue
             heapq.heapreplace(heap, (-remaining[best], best))
             continue
         heapq.heappop(heap)
@@ -87,18 +92,20 @@ def soft_nms(segments: np.ndarray, scores: np.ndarray, sigma: float) -> tuple[np
         for other, weight in zip(others[pairs], weights[pairs], strict=True):
             if remaining[other] is not None:
                 remaining[other] *= weight
-                if remaining[other] < 0:  # a negative score rises as it decays: its old place is too low
+                if remaining[other] < 0:  # a negative score rises as it decays: its old position is too low
                     heapq.heappush(heap, (-remaining[other], other))
     return np.array(order, dtype=np.int64), np.array(taken, dtype=np.float64)
 
 
 def _decays(segments: np.ndarray, sigma: float) -> tuple[list[int], list[int], list[float]]:
-    """What soft-NMS does to overlapping segments: entries bounds[i] to bounds[i + 1] of (others, weights) say
-    which segments decay, and how much, when segment i is taken."""
+    """Return (bounds, others, weights) of soft-NMS.
+
+    When segment i is taken, the scores of others[bounds[i] : bounds[i + 1]] are multiplied by these weights.
+    """
     inclusive = np.stack([segments[:, 0], segments[:, 1] + 1], axis=1).astype(np.float64)
     by_start = np.argsort(inclusive[:, 0], kind="stable")
     inclusive = inclusive[by_start]
-    # Sorted by start, the later segments that overlap segment i are those that start before it ends.
+    # In order of start, the later segments that overlap segment i are those that start before it ends.
     here = np.arange(len(inclusive))
     count = np.searchsorted(inclusive[:, 0], inclusive[:, 1]) - here - 1
     first = np.repeat(here, count)

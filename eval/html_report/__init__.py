@@ -1,1 +1,1 @@
-"""Run folders -> one self-contained HTML page: `page.render_report`; see scripts/report.py."""
+"""Self-contained HTML page of finished runs: `page.render_report`, called by scripts/report.py."""

@@ -1,7 +1,6 @@
-"""A finished run folder, as main.py leaves it -> what the report shows of it."""
+"""Reader of the folder of a finished run, as main.py writes it."""
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,36 +12,40 @@ from utils.datasets import DATASETS, DatasetSpec
 from utils.errors import InputError, shorten
 from utils.formats.files import read_json, read_json_lines, read_yaml
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-DETECTED = "last"  # the checkpoint that detections.json and outputs.h5 are of
+ROOT = Path(__file__).resolve().parents[2]
+OUTPUT_CHECKPOINT = "last"  # the checkpoint that detections.json and outputs.h5 come from
+REQUIRED_FILES = ("metrics.json", "options.yaml", "detections.json", "outputs.h5")
+MAX_DEPTH = 8  # of JSON in a run folder
 
 
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
-    """What a run folder says about the run; `simulated` is None where nobody can tell."""
+    """Contents of a run folder."""
 
     name: str
     folder: Path
     options: dict
     environment: dict
-    log: list[dict]  # a record an evaluation
-    metrics: dict[str, dict]  # by checkpoint; None for a number that is undefined
-    protocols: tuple[str, ...]  # those of metrics.json, in its order
-    detections: Table  # seconds
-    outputs: Path  # HDF5, a group a video
+    log: list[dict]  # one record per evaluation
+    metrics: dict[str, dict]  # by checkpoint; None for an undefined number
+    protocols: tuple[str, ...]  # in the order of metrics.json
+    detections: Table  # in seconds
+    outputs: Path  # HDF5 file with one group per video
     snippet_rate: float  # Hz
     dataset: Path  # folder with the annotations
-    simulated: bool | None
+    simulated: bool | None  # None if unknown
 
     @property
     def spec(self) -> DatasetSpec:
+        """Properties of the dataset."""
         return DATASETS[self.options["dataset"]]
 
 
 def read_runs(folders: Sequence[str | Path], path_dataset: str | Path | None = None) -> list[FinishedRun]:
-    """The runs to compare, in the order given, each under a name of its own.
+    """Read the runs to compare, in the given order, each under a unique name.
 
-    InputError, one line: a folder that is no finished run, runs of different datasets.
+    Raises:
+        InputError: A folder is not a finished run, or the runs are on different datasets.
     """
     folders = [Path(folder) for folder in folders]
     names = [folder.resolve().name for folder in folders]
@@ -62,14 +65,15 @@ def read_runs(folders: Sequence[str | Path], path_dataset: str | Path | None = N
 
 def _read_run(folder: Path, name: str, path_dataset: str | Path | None) -> FinishedRun:
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such run folder")
-    for file in ("metrics.json", "options.yaml", "detections.json", "outputs.h5"):
+        raise InputError(f"{folder}: run folder not found")
+    for file in REQUIRED_FILES:
         if not (folder / file).is_file():
-            raise InputError(f"{folder}: no {file}; a finished run has one (main.py --resume writes what is missing)")
+            raise InputError(f"{folder}: {file} not found; is the run finished? main.py --resume writes missing files")
     options = _read_options(folder / "options.yaml")
     metrics = _read_metrics(folder / "metrics.json")
     environment = _read_environment(folder / "environment.json")
-    dataset = _dataset_folder(options, folder, path_dataset)
+    with open_outputs(folder / "outputs.h5") as outputs:
+        snippet_rate = outputs.snippet_rate
     return FinishedRun(
         name=name,
         folder=folder,
@@ -77,76 +81,76 @@ def _read_run(folder: Path, name: str, path_dataset: str | Path | None) -> Finis
         environment=environment,
         log=_read_log(folder / "log.jsonl"),
         metrics=metrics,
-        protocols=tuple(protocols_of(next(iter(metrics.values())))),
+        protocols=tuple(protocols_of(metrics[OUTPUT_CHECKPOINT])),
         detections=read_detections(folder / "detections.json"),
         outputs=folder / "outputs.h5",
-        snippet_rate=_snippet_rate(folder / "outputs.h5"),
-        dataset=dataset,
+        snippet_rate=snippet_rate,
+        dataset=_dataset_folder(options, folder, path_dataset),
         simulated=environment.get("features", {}).get("simulated"),
     )
 
 
 def protocols_of(metrics: dict) -> list[str]:
-    """The protocols under which one checkpoint of metrics.json is scored."""
+    """Return the protocols of one checkpoint of metrics.json."""
     return [name for name, value in metrics.items() if isinstance(value, dict) and "tiou_thresholds" in value]
 
 
 def _read_options(path: Path) -> dict:
     options = read_yaml(path)
-    kinds = {"dataset": str, "modalities": list, "path_dataset": str | None}
-    whole = isinstance(options, dict) and all(
-        isinstance(options[name], kind) for name, kind in kinds.items() if name in options
+    types = {"dataset": str, "modalities": list, "path_dataset": str | None}
+    is_valid = isinstance(options, dict) and all(
+        isinstance(options[name], kind) for name, kind in types.items() if name in options
     )
-    if not whole or options.get("dataset") not in DATASETS:
-        raise InputError(f"{path}: not the options of a run (a 'dataset' of {sorted(DATASETS)} among them)")
+    if not is_valid or options.get("dataset") not in DATASETS:
+        raise InputError(f"{path}: not the options of a run; expected a 'dataset' out of {sorted(DATASETS)}")
     return options
 
 
 def _read_metrics(path: Path) -> dict[str, dict]:
-    metrics = _finite(read_json(path))
+    metrics = _finite_json(read_json(path))
     try:
-        complete = DETECTED in metrics and all(map(_is_scored, metrics.values()))
-        alike = complete and len({tuple(protocols_of(values)) for values in metrics.values()}) == 1
+        is_valid = OUTPUT_CHECKPOINT in metrics and all(map(_is_checkpoint, metrics.values()))
+        is_valid = is_valid and len({tuple(protocols_of(checkpoint)) for checkpoint in metrics.values()}) == 1
     except (AttributeError, KeyError, TypeError):
-        alike = False
-    if not alike:
-        raise InputError(f"{path}: not the metrics of a run: {{checkpoint: {{protocol: {{...}}}}}} expected")
+        is_valid = False
+    if not is_valid:
+        raise InputError(f"{path}: not the metrics of a run; expected {{checkpoint: {{protocol: {{...}}}}}}")
     return metrics
 
 
-def _is_scored(values: dict) -> bool:
-    """Whether a checkpoint of metrics.json has what main.py writes of it."""
-    protocols = protocols_of(values)
-    whole = isinstance(values["iteration"], int) and _is_number(values.get("classification_map"))
-    return bool(protocols) and whole and all(_are_scores(name, values[name]) for name in protocols)
+def _is_checkpoint(metrics: dict) -> bool:
+    """Return True for one checkpoint of metrics.json that is complete."""
+    protocols = protocols_of(metrics)
+    is_valid = isinstance(metrics["iteration"], int) and _is_number(metrics.get("classification_map"))
+    return bool(protocols) and is_valid and all(_is_result(name, metrics[name]) for name in protocols)
 
 
-def _are_scores(protocol: str, scores: dict) -> bool:
-    """Whether the AP of every class and the mAP are there at every threshold."""
-    classes, thresholds, table, means = (scores[name] for name in ("classes", "tiou_thresholds", "ap", "map"))
-    if not all(isinstance(column, list) for column in (classes, thresholds, table, means)):
+def _is_result(protocol: str, scores: dict) -> bool:
+    """Return True if the AP of every class and the mAP are present at every threshold."""
+    classes, thresholds, ap, mean_ap = (scores[name] for name in ("classes", "tiou_thresholds", "ap", "map"))
+    if not all(isinstance(column, list) for column in (classes, thresholds, ap, mean_ap)):
         return False
-    rows = [row for row in table if isinstance(row, list) and len(row) == len(classes)]
+    rows = [row for row in ap if isinstance(row, list) and len(row) == len(classes)]
     return (
         scores["protocol"] == protocol in PROTOCOLS
         and all(isinstance(name, str) for name in classes)
         and all(isinstance(threshold, float) for threshold in thresholds)
-        and len(rows) == len(table) == len(means) == len(thresholds)
-        and all(map(_is_number, [*means, scores.get("average_map"), *(value for row in rows for value in row)]))
+        and len(rows) == len(ap) == len(mean_ap) == len(thresholds)
+        and all(map(_is_number, [*mean_ap, scores.get("average_map"), *(value for row in rows for value in row)]))
     )
 
 
 def _is_number(value: object) -> bool:
-    """A number as our JSON has it; None for one that is undefined."""
+    """Return True for a number, and for None, which stands for an undefined one."""
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53)
 
 
 def _read_environment(path: Path) -> dict:
     environment = read_json(path) if path.is_file() else {}
-    parts = {"features": dict, "command": list}
+    types = {"features": dict, "command": list}
     if not (
         isinstance(environment, dict)
-        and all(isinstance(environment.get(name, kind()), kind) for name, kind in parts.items())
+        and all(isinstance(environment.get(name, kind()), kind) for name, kind in types.items())
         and isinstance(environment.get("features", {}).get("simulated"), bool | None)
     ):
         raise InputError(f"{path}: not the environment of a run")
@@ -154,49 +158,38 @@ def _read_environment(path: Path) -> dict:
 
 
 def _read_log(path: Path) -> list[dict]:
-    """A record an evaluation: its iteration, losses and scores; None for what is undefined."""
-    log = [_finite(record) for record in read_json_lines(path)] if path.is_file() else []
+    """Return one record per evaluation: iteration, losses and scores."""
+    log = [_finite_json(record) for record in read_json_lines(path)] if path.is_file() else []
     for record in log:
         if not _is_evaluation(record):
-            raise InputError(f"{path}: expected iteration, losses and scores in every line, found {shorten(record)}")
+            raise InputError(f"{path}: expected iteration, losses and scores in every line, got {shorten(record)}")
     return log
 
 
 def _is_evaluation(record: object) -> bool:
-    """Whether a line of log.jsonl has what the charts draw."""
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
         return False
-    numbers = [record.get(name) for name in ("losses", "scores")]
-    return isinstance(record.get("iteration"), int) and all(
-        isinstance(part, dict) and all(map(_is_number, part.values())) for part in numbers
-    )
+    parts = [record.get(name) for name in ("losses", "scores")]
+    return all(isinstance(part, dict) and all(map(_is_number, part.values())) for part in parts)
 
 
-def _finite(content: object, depth: int = 8) -> object:
-    """What json read, with None, as our own files have it, for each number that is not finite.
-
-    What is nested deeper than ours are becomes None, too, and is refused as what it then is.
-    """
+def _finite_json(content: object, depth: int = MAX_DEPTH) -> object:
+    """Replace numbers that are not finite, and anything nested too deep, by None."""
     if not depth:
         return None
     if isinstance(content, dict):
-        return {name: _finite(value, depth - 1) for name, value in content.items()}
+        return {name: _finite_json(value, depth - 1) for name, value in content.items()}
     if isinstance(content, list):
-        return [_finite(value, depth - 1) for value in content]
+        return [_finite_json(value, depth - 1) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _dataset_folder(options: dict, folder: Path, path_dataset: str | Path | None) -> Path:
-    """Where the annotations are: as asked for, else as the run was told, from here or from the checkout."""
+    """Return the folder with the annotations; the path of a run is relative to where it started."""
     if path_dataset is not None:
         return Path(path_dataset)
-    told = Path(os.fspath(options.get("path_dataset") or "."))
-    for path in (told, ROOT / told):
-        if options.get("path_dataset") and path.exists():
-            return path
-    raise InputError(f"{folder}: its dataset folder {told} is not here; say where it is with --path-dataset")
-
-
-def _snippet_rate(path: Path) -> float:
-    with open_outputs(path) as outputs:
-        return outputs.snippet_rate
+    if trained_on := options.get("path_dataset"):
+        for path in (Path(trained_on), ROOT / trained_on):
+            if path.exists():
+                return path
+    raise InputError(f"{folder}: dataset folder {trained_on or ''} not found; set it with --path-dataset")

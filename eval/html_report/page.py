@@ -1,11 +1,10 @@
-"""Runs -> one HTML page that needs nothing else: what was run, results, curves, classes, diagnosis, videos.
+"""HTML page of runs in one file: settings, results, curves, classes, diagnosis and videos.
 
-All that comes from files is escaped: by jinja2 in the tables, by `_json_for_script` in the data block, and in
-report.js before Plotly, which reads some HTML, sees it.
+Every text from a file is escaped: by jinja2 in the tables, by `_json_for_script` in the data block, and by report.js
+before it reaches Plotly, which interprets some HTML.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,39 +14,39 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from eval.average_precision import range_name
+from eval.average_precision import nan_to_none, range_name
 from eval.detection import DetectionResult, evaluate_detections
 from eval.diagnosis import KINDS, MIN_TIOU, diagnose
-from eval.html_report.finished_run import DETECTED, FinishedRun
+from eval.html_report.finished_run import OUTPUT_CHECKPOINT, FinishedRun
 from eval.html_report.page_tables import (
     diagnosis_rows,
     headline,
-    mean_or_none,
     options_table,
     protocol_rows,
+    range_mean,
     results_tables,
     run_facts,
 )
-from eval.html_report.videos import JUDGED_AT, SHOWN, Verdicts, judge, read_curves, shown_detections
+from eval.html_report.videos import MAX_SHOWN, VERDICT_TIOU, Verdicts, judge, read_curves, shown_detections
 from eval.protocols import PROTOCOLS, applicable_protocols
 from eval.tables import GroundTruth, read_ground_truth
 from utils.annotations import Annotations, load_annotations
 
 HERE = Path(__file__).resolve().parent
-SAME = 1e-9  # mAP of detections.json against metrics.json: the same numbers, read back
+TOLERANCE = 1e-9  # between the mAP of detections.json, evaluated again, and that of metrics.json
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """A run's detections, evaluated again: by protocol, and judged one by one under the run's first protocol."""
+    """Detections of a run, evaluated again, with verdicts and diagnosis under the run's first protocol."""
 
-    results: dict[str, DetectionResult]
+    results: dict[str, DetectionResult]  # by protocol
     verdicts: Verdicts
     diagnosis: dict
 
 
 def render_report(runs: Sequence[FinishedRun]) -> str:
-    """The page of one or several runs of one dataset, compared."""
+    """Return the page of one or several runs on one dataset."""
     annotations, spec = load_annotations(runs[0].dataset), runs[0].spec
     truth = read_ground_truth(runs[0].dataset, spec.test_subset)
     evaluated = [_evaluate(run, annotations, truth) for run in runs]
@@ -59,7 +58,7 @@ def render_report(runs: Sequence[FinishedRun]) -> str:
         runs=runs,
         spec=spec,
         checkpoints={name for run in runs for name in run.metrics},
-        detected=DETECTED,
+        output_checkpoint=OUTPUT_CHECKPOINT,
         main_range=range_name(spec.main_range),
         ranges=[range_name(bounds) for bounds in spec.average_ranges],
         headlines=[headline(run) for run in runs],
@@ -69,13 +68,13 @@ def render_report(runs: Sequence[FinishedRun]) -> str:
         protocols=[protocol_rows(run, each.results) for run, each in zip(runs, evaluated, strict=True)],
         presets=PROTOCOLS,
         notes=[note for run, each in zip(runs, evaluated, strict=True) for note in _notes(run, each)],
-        diagnoses=[diagnosis_rows(each.diagnosis, JUDGED_AT) for each in evaluated],
+        diagnoses=[diagnosis_rows(each.diagnosis, VERDICT_TIOU) for each in evaluated],
         kinds=KINDS,
-        judged_at=JUDGED_AT,
-        overlaps=MIN_TIOU,
-        shown=SHOWN,
+        verdict_tiou=VERDICT_TIOU,
+        min_tiou=MIN_TIOU,
+        max_shown=MAX_SHOWN,
         data=_json_for_script(_page_data(runs, evaluated, annotations)),
-        # These three are the project's and Plotly's own texts, not data.
+        # These three are texts of this project and of Plotly, not data.
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),  # nosec B704
         script=Markup((HERE / "report.js").read_text(encoding="utf-8")),  # nosec B704
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),  # nosec B704
@@ -83,7 +82,7 @@ def render_report(runs: Sequence[FinishedRun]) -> str:
 
 
 def _evaluate(run: FinishedRun, annotations: Annotations, truth: GroundTruth) -> Evaluated:
-    # Where the run was told to skip videos without features, only those count that it gives an answer for.
+    # With --missing-features skip, only videos with features count.
     skips = run.options.get("missing_features") == "skip"
     videos = [video for video in run.detections.videos if video in truth.segments.videos] if skips else None
     results = {
@@ -104,8 +103,11 @@ def _evaluate(run: FinishedRun, annotations: Annotations, truth: GroundTruth) ->
 
 
 def _protocols(run: FinishedRun, applicable: Sequence[str], videos: Sequence[str] | None) -> list[str]:
-    """The run's own, then the published variants that say something else: not those that leave out videos which
-    the run has left out itself, nor the ambiguous-segment rule, which the run has applied."""
+    """Return the run's own protocols, then the published variants that differ from them.
+
+    Variants that leave out videos which the run lacks anyway, and those with the ambiguous-segment rule, which the
+    run has already applied, do not differ.
+    """
     variants = [
         name
         for name in applicable
@@ -116,26 +118,25 @@ def _protocols(run: FinishedRun, applicable: Sequence[str], videos: Sequence[str
 
 
 def _notes(run: FinishedRun, evaluated: Evaluated) -> list[str]:
-    """What was not counted as it stands, and whether detections.json says what metrics.json says."""
+    """Return the notes of the evaluation, and a warning if detections.json contradicts metrics.json."""
     notes = dict.fromkeys(note for result in evaluated.results.values() for note in result.notes)
     for protocol in run.protocols:
-        told = run.metrics.get(DETECTED, {}).get(protocol)
-        again = evaluated.results[protocol].map
-        if told and not np.allclose(np.array(told["map"], dtype=float), again, rtol=0, atol=SAME, equal_nan=True):
+        expected = np.array(run.metrics[OUTPUT_CHECKPOINT][protocol]["map"], dtype=float)
+        if not np.allclose(expected, evaluated.results[protocol].map, rtol=0, atol=TOLERANCE, equal_nan=True):
             notes[
-                f"detections.json gives other mAPs than metrics.json ({protocol}, {DETECTED}): diagnosis and videos "
-                "do not belong to the tables; were the annotations changed?"
+                f"the mAP of detections.json differs from metrics.json ({protocol}, {OUTPUT_CHECKPOINT}): diagnosis "
+                "and videos do not match the tables; did the annotations change?"
             ] = None
     return [f"{run.name}: {note}" for note in notes]
 
 
 def _page_data(runs: Sequence[FinishedRun], evaluated: Sequence[Evaluated], annotations: Annotations) -> dict:
-    """What report.js draws; its times are in seconds, its scores fractions."""
+    """Return the data that report.js draws. Times are in seconds, scores are fractions."""
     spec = runs[0].spec
     return {
         "classes": list(annotations.classes),
         "kinds": list(KINDS),
-        "judgedAt": JUDGED_AT,
+        "verdictTiou": VERDICT_TIOU,
         "mainRange": range_name(spec.main_range),
         "runs": [
             {
@@ -157,26 +158,26 @@ def _page_data(runs: Sequence[FinishedRun], evaluated: Sequence[Evaluated], anno
 
 
 def _log_point(record: dict, run: FinishedRun) -> dict:
-    """One evaluation of log.jsonl: losses, and the scores that are worth a curve; None for a gap in it."""
+    """Return the losses and the plotted scores of one evaluation; None leaves a gap in the curve."""
     scores = record["scores"]
     curves = {}
+    thresholds = list(run.spec.tiou_thresholds)
     for protocol in run.protocols:
-        names = [f"{protocol}/mAP@{t:g}" for t in run.spec.tiou_thresholds]
-        if all(name in scores for name in names):
-            at = dict(zip(run.spec.tiou_thresholds, map(scores.get, names), strict=True))
-            told = {"tiou_thresholds": list(at), "map": list(at.values())}
-            curves[f"mAP@{range_name(run.spec.main_range)}, {protocol}"] = mean_or_none(told, run.spec.main_range)
-            curves[f"mAP@{JUDGED_AT:g}, {protocol}"] = at[JUDGED_AT]
-    names = {"classification_mAP": "classification mAP", "holdout/classification_mAP": "classification mAP, held out"}
+        values = [scores.get(f"{protocol}/mAP@{threshold:g}", "missing") for threshold in thresholds]
+        if "missing" not in values:
+            mean = range_mean({"tiou_thresholds": thresholds, "map": values}, run.spec.main_range)
+            curves[f"mAP@{range_name(run.spec.main_range)}, {protocol}"] = mean
+            curves[f"mAP@{VERDICT_TIOU:g}, {protocol}"] = values[thresholds.index(VERDICT_TIOU)]
+    names = {"classification_mAP": "classification mAP", "holdout/classification_mAP": "classification mAP, holdout"}
     curves |= {curve: scores[name] for name, curve in names.items() if name in scores}
     losses = dict(record["losses"])
     if "holdout/loss" in scores:
-        losses["total, held out"] = scores["holdout/loss"]
+        losses["total, holdout"] = scores["holdout/loss"]
     return {"iteration": record["iteration"], "losses": losses, "scores": curves}
 
 
 def _videos(runs: Sequence[FinishedRun], evaluated: Sequence[Evaluated], annotations: Annotations) -> list[dict]:
-    """Every video that a run has an answer for, in the order of the annotations."""
+    """Return every video that a run has outputs for, in the order of the annotations."""
     answers = [_video_answers(run, each, annotations) for run, each in zip(runs, evaluated, strict=True)]
     return [
         _video(video_id, [answer.get(video_id) for answer in answers], annotations)
@@ -200,29 +201,28 @@ def _video(video_id: str, answers: Sequence[dict | None], annotations: Annotatio
 
 
 def _video_answers(run: FinishedRun, evaluated: Evaluated, annotations: Annotations) -> dict[str, dict]:
-    """{video_id: curves, detections, AP and counts} of the videos of one run."""
+    """Return {video_id: curves, detections, AP and counts} of one run."""
     result, verdicts = evaluated.results[run.protocols[0]], evaluated.verdicts
     rate = run.snippet_rate if PROTOCOLS[result.protocol].on_grid else 1.0
     detections = shown_detections(result, verdicts.kinds, rate)
-    places = {video: place for place, video in enumerate(result.ground_truth.videos)}
-    drawn = {}  # classes whose T-CAM the page holds
-    for video in places:
-        found = {row[0] for row in detections.get(video, [])}
+    rows = {video: row for row, video in enumerate(result.ground_truth.videos)}
+    drawn = {}  # {video_id: classes whose T-CAM the page draws}
+    for video in rows:
+        detected = {row[0] for row in detections.get(video, [])}
         annotated = {annotations.classes.index(label) for label in annotations.videos[video].segment_labels}
-        drawn[video] = sorted(found | annotated)
+        drawn[video] = sorted(detected | annotated)
     answers = read_curves(run.outputs, drawn, annotations)
     for video, answer in answers.items():
-        place = places[video]
-        ap = float(verdicts.ap[place])
+        row = rows[video]
         answer["detections"] = detections.get(video, [])
-        answer["ap"] = None if math.isnan(ap) else ap
-        answer["missed"] = int(verdicts.missed[place])
-        answer["counts"] = verdicts.counts[place].tolist()
+        answer["ap"] = nan_to_none(float(verdicts.ap[row]))
+        answer["missed"] = int(verdicts.missed[row])
+        answer["counts"] = verdicts.counts[row].tolist()
     return answers
 
 
 def _json_for_script(content: dict) -> Markup:
-    """JSON that can stand in a <script> element: no character there can end it."""
+    """Return JSON for a <script> element, without any character that could end the element."""
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

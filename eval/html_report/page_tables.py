@@ -1,4 +1,4 @@
-"""The rows of the page's tables. A cell is a fraction (a number of metrics.json), a text, or None for nothing."""
+"""Rows of the report's tables. A cell is a fraction from metrics.json, a text, or None for an empty cell."""
 
 import json
 import shlex
@@ -9,57 +9,55 @@ import numpy as np
 
 from eval.average_precision import mean_over_range, nan_to_none, range_name
 from eval.detection import DetectionResult
-from eval.html_report.finished_run import DETECTED, FinishedRun
-from eval.protocols import PROTOCOLS
+from eval.html_report.finished_run import OUTPUT_CHECKPOINT, FinishedRun
 from utils.datasets import DatasetSpec
 from utils.errors import InputError
 from utils.formats.files import read_json
 
-PUBLISHED = Path(__file__).resolve().parent.parent / "published.json"
-ROUNDING = 0.1  # points: what an average of published, rounded values may be off by
-
-
-def mean_or_none(scores: dict, tiou_range: tuple[float, float]) -> float | None:
-    """Mean of one protocol's mAP over a range of tIoU; None where one of them is undefined."""
-    return nan_to_none(mean_over_range(scores["tiou_thresholds"], scores["map"], *tiou_range))
+PUBLISHED = Path(__file__).resolve().parents[1] / "published.json"
+ROUNDING = 0.1  # points; tolerance for the mean of published, rounded values
+FEATURES = {True: "SIMULATED", False: "of real videos", None: "unknown whether simulated"}
 
 
 def headline(run: FinishedRun) -> dict:
-    """The one number of each checkpoint that the field compares, under the run's first protocol."""
+    """Return the mean mAP of each checkpoint over the main tIoU range, under the run's first protocol."""
     protocol = run.protocols[0]
     scores = [
-        (name, metrics["iteration"], mean_or_none(metrics[protocol], run.spec.main_range))
+        (name, metrics["iteration"], range_mean(metrics[protocol], run.spec.main_range))
         for name, metrics in run.metrics.items()
     ]
     return {"name": run.name, "protocol": protocol, "scores": scores, "simulated": run.simulated}
 
 
+def range_mean(scores: dict, tiou_range: tuple[float, float]) -> float | None:
+    """Return the mean mAP of one protocol of metrics.json over a range of tIoU; None if it is undefined."""
+    return nan_to_none(mean_over_range(scores["tiou_thresholds"], scores["map"], *tiou_range))
+
+
 def run_facts(runs: Sequence[FinishedRun]) -> list[tuple[str, list[str]]]:
-    """What one wants to know of a run first: a row a fact, a column a run."""
+    """Return the most important facts about the runs: one row per fact, one column per run."""
     columns = [_facts(run) for run in runs]
     return [(name, [column[name] for column in columns]) for name in columns[0]]
 
 
 def _facts(run: FinishedRun) -> dict[str, str]:
     environment, options = run.environment, run.options
-    features = {True: "SIMULATED", False: "of real videos", None: "unknown whether simulated (they are not here)"}
-    revision = str(environment.get("revision") or "unknown")
-    changed = ", with uncommitted changes" if environment.get("uncommitted_changes") else ""
+    changes = ", with uncommitted changes" if environment.get("uncommitted_changes") else ""
     versions = [f"{name} {environment[name]}" for name in ("python", "torch", "numpy") if name in environment]
     return {
         "dataset": f"{run.spec.name}, {run.spec.test_subset} subset",
-        "features": f"{' + '.join(map(str, options.get('modalities', [])))}, {features[run.simulated]}",
+        "features": f"{' + '.join(map(str, options.get('modalities', [])))}, {FEATURES[run.simulated]}",
         "iterations": str(options.get("max_iter", "unknown")),
         "seed": str(options.get("seed", "unknown")),
         "command": shlex.join(map(str, environment.get("command", []))) or "unknown",
-        "code revision": revision + changed,
+        "code revision": str(environment.get("revision") or "unknown") + changes,
         "versions": ", ".join(versions) or "unknown",
         "device": f"{environment.get('device', 'unknown')}, {environment.get('platform', 'unknown platform')}",
     }
 
 
 def options_table(runs: Sequence[FinishedRun]) -> list[tuple[str, list[str], bool]]:
-    """Name, value in each run, and whether the runs differ in it."""
+    """Return, per option, its name, its value in each run, and True if the values differ."""
     names = dict.fromkeys(name for run in runs for name in run.options)
     rows = []
     for name in names:
@@ -73,39 +71,38 @@ def _option(value: object) -> str:
 
 
 def results_tables(runs: Sequence[FinishedRun]) -> list[dict]:
-    """A table a protocol: every run and checkpoint, and the paper's rows that were scored the same way.
+    """Return one table per protocol, with every run and checkpoint and the published rows under that protocol.
 
-    A last one without rows of ours: published rows whose protocol nobody says.
+    The last table has published rows alone: those whose protocol is unknown.
     """
     spec, published = runs[0].spec, _published(runs[0].spec)
-    checkpoints = [(run.name, name, metrics) for run in runs for name, metrics in run.metrics.items()]
-    tables = [
-        {
-            "protocol": protocol,
-            "ours": [
-                {"run": run, "checkpoint": name, "iteration": metrics["iteration"], **_scores(metrics, protocol, spec)}
-                for run, name, metrics in checkpoints
-            ],
-            "published": [row for row in published if row["protocol"] == protocol],
-        }
-        for protocol in runs[0].protocols
-    ]
+    tables = []
+    for protocol in runs[0].protocols:
+        rows = [
+            {
+                "run": run.name,
+                "checkpoint": name,
+                "iteration": metrics["iteration"],
+                "classification": metrics.get("classification_map"),
+                **_scores(metrics[protocol], spec),
+            }
+            for run in runs
+            for name, metrics in run.metrics.items()
+        ]
+        same_protocol = [row for row in published if row["protocol"] == protocol]
+        tables.append({"protocol": protocol, "runs": rows, "published": same_protocol})
     if unknown := [row for row in published if row["protocol"] not in runs[0].protocols]:
-        tables.append({"protocol": None, "ours": [], "published": unknown})
+        tables.append({"protocol": None, "runs": [], "published": unknown})
     return tables
 
 
-def _scores(metrics: dict, protocol: str, spec: DatasetSpec) -> dict:
-    scores = metrics[protocol]
-    return {
-        "map": scores["map"],
-        "averages": [mean_or_none(scores, bounds) for bounds in spec.average_ranges],
-        "classification": metrics.get("classification_map"),
-    }
+def _scores(scores: dict, spec: DatasetSpec) -> dict[str, list[float | None]]:
+    """Return the mAP at each threshold and its mean over each range."""
+    return {"map": scores["map"], "averages": [range_mean(scores, bounds) for bounds in spec.average_ranges]}
 
 
 def _published(spec: DatasetSpec) -> list[dict]:
-    """The paper's rows for this dataset, in its columns: texts as printed, None where it has no number."""
+    """Return the paper's rows for a dataset in the report's columns, as texts; None where a number is missing."""
     try:
         content = read_json(PUBLISHED)
     except (OSError, ValueError) as error:
@@ -116,61 +113,59 @@ def _published(spec: DatasetSpec) -> list[dict]:
 
 def _published_row(row: dict, table: dict, spec: DatasetSpec, supervision: dict[str, str]) -> dict:
     at = dict(zip(table["tiou_thresholds"], row["map"], strict=True))
-    over = dict(zip(map(tuple, table["average_ranges"]), row["averages"], strict=True))
+    averages = dict(zip(map(tuple, table["average_ranges"]), row["averages"], strict=True))
     doubtful = [
-        f"AVG {range_name(bounds)} is printed as {told}; the row's own values give {mean:.1f}"
-        for bounds, told in over.items()
-        if told is not None and (mean := _mean_of_all(at, bounds, spec)) and abs(mean - told) > ROUNDING
+        f"AVG {range_name(bounds)} is printed as {printed}, but the row's own values give {mean:.1f}"
+        for bounds, printed in averages.items()
+        if printed is not None and (mean := _published_mean(at, bounds, spec)) and abs(mean - printed) > ROUNDING
     ]
     return {
         "method": row["method"].replace("CO2-Net", "CO₂-Net"),
         "year": row["year"],
         "supervision": supervision[row["supervision"]],
         "protocol": row["protocol"],
-        "map": [_as_printed(at.get(threshold)) for threshold in spec.tiou_thresholds],
-        "averages": [_as_printed(over.get(tuple(bounds))) for bounds in spec.average_ranges],
+        "map": [_one_decimal(at.get(threshold)) for threshold in spec.tiou_thresholds],
+        "averages": [_one_decimal(averages.get(tuple(bounds))) for bounds in spec.average_ranges],
         "doubtful": "; ".join(doubtful),
     }
 
 
-def _mean_of_all(at: dict[float, float | None], bounds: tuple[float, float], spec: DatasetSpec) -> float | None:
-    """The mean of a published row over a range, if it has a value at each of its thresholds."""
+def _published_mean(at: dict[float, float | None], bounds: tuple[float, float], spec: DatasetSpec) -> float | None:
+    """Return the mean of a published row over a range, or None if it lacks a threshold."""
     values = [at.get(threshold) for threshold in spec.tiou_thresholds if bounds[0] <= threshold <= bounds[1]]
     return None if None in values else float(np.mean(values))
 
 
-def _as_printed(value: float | None) -> str | None:
+def _one_decimal(value: float | None) -> str | None:
     return None if value is None else f"{value:.1f}"
 
 
 def protocol_rows(run: FinishedRun, results: dict[str, DetectionResult]) -> dict:
-    """The same detections under every protocol: checkpoints by metrics.json's, then `last` by published variants.
+    """Return the scores of the same detections under every protocol.
 
-    Of two protocols the third row is their difference.
+    Each checkpoint is a group with the protocols of metrics.json and, if there are two, their difference. The
+    published variants come last; they are evaluated on detections.json.
     """
     spec, groups = run.spec, []
     for name, metrics in run.metrics.items():
-        rows = [{"protocol": protocol, **_scores(metrics, protocol, spec)} for protocol in run.protocols]
+        rows = [{"protocol": protocol, **_scores(metrics[protocol], spec)} for protocol in run.protocols]
         groups.append({"checkpoint": name, "iteration": metrics["iteration"], "rows": rows})
         if len(rows) == 2:
-            groups[-1]["difference"] = {
-                key: [_minus(a, b) for a, b in zip(rows[0][key], rows[1][key], strict=True)]
+            groups[-1]["difference"] = [
+                None if a is None or b is None else a - b
                 for key in ("map", "averages")
-            }
-    variants = []
-    for protocol, result in results.items():
-        if protocol not in run.protocols:
-            averages = [mean_over_range(result.tiou_thresholds, result.map, *bounds) for bounds in spec.average_ranges]
-            variants.append({"protocol": protocol, "map": result.map.tolist(), "averages": averages})
-    return {"run": run.name, "groups": groups, "variants": variants, "detected": DETECTED, "papers": PROTOCOLS}
-
-
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
+                for a, b in zip(rows[0][key], rows[1][key], strict=True)
+            ]
+    variants = [
+        {"protocol": protocol, **_scores(result.as_dict(), spec)}
+        for protocol, result in results.items()
+        if protocol not in run.protocols
+    ]
+    return {"run": run.name, "groups": groups, "variants": variants, "checkpoint": OUTPUT_CHECKPOINT}
 
 
 def diagnosis_rows(diagnosis: dict, threshold: float) -> dict:
-    """What the diagnosis says at one threshold, in rows."""
+    """Return the rows of the diagnosis at one tIoU threshold."""
     at = diagnosis["tiou_thresholds"].index(threshold)
     return {
         "protocol": diagnosis["protocol"],

@@ -1,12 +1,12 @@
-/* What moves on the page: charts, and the viewer of videos. All texts from files go through textContent, or
-   through plain() before Plotly, which reads some HTML in texts. */
+/* Charts and the video viewer. Every text from a file goes through textContent, or through plain() before it
+   reaches Plotly, which interprets some HTML. */
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const RUN_COLORS = ["#1f5fa6", "#c2410c", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f"];
   const RUN_DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
-  const KIND_COLORS = ["#1b7f4d", "#2b6cb0", "#b3261e", "#b7791f", "#7e3fa0", "#6b7280"]; // the order of data.kinds
-  const CLASS_COLORS = ["#0e7490", "#be185d", "#4d7c0f", "#4338ca", "#7c4a12"]; // of a video; unlike those of the kinds
+  const KIND_COLORS = ["#1b7f4d", "#2b6cb0", "#b3261e", "#b7791f", "#7e3fa0", "#6b7280"]; // in the order of data.kinds
+  const CLASS_COLORS = ["#0e7490", "#be185d", "#4d7c0f", "#4338ca", "#7c4a12"]; // of the classes in a video; distinct from KIND_COLORS
   const MODALITY_COLORS = ["#c2374b", "#a86500"];
   const FUSED = "#1c2430";
   const AXIS = { gridcolor: "#e8ebf0", zerolinecolor: "#cfd6e0", linecolor: "#aab4c3", fixedrange: true, automargin: true };
@@ -92,7 +92,7 @@
     const losses = names("losses");
     losses.sort((a, b) => (b === "total") - (a === "total"));
     losses.forEach((name) => curve(name, "losses", 1, $("loss-charts")));
-    if (!losses.length) $("loss-charts").append("log.jsonl has no records");
+    if (!losses.length) $("loss-charts").append("log.jsonl has no records.");
   }
 
   /* ---- classes ---- */
@@ -112,7 +112,7 @@
     fill($("class-checkpoint"), checkpoints, Math.max(0, checkpoints.indexOf("last")));
     $("class-threshold").append(element("option", { value: -1 }, "mean of all"));
     thresholds.forEach((value, index) => $("class-threshold").append(element("option", { value: index }, value)));
-    $("class-threshold").value = String(thresholds.indexOf(data.judgedAt));
+    $("class-threshold").value = String(thresholds.indexOf(data.verdictTiou));
     const update = () => drawClasses(checkpoints[$("class-checkpoint").value], protocols[$("class-protocol").value], +$("class-threshold").value);
     ["class-protocol", "class-checkpoint", "class-threshold"].forEach((id) => $(id).addEventListener("change", update));
     update();
@@ -143,22 +143,22 @@
   function profiles() {
     data.runs.forEach((run) => {
       const diagnosis = run.diagnosis;
-      const slices = diagnosis.profile[diagnosis.tiou_thresholds.indexOf(data.judgedAt)];
+      const slices = diagnosis.profile[diagnosis.tiou_thresholds.indexOf(data.verdictTiou)];
       const totals = slices.map((slice) => slice.reduce((sum, count) => sum + count, 0));
       const names = slices.map((_, index) => `${index + 1}G`);
       const traces = data.kinds.map((kind, index) => ({
         type: "bar", x: names, y: slices.map((slice, row) => (100 * slice[index]) / Math.max(1, totals[row])), marker: { color: KIND_COLORS[index] },
         hovertext: slices.map((slice) => `${plain(kind)}: ${slice[index]}`), hoverinfo: "text",
       }));
-      const chart = element("div", { class: "chart", role: "img", "aria-label": `Kinds of detections of ${run.name} by place in the list` });
-      $("profile-charts").append(element("figure", {}, element("figcaption", {}, several ? run.name : "Percent of the detections in each slice of the list"), chart));
+      const chart = element("div", { class: "chart", role: "img", "aria-label": `Error types of the detections of ${run.name} by rank` });
+      $("profile-charts").append(element("figure", {}, element("figcaption", {}, several ? run.name : "Percent of the detections per slice of the ranked list"), chart));
       draw(chart, traces, { height: 260, barmode: "stack", bargap: 0.15, margin: { l: 38, r: 10, t: 8, b: 30 }, xaxis: { ...AXIS, type: "category" }, yaxis: { ...AXIS, range: [0, 100] } });
     });
   }
 
   /* ---- viewer ---- */
   const state = { video: 0, chosen: new Set(), range: [0, 1], list: { run: 0, column: "position", falling: false } };
-  const order = data.videos.map((_, index) => index); // as the list is sorted
+  const order = data.videos.map((_, index) => index); // of the sorted list
 
   function unpack(packed) {
     const bytes = Uint8Array.from(atob(packed.steps), (character) => character.charCodeAt(0));
@@ -179,7 +179,7 @@
     state.chosen = new Set(first);
     state.range = [0, video.duration];
     $("video").value = String(index);
-    $("video-summary").replaceChildren(element("strong", {}, video.id), ` · ${seconds(video.duration)} s · ${video.truth.length} instances · `,
+    $("video-summary").replaceChildren(element("strong", {}, video.id), ` · ${seconds(video.duration)} s · ${video.truth.length} segments · `,
       ...data.runs.flatMap((run, place) => [place ? " · " : "", `${several ? run.name + ": " : ""}AP ${video.runs[place] ? percent(video.runs[place].ap) : "–"}`]));
     const boxes = present(video).map((number) => {
       const box = element("input", { type: "checkbox", value: number, onchange: chooseClass });
@@ -199,7 +199,7 @@
     timeline();
   }
 
-  /* Detections by falling score -> the first lane in which each overlaps no better one. */
+  /* Return for each detection, best first, the first lane where it overlaps no better detection. */
   function lanes(rows) {
     const ends = [];
     return rows.map(([, start, end]) => {
@@ -252,11 +252,11 @@
 
   function runTracks(run, place) {
     const name = several ? `<span style="color:${runColor(place)}"><b>${plain(data.runs[place].name)}</b></span> · ` : "";
-    if (!run) return [{ title: `${name}no answer for this video`, height: 8, range: [0, 1], bare: true, traces: [] }];
+    if (!run) return [{ title: `${name}no outputs for this video`, height: 8, range: [0, 1], bare: true, traces: [] }];
     const times = Array.from({ length: run.snippets }, (_, index) => Number(((index + 0.5) / run.rate).toFixed(3)));
-    const each = run.attention.length > 1;  // the audio-visual network has one attention, not one a modality
-    const colors = each ? [...MODALITY_COLORS, FUSED] : [FUSED];
-    const labels = each ? [...data.runs[place].modalities.map(plain), "fused"] : ["foreground"];
+    const perModality = run.attention.length > 1;  // the audio-visual network has a single attention
+    const colors = perModality ? [...MODALITY_COLORS, FUSED] : [FUSED];
+    const labels = perModality ? [...data.runs[place].modalities.map(plain), "fused"] : ["foreground"];
     const attention = run.attention.map((packed, index) => line(times, unpack(packed), colors[index], labels[index], index === labels.length - 1 ? 2 : 1.1));
     const key = labels.map((label, index) => `<span style="color:${colors[index]}"><b>${label}</b></span>`).join(" · ");
     const drawn = [...state.chosen].filter((number) => run.cas[number]);
@@ -291,7 +291,7 @@
       layout.annotations.push({ text: track.title, x: 0, xref: "paper", xanchor: "left", y: y / total, yref: "paper", yanchor: "bottom", showarrow: false, font: { size: 12, color: "#3b4554" }, align: "left" });
       layout[`yaxis${suffix}`] = { ...AXIS, automargin: false, domain: [Math.max(0, (y - track.height) / total), y / total], range: track.range, zeroline: !track.bare, showline: !track.bare, showticklabels: !track.bare, showgrid: !track.bare,
         nticks: 4, tickvals: track.ticks || null, tickfont: { size: 10 }, anchor: "x" };
-      // An axis without a trace is not drawn: the empty one keeps the track's place and its grid.
+      // Plotly does not draw an axis without a trace: the empty trace keeps the track and its grid.
       [...track.traces, { x: [null], y: [null], mode: "lines", hoverinfo: "skip" }].forEach((trace) => traces.push({ ...trace, xaxis: "x", yaxis: `y${suffix}` }));
       y -= track.height + GAP;
     });
@@ -302,7 +302,7 @@
   }
 
   function detectionTable(video) {
-    const heads = [...(several ? ["run"] : []), "class", "place", "start, s", "end, s", "score", "what it is"];
+    const heads = [...(several ? ["run"] : []), "class", "rank", "start, s", "end, s", "score", "type"];
     const rows = video.runs.flatMap((run, place) => (run ? [...state.chosen].flatMap((number) => shownDetections(run, number).map((row, rank) => [
       ...(several ? [data.runs[place].name] : []), data.classes[number], rank + 1, seconds(row[1]), seconds(row[2]), row[3], data.kinds[row[4]]])) : []));
     $("detection-table").replaceChildren(element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))),
@@ -329,7 +329,7 @@
   const columns = [
     { key: "position", head: "video", rising: true, value: (index) => index },
     { key: "classes", head: "classes", rising: true, value: (index) => annotated(data.videos[index]).map((number) => data.classes[number]).join(", ") },
-    { key: "instances", head: "instances", value: (index) => data.videos[index].truth.length },
+    { key: "segments", head: "segments", value: (index) => data.videos[index].truth.length },
     ...data.runs.map((run, place) => ({ key: `ap${place}`, head: several ? `AP ${run.name}` : "AP", ap: true, value: (index) => (data.videos[index].runs[place] ? data.videos[index].runs[place].ap : null) })),
     { key: "missed", head: "missed", value: (index) => (answer(index) ? answer(index).missed : null) },
     ...data.kinds.map((kind, number) => ({ key: `kind${number}`, head: kind, color: KIND_COLORS[number], value: (index) => (answer(index) ? answer(index).counts[number] : null) })),
@@ -371,7 +371,7 @@
     if (!row) return;
     row.setAttribute("aria-current", "true");
     const box = row.closest(".table-box");
-    if (scroll) box.scrollTop = Math.max(0, row.offsetTop - box.clientHeight / 2); // only the list, not the page
+    if (scroll) box.scrollTop = Math.max(0, row.offsetTop - box.clientHeight / 2); // scroll the list only, not the page
   }
 
   function inView(node) {
@@ -383,7 +383,7 @@
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea") || !inView($("videos"))) return;
     const keys = { "+": () => zoom(0.5), "=": () => zoom(0.5), "-": () => zoom(2), "−": () => zoom(2), 0: whole,
       ArrowLeft: () => (event.shiftKey ? move(-0.4) : step(-1)), ArrowRight: () => (event.shiftKey ? move(0.4) : step(1)) };
-    const scrolls = event.target.matches(".table-box") && event.key.startsWith("Arrow"); // there arrows scroll the table
+    const scrolls = event.target.matches(".table-box") && event.key.startsWith("Arrow"); // arrow keys scroll the focused table
     if (!keys[event.key] || scrolls) return;
     event.preventDefault();
     keys[event.key]();
@@ -403,14 +403,14 @@
     }
     drawList();
     show(0);
-    $("timeline").on("plotly_doubleclick", whole); // Plotly's own goes back to the first video's range
+    $("timeline").on("plotly_doubleclick", whole); // Plotly itself would return to the range of the first video
     $("timeline").on("plotly_relayout", (change) => {
       const { range } = $("timeline").layout.xaxis;
       if (Object.keys(change).some((key) => key.startsWith("xaxis"))) state.range = [...range];
     });
   }
 
-  /* Paper is narrower than most windows: every chart is drawn anew for it, and again for the window. */
+  /* Paper is narrower than most windows: resize every chart for printing, and back afterwards. */
   addEventListener("beforeprint", () => charts.forEach((chart) => Plotly.relayout(chart, { width: chart.closest(".wide") ? 330 : chart.closest(".grid") ? 210 : 680 })));
   addEventListener("afterprint", () => charts.forEach((chart) => Plotly.relayout(chart, { width: null, autosize: true })));
 

@@ -1,4 +1,4 @@
-"""Each detection judged and each video summed up, and the curves of a video made small enough for a page."""
+"""Verdict on every detection and video of a run, and the curves of a video in a form small enough for a page."""
 
 import base64
 from collections.abc import Sequence
@@ -13,90 +13,107 @@ from eval.diagnosis import KINDS, error_kinds
 from eval.outputs import open_outputs
 from utils.annotations import Annotations
 
-JUDGED_AT = 0.5  # tIoU
-SHOWN = 50  # detections a class and video that the page holds; soft-NMS leaves hundreds with decayed scores
+VERDICT_TIOU = 0.5
+MAX_SHOWN = 50  # detections per class and video on the page; soft-NMS leaves hundreds with decayed scores
 
 
 @dataclass(frozen=True, eq=False)
 class Verdicts:
-    """What became of each detection of a DetectionResult (N, by falling score), and of each of its videos (V).
+    """Verdict on each detection of a DetectionResult (N, in order of score) and summary of each video (V).
 
-    The counts are about as many detections of each class as it has instances, the best-scored ones: without
-    such a cut they would be about soft-NMS's long tail.
+    The counts use the best detections of each class, as many as the class has segments. Without this limit they
+    would mostly count the low-scored detections that soft-NMS leaves.
     """
 
-    kinds: np.ndarray  # (N,) index into KINDS, at tIoU 0.5
+    kinds: np.ndarray  # (N,) index into KINDS
     counts: np.ndarray  # (V, len(KINDS))
-    missed: np.ndarray  # (V,) instances that none of the counted detections found
-    ap: np.ndarray  # (V,) at tIoU 0.5, of all detections of the video in one list; NaN without instances
+    missed: np.ndarray  # (V,) segments that no counted detection matches
+    ap: np.ndarray  # (V,) AP of all detections of the video as one list; NaN without segments
 
 
 def judge(result: DetectionResult) -> Verdicts:
-    """Detections and videos of a result that has the threshold JUDGED_AT."""
-    at = int(np.flatnonzero(result.tiou_thresholds == JUDGED_AT)[0])
-    found, truth = result.detections, result.ground_truth
-    kinds, number = error_kinds(result)[at].astype(np.int64), len(truth.videos)
-    known = found.video >= 0  # -1: videos that the ground truth lacks
-    counted = known & _best_of_each_class(found.label, np.bincount(truth.label, minlength=len(truth.classes)))
-    cells = found.video[counted] * len(KINDS) + kinds[counted]
-    counts = np.bincount(cells, minlength=number * len(KINDS)).reshape(number, len(KINDS))
-    instances = np.bincount(truth.video, minlength=number)
-    ap = average_precisions(found.video[known], result.matched[at : at + 1, known], instances)[0]
-    return Verdicts(kinds, counts, instances - counts[:, 0], ap)
+    """Return the verdicts at VERDICT_TIOU, which must be a threshold of the result."""
+    at = int(np.flatnonzero(result.tiou_thresholds == VERDICT_TIOU)[0])
+    detections, truth = result.detections, result.ground_truth
+    kinds, num_videos = error_kinds(result)[at].astype(np.int64), len(truth.videos)
+    known = detections.video >= 0  # -1: a video without ground truth
+    segments_per_class = np.bincount(truth.label, minlength=len(truth.classes))
+    counted = known & _best_of_each_class(detections.label, segments_per_class)
+    cells = detections.video[counted] * len(KINDS) + kinds[counted]
+    counts = np.bincount(cells, minlength=num_videos * len(KINDS)).reshape(num_videos, len(KINDS))
+    segments_per_video = np.bincount(truth.video, minlength=num_videos)
+    ap = average_precisions(detections.video[known], result.matched[at : at + 1, known], segments_per_video)[0]
+    return Verdicts(kinds, counts, segments_per_video - counts[:, 0], ap)
 
 
-def _best_of_each_class(labels: np.ndarray, instances: np.ndarray) -> np.ndarray:
-    """(N,) bool: the first instances[c] rows of each class c; rows come by falling score."""
+def _best_of_each_class(labels: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Return a mask (N,) of the first limits[c] rows of each class c."""
     best = np.zeros(len(labels), dtype=bool)
-    for label, count in enumerate(instances):
+    for label, count in enumerate(limits):
         best[np.flatnonzero(labels == label)[:count]] = True
     return best
 
 
 def shown_detections(result: DetectionResult, kinds: np.ndarray, rate: float) -> dict[str, list]:
-    """{video_id: [[class, start, end, score, kind], ...]} in seconds, by falling score, SHOWN a class at most.
+    """Return the detections on the page, in order of score, at most MAX_SHOWN per class and video.
 
-    `rate` is the unit of the result's times: snippets a second, or 1 for seconds.
+    Args:
+        result: Evaluated detections.
+        kinds: Verdict on each detection (N,).
+        rate: Time units of the result per second: the snippet rate, or 1 if its times are in seconds.
+
+    Returns:
+        {video_id: [[class, start, end, score, kind], ...]} with times in seconds.
     """
-    found = result.detections
+    detections = result.detections
     shown: dict[str, list] = {}
-    taken: dict[tuple[int, int], int] = {}
-    columns = (found.video, found.label, found.start / rate, found.end / rate, found.score, kinds)
-    for video, label, start, end, score, kind in zip(*(c.tolist() for c in columns), strict=True):
-        place = taken[video, label] = taken.get((video, label), 0) + 1
-        if video >= 0 and place <= SHOWN:
+    ranks: dict[tuple[int, int], int] = {}
+    start, end = detections.start / rate, detections.end / rate
+    columns = (detections.video, detections.label, start, end, detections.score, kinds)
+    for video, label, start, end, score, kind in zip(*(column.tolist() for column in columns), strict=True):
+        rank = ranks[video, label] = ranks.get((video, label), 0) + 1
+        if video >= 0 and rank <= MAX_SHOWN:
             row = [label, round(start, 2), round(end, 2), float(f"{score:.4g}"), kind]
-            shown.setdefault(found.videos[video], []).append(row)
+            shown.setdefault(detections.videos[video], []).append(row)
     return shown
 
 
 def read_curves(path: Path, video_classes: dict[str, Sequence[int]], annotations: Annotations) -> dict[str, dict]:
-    """{video_id: curves} from a run's outputs.h5: attentions, and the T-CAM of the asked classes of each video.
+    """Read attention and T-CAM of videos from outputs.h5, without the videos that the file lacks.
 
-    A video that the file lacks is left out. InputError: not such a file, a class that the annotations lack.
+    Args:
+        path: The outputs.h5 of a run.
+        video_classes: Class numbers per video whose T-CAM to read.
+        annotations: Annotations of the dataset.
+
+    Returns:
+        {video_id: curves}.
+
+    Raises:
+        InputError: The file is invalid or has a class that the annotations lack.
     """
     with open_outputs(path) as outputs:
         columns = {name: column for column, name in enumerate(outputs.classes)}
-        asked = {video: classes for video, classes in video_classes.items() if video in outputs}
         return {
-            video: _video_curves(
+            video: _pack_curves(
                 outputs[video], outputs.snippet_rate, {c: columns[annotations.classes[c]] for c in classes}
             )
-            for video, classes in asked.items()
+            for video, classes in video_classes.items()
+            if video in outputs
         }
 
 
-def _video_curves(curves: dict[str, np.ndarray], rate: float, columns: dict[int, int]) -> dict:
+def _pack_curves(curves: dict[str, np.ndarray], rate: float, columns: dict[int, int]) -> dict:
     return {
         "rate": rate,
         "snippets": len(curves["attention"]),
-        "attention": [_packed(values) for values in (*curves["modality_attention"], curves["attention"])],
-        "cas": {str(number): _packed(curves["cas"][:, column]) for number, column in columns.items()},
+        "attention": [_pack(values) for values in (*curves["modality_attention"], curves["attention"])],
+        "cas": {str(number): _pack(curves["cas"][:, column]) for number, column in columns.items()},
     }
 
 
-def _packed(values: np.ndarray) -> dict:
-    """Little-endian 16-bit steps between the lowest and the highest value, in base64: a fifth of the digits."""
+def _pack(values: np.ndarray) -> dict:
+    """Encode values as little-endian 16-bit steps between minimum and maximum, in base64."""
     values = np.nan_to_num(values.astype(np.float64))
     low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
     steps = np.round((values - low) * (65535 / (high - low if high > low else 1.0))).astype("<u2")

@@ -1,1 +1,1 @@
-"""The parts of scripts/reproduce.py."""
+"""Parts of scripts/reproduce.py."""

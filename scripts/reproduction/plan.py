@@ -1,10 +1,10 @@
-"""What there is to run: the paper's tables as data, and their rows as runs of main.py over a base config."""
+"""Tables of the papers as data, and their rows as runs of main.py over a base config."""
 
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from options import default_options, parse_args, resume_options
@@ -13,42 +13,43 @@ from utils.errors import InputError
 from utils.formats.files import read_json, read_yaml
 from utils.run.folder import require_same_options
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TABLES = Path(__file__).resolve().parent / "tables.yaml"
 PUBLISHED = ROOT / "eval" / "published.json"
-OURS = "CO2-Net"  # the row of Tables 1 and 2 that is ours to run
+REPRODUCED = "CO2-Net"  # the row of Tables 1 and 2 that this project trains
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table; numbers are the paper's, in percent."""
+    """One row of a table. Numbers are the paper's, in percent."""
 
     name: str
-    key: str  # names the row's runs: the config's name, or the model's; tables that share a row share its runs
-    config: str | None  # of configs/ablations; None: the base as it is
-    paper: float | None  # mean mAP over the main range of tIoU
-    at: dict[float, float]  # mAP@tIoU, where the table has it
-    only: str | None = None  # the dataset that the row is about
-    ours: bool = True  # False: another method's published row
+    key: str | None  # name of the row's runs: its config or the method. None: a published row that is not trained
+    config: str | None = None  # file in configs/ablations; None: the base config unchanged
+    paper: float | None = None  # snippet accuracy, or mean mAP over the dataset's main range of tIoU
+    at: dict[float, float] = field(default_factory=dict)  # mAP@tIoU
+    only: str | None = None  # dataset that the row applies to; None: every dataset
 
 
 @dataclass(frozen=True)
 class Table:
+    """One table of a paper, and the config that its rows start from."""
+
     key: str
     title: str
     base: Path
-    dataset: str  # of the base, and so of the paper's numbers
-    model: str
+    dataset: str  # of the base, and of the paper's numbers
+    method: str
     rows: tuple[Row, ...]
 
     def rows_for(self, dataset: str) -> list[Row]:
-        """The rows that we run on a dataset."""
-        return [row for row in self.rows if row.ours and row.only in (None, dataset)]
+        """Return the rows to train on a dataset."""
+        return [row for row in self.rows if row.key is not None and row.only in (None, dataset)]
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training: its folder, the command, and the options that it resolves to."""
+    """One training run: its folder, its command, and the options that the command resolves to."""
 
     key: str
     folder: Path
@@ -57,40 +58,39 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
+        """Name of the run: row and seed."""
         return self.folder.name
 
     def is_done(self) -> bool:
-        """Whether its folder holds this very run, finished.
+        """Return True if the folder contains this run, finished.
 
         Raises:
-            InputError: if it holds another one: other options, another data set, or more iterations.
+            InputError: The folder contains a run with other options, another dataset, or more iterations.
         """
         if not (self.folder / "metrics.json").is_file():
             return False
         require_same_options(self.folder / "options.yaml", resume_options(self.options), default_options())
-        told = Path(read_yaml(self.folder / "options.yaml")["path_dataset"])
-        if told.exists() and told.resolve() != Path(self.options.path_dataset).resolve():
+        dataset, expected = Path(read_yaml(self.folder / "options.yaml")["path_dataset"]), self.options.path_dataset
+        if dataset.exists() and dataset.resolve() != Path(expected).resolve():
+            raise InputError(f"{self.folder} was trained on {dataset}, not {expected}; choose another --run-dir")
+        iterations, expected = read_json(self.folder / "metrics.json")["last"]["iteration"], self.options.max_iter
+        if iterations > expected:
             raise InputError(
-                f"{self.folder} was run on {told}, not {self.options.path_dataset}; choose another --run-dir"
+                f"{self.folder} has {iterations} iterations, expected at most {expected}; "
+                f"set --max-iter to {iterations} or choose another --run-dir"
             )
-        iterations = read_json(self.folder / "metrics.json")["last"]["iteration"]
-        if iterations > self.options.max_iter:
-            raise InputError(
-                f"{self.folder} has {iterations} iterations, {self.options.max_iter} were asked for; "
-                "ask for as many or choose another --run-dir"
-            )
-        return iterations == self.options.max_iter
+        return iterations == expected
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the runs of one call have in common.
+    """Settings shared by all runs of one command.
 
     Attributes:
-        base: config that the rows start from.
-        path_dataset: folder of the data set.
-        run_dir: where everything goes; the runs of this setting to run_dir/BASE/DATASET/ROW_sSEED.
-        more: options of main.py for all runs.
+        base: Config that the rows start from.
+        path_dataset: Folder of the dataset.
+        run_dir: Parent of all run folders, which are run_dir/BASE/DATASET/ROW_sSEED.
+        more: Options of main.py for all runs.
     """
 
     base: Path
@@ -100,10 +100,11 @@ class Setting:
 
     @property
     def folder(self) -> Path:
+        """Parent of the run folders of this setting."""
         return self.run_dir / self.base.stem / self.path_dataset.resolve().name
 
     def run(self, row: Row, seed: int) -> PlannedRun:
-        """One row with one seed. A wrong option ends the program with one line (options.parse_args)."""
+        """Return the run of one row and seed. A wrong option ends the program with one line."""
         folder = self.folder / f"{row.key}_s{seed}"
         config = ["--config", str(self.base)]
         if row.config:
@@ -116,60 +117,39 @@ class Setting:
 
 
 def read_tables() -> dict[str, Table]:
-    """Every table of tables.yaml, by its key."""
+    """Return every table of tables.yaml by its key."""
     return {key: _table(key, content) for key, content in read_yaml(TABLES).items()}
 
 
 def _table(key: str, content: dict) -> Table:
     base = ROOT / "configs" / f"{content['base']}.yaml"
     options = parse_args(["--config", str(base), "--path-dataset", "."])
-    published = "published" in content
-    rows = _published_rows(content["published"], options.model) if published else _rows(content["rows"], options.model)
+    if "published" in content:
+        rows = _published_rows(content["published"], options.model)
+    else:
+        rows = (Row(key=row.get("config", options.model), **row) for row in content["rows"])
     return Table(key, content["title"], base, options.dataset, options.model, tuple(rows))
 
 
-def _rows(rows: list[dict], model: str) -> list[Row]:
-    return [
-        Row(
-            row["name"],
-            row.get("config", model),
-            row.get("config"),
-            row.get("paper"),
-            row.get("at", {}),
-            row.get("only"),
-        )
-        for row in rows
-    ]
-
-
-def _published_rows(dataset: str, model: str) -> list[Row]:
-    """Table 1 or 2, as eval/published.json has it."""
+def _published_rows(dataset: str, method: str) -> Iterator[Row]:
+    """Yield the rows of Table 1 or 2 from eval/published.json."""
     table = read_json(PUBLISHED)[dataset]
-    place = table["average_ranges"].index(list(DATASETS[dataset].main_range))
-    return [
-        Row(
-            f"{row['method']} ({', '.join(_facts(row))})",
-            model,
-            None,
-            row["averages"][place],
-            {t: value for t, value in zip(table["tiou_thresholds"], row["map"], strict=True) if value is not None},
-            ours=row["method"] == OURS,
+    main_range = table["average_ranges"].index(list(DATASETS[dataset].main_range))
+    for row in table["rows"]:
+        supervision = [row["supervision"]] if row["supervision"] != "weak" else []
+        facts = [str(row["year"]), *supervision, *([row["protocol"]] if row["protocol"] else [])]
+        printed = zip(table["tiou_thresholds"], row["map"], strict=True)
+        yield Row(
+            f"{row['method']} ({', '.join(facts)})",
+            key=method if row["method"] == REPRODUCED else None,
+            paper=row["averages"][main_range],
+            at={threshold: value for threshold, value in printed if value is not None},
         )
-        for row in table["rows"]
-    ]
-
-
-def _facts(row: dict) -> list[str]:
-    """Year, supervision where it is not the weak one, and protocol where it is known."""
-    supervision = [row["supervision"]] if row["supervision"] != "weak" else []
-    return [str(row["year"]), *supervision, *([row["protocol"]] if row["protocol"] else [])]
 
 
 def planned_runs(table: Table, setting: Setting, seeds: Sequence[int]) -> list[PlannedRun]:
-    """The runs of a table: all rows with the first seed, then with the next, so that a stopped table is whole."""
-    base = setting.run(Row("", table.model, None, None, {}), 0).options
-    if base.model != table.model:
-        raise InputError(
-            f"{table.key} is about --model {table.model}, {setting.base} trains {base.model}; name another"
-        )
+    """Return the runs of a table, all rows per seed, so that an interrupted table is complete for its first seeds."""
+    base = setting.run(Row("", table.method), 0).options
+    if base.model != table.method:
+        raise InputError(f"{table.key} is about --method {table.method}, but {setting.base} trains {base.model}")
     return [setting.run(row, seed) for seed in seeds for row in table.rows_for(base.dataset)]

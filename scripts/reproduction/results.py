@@ -1,200 +1,138 @@
-"""Finished runs -> numbers: mean and standard deviation over seeds, and whether the paper's order of rows holds."""
+"""Finished runs as a pandas DataFrame with one row per run, and their statistics over seeds.
 
-import csv
-import statistics
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+Facts of a run are plain columns. Its scores are columns named CHECKPOINT/MEASURE/SCORE in percent, as in
+`last/snippet/mean` and `best/seconds/mAP@0.5`. A measure is a protocol or a subset with a snippet accuracy.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
+import pandas as pd
+
 from eval.average_precision import mean_over_range
-from scripts.reproduction.plan import PlannedRun, Row, Table
-from utils.datasets import DATASETS, DatasetSpec
-from utils.engine import PROTOCOLS
+from eval.html_report.finished_run import protocols_of
+from eval.snippet_accuracy import accuracy_note
+from scripts.reproduction.plan import Table
+from utils.datasets import DATASETS
 from utils.formats.files import atomic_write, read_json, read_yaml
 
 CHECKPOINTS = ("last", "best")
+SETTING = ("base", "data", "iterations", "setting")  # runs that agree in these can be compared
+FACTS = (*SETTING, "key", "seed", "dataset", "features", "simulated", "best_iteration", "device", "revision", "note")
+CSV_FACTS = ["table", "row", "source", "features", "iterations", "seed", "checkpoint", "at_iteration", "protocol"]
 
 
-@dataclass(frozen=True)
-class Result:
-    """One finished run, as its folder tells it."""
-
-    key: str  # the row's
-    folder: Path
-    options: dict
-    environment: dict
-    metrics: dict
-
-    @property
-    def seed(self) -> int:
-        return self.options["seed"]
-
-    def average(self, checkpoint: str, measure: str) -> float:
-        """Under a protocol: mean mAP over the main range of tIoU. On a subset: snippet accuracy. Fractions."""
-        spec = DATASETS[self.options["dataset"]]
-        if measure in spec.accuracy_subsets:
-            return self.metrics[checkpoint]["snippet_accuracy"][measure]["accuracy"]
-        scores = self.metrics[checkpoint][measure]
-        return mean_over_range(scores["tiou_thresholds"], scores["map"], *spec.main_range)
+def find_runs(run_dir: Path) -> list[Path]:
+    """Return the folders of all finished runs, RUN_DIR/BASE/DATASET/ROW_sSEED."""
+    return [path.parent for path in sorted(run_dir.glob("*/*/*_s*/metrics.json"))]
 
 
-@dataclass(frozen=True)
-class Column:
-    """Finished runs that may be compared: one setting, one number of iterations."""
-
-    folder: Path
-    iterations: int
-    results: tuple[Result, ...]
-
-    @cached_property
-    def _first(self) -> Result:
-        return self.results[0]
-
-    @property
-    def spec(self) -> DatasetSpec:
-        return DATASETS[self._first.options["dataset"]]
-
-    @property
-    def base(self) -> str:
-        return self.folder.parent.name
-
-    @property
-    def simulated(self) -> bool:
-        return bool(self._first.environment["features"]["simulated"])
-
-    @property
-    def features(self) -> str:
-        """What was trained on, and SIMULATED where it was."""
-        kind = "SIMULATED features" if self.simulated else "features"
-        modalities = max((result.options["modalities"] for result in self.results), key=len)  # some rows use one alone
-        return f"{kind} {' + '.join(modalities)} of {self.folder.name}"
-
-    @property
-    def seeds(self) -> list[int]:
-        return sorted({result.seed for result in self.results})
-
-    @property
-    def devices(self) -> list[str]:
-        return sorted({result.environment["device"] for result in self.results})
-
-    @property
-    def revisions(self) -> list[str]:
-        known = {str(result.environment.get("revision"))[:10] for result in self.results}
-        return sorted(known)
-
-    def measures(self, protocol: str) -> tuple[str, ...]:
-        """What its tables show, the first of them deciding on order: protocol, or subsets that have an accuracy."""
-        return self.spec.accuracy_subsets or (protocol,)
-
-    @property
-    def snippet_accuracy(self) -> dict[str, dict]:
-        """Of its first run, for what holds of all: how many videos, and what knowing the classes is worth."""
-        return self._first.metrics["last"]["snippet_accuracy"]
-
-    def averages(self, row: Row, checkpoint: str, measure: str) -> dict[int, float]:
-        """{seed: mean mAP or accuracy in percent} of a row."""
-        mine = [result for result in self.results if row.ours and result.key == row.key]
-        return {result.seed: 100 * result.average(checkpoint, measure) for result in mine}
+def read_results(folders: Iterable[Path]) -> pd.DataFrame:
+    """Return finished runs as a DataFrame, one row per run folder."""
+    return pd.DataFrame([_read_run(folder) for folder in folders])
 
 
-def read_result(folder: Path) -> Result:
-    """A run folder that has metrics.json."""
+def _read_run(folder: Path) -> dict:
+    """Return one row: the facts of a run, then its scores."""
     options = read_yaml(folder / "options.yaml")
     environment, metrics = (read_json(folder / f"{name}.json") for name in ("environment", "metrics"))
-    return Result(folder.name.rpartition("_s")[0], folder, options, environment, metrics)
+    spec, simulated = DATASETS[options["dataset"]], bool(environment["features"]["simulated"])
+    (base, data), prefix = folder.parts[-3:-1], "SIMULATED " if simulated else ""
+    iterations = metrics["last"]["iteration"]
+    place = base if data == base else f"{base} on {data}"
+    row = {
+        "base": base,
+        "data": data,
+        "iterations": iterations,
+        "setting": f"{prefix}{place}, {iterations} iterations",
+        "key": folder.name.rpartition("_s")[0],
+        "seed": options["seed"],
+        "dataset": spec.name,
+        "features": f"{prefix}features {' + '.join(options['modalities'])} of {data}",
+        "simulated": simulated,
+        "best_iteration": metrics["best"]["iteration"],
+        "device": environment["device"],
+        "revision": str(environment.get("revision")),
+        "note": accuracy_note(metrics["last"]["snippet_accuracy"]) if spec.accuracy_subsets else "",
+    }
+    for checkpoint in CHECKPOINTS:
+        for protocol in protocols_of(metrics[checkpoint]):
+            thresholds, values = (metrics[checkpoint][protocol][name] for name in ("tiou_thresholds", "map"))
+            row[f"{checkpoint}/{protocol}/mean"] = 100 * mean_over_range(thresholds, values, *spec.main_range)
+            for threshold, value in zip(thresholds, values, strict=True):
+                row[f"{checkpoint}/{protocol}/mAP@{threshold:g}"] = None if value is None else 100 * value
+        for subset in spec.accuracy_subsets:
+            row[f"{checkpoint}/{subset}/mean"] = 100 * metrics[checkpoint]["snippet_accuracy"][subset]["accuracy"]
+    return row
 
 
-def columns_of(results: Iterable[Result]) -> list[Column]:
-    """The results by setting and iterations, in order of their folders."""
-    groups = defaultdict(list)
-    for result in results:
-        groups[result.folder.parent, result.metrics["last"]["iteration"]].append(result)
-    return [Column(*key, tuple(group)) for key, group in sorted(groups.items())]
+def by_setting(runs: pd.DataFrame) -> list[pd.DataFrame]:
+    """Split runs into groups that can be compared: one base, dataset, and number of iterations each."""
+    return [group for _, group in runs.groupby(list(SETTING))] if len(runs) else []
 
 
-def results_of(runs: Sequence[PlannedRun]) -> list[Result]:
-    """Of those runs that are done."""
-    return [read_result(run.folder) for run in runs if run.is_done()]
+def dataset_of(group: pd.DataFrame) -> str:
+    """Return the dataset of the runs of one setting."""
+    return group["dataset"].iloc[0]
 
 
-def find_results(run_dir: Path) -> list[Result]:
-    """Of every finished run below run_dir/BASE/DATASET/ROW_sSEED."""
-    return [read_result(path.parent) for path in sorted(run_dir.glob("*/*/*_s*/metrics.json"))]
+def measures_of(group: pd.DataFrame, protocol: str) -> tuple[str, ...]:
+    """Return the measures that a table shows; the first one decides on the order of rows."""
+    return DATASETS[dataset_of(group)].accuracy_subsets or (protocol,)
 
 
-def spread(values: Mapping[int, float]) -> str:
-    """Mean ± standard deviation over seeds (of the sample, n - 1); the value alone for one seed."""
-    if not values:
-        return "–"
-    mean = f"{statistics.mean(values.values()):.1f}"
-    return f"{mean} ± {statistics.stdev(values.values()):.1f}" if len(values) > 1 else mean
+def spread(values: pd.Series) -> str:
+    """Return mean ± standard deviation over seeds (n - 1), the value alone for one seed, or a dash for none."""
+    count = values.count()
+    if count < 2:
+        return f"{values.mean():.1f}" if count else "–"
+    return f"{values.mean():.1f} ± {values.std():.1f}"
 
 
-def pairs_in_order(paper: Mapping[str, float], ours: Mapping[str, float]) -> tuple[int, int]:
-    """How many pairs of rows stand as in the paper, of how many pairs on which the paper decides."""
-    pairs = [(a, b) for a, b in combinations(paper, 2) if paper[a] != paper[b]]
-    return sum((paper[a] - paper[b]) * (ours[a] - ours[b]) > 0 for a, b in pairs), len(pairs)
+def seeds_text(seeds: pd.Series) -> str:
+    """Return the different seeds in order, separated by spaces."""
+    return " ".join(map(str, sorted(set(seeds))))
 
 
-def order_line(table: Table, column: Column, checkpoint: str, protocol: str) -> str | None:
-    """Whether the paper's order of rows holds; None where it has none, or a row has not run."""
-    rows = [row for row in table.rows_for(column.spec.name) if row.paper is not None]
-    measure = column.measures(protocol)[0]
-    averages = {row.name: column.averages(row, checkpoint, measure) for row in rows}
-    seeds = set.intersection(*(set(values) for values in averages.values())) if len(rows) > 1 else set()
-    if not seeds:
+def order_line(table: Table, group: pd.DataFrame, checkpoint: str, protocol: str) -> str | None:
+    """Return how many pairs of rows are ordered as in the paper; None if it has no order or a row did not run."""
+    rows = [row for row in table.rows_for(dataset_of(group)) if row.paper is not None]
+    values = f"{checkpoint}/{measures_of(group, protocol)[0]}/mean"
+    scores = group.pivot_table(values, index="key", columns="seed").reindex([row.key for row in rows]).dropna(axis=1)
+    if len(rows) < 2 or scores.empty:
         return None
-    paper = {row.name: row.paper for row in rows}
-    means = {name: statistics.mean(values[seed] for seed in seeds) for name, values in averages.items()}
-    right, pairs = pairs_in_order(paper, means)
-    alike = [pairs_in_order(paper, {name: values[seed] for name, values in averages.items()}) for seed in seeds]
-    agree = sum(held == count for held, count in alike)
-    holds = "holds" if right == pairs else "does not hold"
+    paper = [row.paper for row in rows]
+    pairs = [(a, b) for a, b in combinations(range(len(rows)), 2) if paper[a] != paper[b]]
+    scores["mean"] = scores.mean(axis=1)
+    agree = sum((paper[a] - paper[b]) * (scores.iloc[a] - scores.iloc[b]) > 0 for a, b in pairs)  # by seed
+    mean, seeds = agree["mean"], agree.drop("mean")
     return (
-        f"{checkpoint}: the paper's order of rows {holds} for the mean ({right} of {pairs} pairs of rows stand as "
-        f"there); seeds that agree with the whole order: {agree} of {len(seeds)}"
+        f"{checkpoint}: {mean} of {len(pairs)} pairs of rows are ordered as in the paper (mean over seeds); "
+        f"all pairs are for {sum(seeds == len(pairs))} of {len(seeds)} seeds"
     )
 
 
-def write_csv(path: Path, tables: Sequence[Table], columns: Sequence[Column]) -> None:
-    """Every seed, checkpoint and protocol, and the paper's numbers: a line each, in percent."""
-    thresholds = sorted({t for column in columns for t in column.spec.tiou_thresholds})
-    head = [
-        "table",
-        "row",
-        "source",
-        "features",
-        "iterations",
-        "seed",
-        "checkpoint",
-        "at_iteration",
-        "protocol",
-        "mean",
-    ]
-    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*head, *(f"mAP@{t:g}" for t in thresholds)])
-        for table in tables:
-            for row in table.rows:
-                if row.paper is not None:
-                    values = [row.at.get(t, "") for t in thresholds]
-                    writer.writerow([table.key, row.name, "paper", "", "", "", "", "", "", row.paper, *values])
-            for column in columns:
-                writer.writerows(_csv_rows(table, column, thresholds))
+def write_csv(path: Path, tables: Sequence[Table], groups: Sequence[pd.DataFrame]) -> None:
+    """Write one line per run, checkpoint and measure, and one per row of the paper, in percent."""
+    lines = pd.DataFrame([line for table in tables for line in _csv_lines(table, groups)])
+    thresholds = sorted((name for name in lines if name.startswith("mAP@")), key=lambda name: float(name[4:]))
+    lines = lines.reindex(columns=[*CSV_FACTS, "mean", *thresholds])
+    whole_numbers = dict.fromkeys(("iterations", "seed", "at_iteration"), "Int64")  # the paper's rows have none
+    with atomic_write(path) as partial:
+        lines.astype(whole_numbers).round(4).to_csv(partial, index=False)
 
 
-def _csv_rows(table: Table, column: Column, thresholds: Sequence[float]) -> Iterable[list]:
-    for row in table.rows_for(column.spec.name):
-        for result in (result for result in column.results if result.key == row.key):
-            for checkpoint in CHECKPOINTS:
-                metrics = result.metrics[checkpoint]
-                for protocol in (*PROTOCOLS, *column.spec.accuracy_subsets):
-                    scores = metrics.get(protocol, {"tiou_thresholds": [], "map": []})  # an accuracy has no tIoU
-                    at = dict(zip(scores["tiou_thresholds"], scores["map"], strict=True))
-                    facts = [table.key, row.name, "ours", column.features, column.iterations, result.seed, checkpoint]
-                    mean = f"{100 * result.average(checkpoint, protocol):.4f}"
-                    values = [f"{100 * at[t]:.4f}" if t in at else "" for t in thresholds]
-                    yield [*facts, metrics["iteration"], protocol, mean, *values]
+def _csv_lines(table: Table, groups: Sequence[pd.DataFrame]) -> Iterator[dict]:
+    for row in table.rows:
+        if row.paper is not None:
+            printed = {f"mAP@{threshold:g}": value for threshold, value in row.at.items()}
+            yield {"table": table.key, "row": row.name, "source": "paper", "mean": row.paper, **printed}
+    for group in groups:
+        scores = group.set_index(list(FACTS))
+        scores.columns = scores.columns.str.split("/", expand=True).set_names(["checkpoint", "protocol", None])
+        scores = scores.stack([0, 1], future_stack=True).dropna(how="all").reset_index()
+        scores["at_iteration"] = scores["iterations"].where(scores["checkpoint"] == "last", scores["best_iteration"])
+        for row in table.rows_for(dataset_of(group)):
+            lines = scores[scores["key"] == row.key].assign(table=table.key, row=row.name, source="ours")
+            yield from lines.to_dict("records")

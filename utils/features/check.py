@@ -166,7 +166,7 @@ def _repeated_names(folder: Path) -> Iterator[Finding]:
         return
     for video_id, count in counts.items():
         if count > 1:
-            message = f"names '{video_id}' {count} times; a video has one row"
+            message = f"expected one row per video, got {count} rows of '{video_id}'"
             yield Finding(ERROR, "duplicated video", str(path), message, video=video_id)
 
 

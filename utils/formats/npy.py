@@ -1,24 +1,26 @@
-"""The only place that opens a pickle, and the .npy files of strangers.
+"""Safe reader of untrusted .npy files, object dtype included.
 
-The releases of this field ship lists as object-dtype .npy files. Such a file is a pickle: a program, which
-`np.load(..., allow_pickle=True)` runs. Here nothing of a file is run and no size that it claims is believed: its
-operations, as `pickletools` reads them, are carried out on plain values and arrays alone, each held against the bytes
-that are there.
+Releases of this field store lists as object-dtype .npy files. Such a file is a pickle, and a pickle is a program that
+`np.load(..., allow_pickle=True)` runs. `load_array` never runs one:
+
+1. `_scan` checks each opcode against an allow-list and each length against the bytes that follow.
+2. `_InertUnpickler` loads plain values. A function that the pickle names becomes a `_Call`, which nothing executes.
+3. `_ArrayBuilder` replaces each `_Call` by the array, scalar or bytes that it describes, after checking its size.
 """
 
 import io
 import math
 import mmap
 import os
+import pickle
 import pickletools
 import re
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FunctionType
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -26,91 +28,116 @@ import numpy as np
 from utils.errors import InputError, shorten
 from utils.formats.rows import read_rows
 
-MAX_HEADER_BYTES = 2**13  # of a plain dtype it has 128
-MAX_DIMENSIONS = 32  # of an array
-MAX_EMPTY_LENGTH = 2**16  # of a dimension of an array without items, which no bytes bear out
-MAX_OPERATIONS = 2**21  # of a pickle; THUMOS14's largest has 46,000, and each may take 100 bytes of memory
-MAX_DEPTH = 8  # lists in lists; the releases have 3
-FREE_BYTES = 2**22  # which parts that appear several times may come to, written out, however small the file is
-KINDS = "biufSUO"  # bool, integers, floats, bytes, text and objects, as `np.dtype.kind` has them
+MAX_HEADER_BYTES = 2**13  # the header of a plain dtype has 128
+MAX_DIMENSIONS = 32
+MAX_EMPTY_LENGTH = 2**16  # largest dimension accepted in an array with zero elements
+MAX_OPCODES = 2**21  # the largest pickle of THUMOS14 has 46,000; one opcode may take 100 bytes of memory
+MAX_DEPTH = 8  # nesting of lists; the releases have 3
+FREE_BYTES = 2**22  # how far shared parts may expand, for any file size
+KINDS = "biufSUO"  # bool, integers, floats, bytes, text and objects, as in `np.dtype.kind`
 NO_OBJECTS = "it has object dtype; expected numbers or text"
-_SHORT = 300  # characters of a library's message
+TOO_DEEP = f"it is nested deeper than {MAX_DEPTH} levels"
+_MAX_MESSAGE = 300  # characters of a library's message
+
+_OPCODE = re.compile(  # opcodes that lists, text, numbers and arrays need
+    "PROTO|FRAME|STOP|MARK|NONE|NEWTRUE|NEWFALSE|BININT[12]?|LONG1|BINFLOAT|(SHORT_)?BINUNICODE|BINUNICODE8"
+    "|(SHORT_)?BINBYTES|BINBYTES8|BYTEARRAY8|(SHORT_)?BINSTRING|(LONG_)?BIN(PUT|GET)|MEMOIZE|EMPTY_LIST|APPENDS?"
+    "|EMPTY_TUPLE|TUPLE[123]?|(STACK_)?GLOBAL|REDUCE|BUILD"
+)
+_NAMES = frozenset(  # functions and classes that a pickled array names, in NumPy 1 and 2
+    {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"), ("__builtin__", "bytes")}
+    | {(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
+    | {(f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")}
+)
 
 
 def load_array(path: str | Path) -> np.ndarray:
-    """Any .npy file, object dtype included, as an array; no code of the file is run.
+    """Return the array of any .npy file, object dtype included, without running code from the file.
 
-    Strings written by Python 2 come as bytes (see `as_texts`). InputError: no such file, not a .npy file, one that is
-    truncated or promises another size than it has, or a pickle that holds anything but arrays and plain values.
+    Strings written by Python 2 are returned as bytes, see `decode_names`.
+
+    Raises:
+        InputError: The file is missing, truncated, or holds anything but arrays and plain values.
     """
-    with _opened(path) as file:
+    with _open(path) as file:
         header = _read_header(file)
         return _read_objects(file, header) if header.dtype.hasobject else _read_plain(file, header)
 
 
 def load_plain_array(path: str | Path) -> np.ndarray:
-    """`load_array` for files that hold numbers or names, not lists; InputError for object dtype, a pickle unopened."""
-    with _opened(path) as file:
-        header = _read_header(file)
-        if header.dtype.hasobject:
-            raise ValueError(NO_OBJECTS)
-        return _read_plain(file, header)
+    """Return the array of a .npy file of numbers or text.
+
+    Raises:
+        InputError: As `load_array`, and for object dtype; the pickle is not read.
+    """
+    with _open(path) as file:
+        return _read_plain(file, _read_plain_header(file))
 
 
 def load_plain_rows(path: str | Path, rows: np.ndarray) -> np.ndarray:
-    """`load_plain_array(path)[rows]` of sorted rows of a (T, D) array; in C order the others are not read."""
-    with _opened(path) as file:
-        header = _read_header(file)
-        if header.dtype.hasobject:
-            raise ValueError(NO_OBJECTS)
+    """Return `load_plain_array(path)[rows]` for sorted rows; in C order the other rows are not read."""
+    with _open(path) as file:
+        header = _read_plain_header(file)
         if len(header.shape) != 2 or header.fortran_order:
             return _read_plain(file, header)[rows]
         return read_rows(file.fileno(), file.tell(), header.dtype, header.shape[1], rows)
 
 
 def array_shape(path: str | Path) -> tuple[int, ...]:
-    """The shape that a .npy file's header gives and its size bears out, without reading its content."""
-    with _opened(path) as file:
+    """Return the shape in the header of a .npy file, checked against the file's size; values are not read."""
+    with _open(path) as file:
         return _read_header(file).shape
 
 
 def load_rows(path: str | Path) -> np.ndarray:
-    """`load_array` of a file that holds a row for each video or class; InputError for a single value."""
+    """Return the array of a .npy file that has one row per video or class.
+
+    Raises:
+        InputError: As `load_array`, and for a single value.
+    """
     rows = load_array(path)
     if rows.ndim == 0:
-        raise InputError(f"{path}: holds a single value; expected a row for each video or class")
+        raise InputError(f"{path}: expected one row per video or class, got a single value")
     return rows
 
 
 def load_names(path: str | Path) -> list[str]:
-    """The names in a .npy file, a row each; InputError for anything that is no text."""
+    """Return the names in a .npy file, one per row.
+
+    Raises:
+        InputError: As `load_rows`, and for a row that is not text.
+    """
     rows = load_rows(path)
     for number, value in enumerate(rows):
         if not isinstance(value, str | bytes):
-            raise InputError(f"{path}: row {number}: expected a name, found {shorten(value)}")
-    return as_texts(rows)
+            raise InputError(f"{path}: row {number}: expected a name, got {shorten(value)}")
+    return decode_names(rows)
 
 
 def load_video_ids(folder: Path) -> list[str]:
-    """The names in the release's videoname.npy, which number the rows of its other files; InputError for a repeat."""
+    """Return the names in the release's videoname.npy, in the order of the rows of its other files.
+
+    Raises:
+        InputError: As `load_names`, and for a repeated name.
+    """
     names = load_names(folder / "videoname.npy")
     if len(set(names)) != len(names):
         repeated, count = Counter(names).most_common(1)[0]
-        raise InputError(f"{folder / 'videoname.npy'}: names '{repeated}' {count} times; a video has one row")
+        raise InputError(f"{folder / 'videoname.npy'}: expected one row per video, got {count} rows of '{repeated}'")
     return names
 
 
-def as_texts(values: Sequence) -> list:
-    """Names as the release stores them (bytes, numpy strings or str) -> str; what is no name stays as it is."""
+def decode_names(values: Sequence) -> list:
+    """Return the values with bytes decoded to str; the releases store names as bytes, NumPy strings or str."""
     return [value.decode("latin1") if isinstance(value, bytes) else value for value in values]
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to read; whatever goes wrong with it becomes an InputError that names it."""
+def _open(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for reading; any error in the block becomes an InputError that names the file."""
     path = Path(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
             raise InputError(f"{path}: cannot be read (not a file)")
         with path.open("rb") as file:
             yield file
@@ -121,7 +148,7 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
     except MemoryError:
         raise InputError(f"{path}: does not fit into memory") from None
     except Exception as error:  # a damaged file raises almost anything
-        reason = str(error)[:_SHORT] if isinstance(error, ValueError) else "it is damaged"
+        reason = str(error)[:_MAX_MESSAGE] if isinstance(error, ValueError) else "it is damaged"
         raise InputError(f"{path}: not a .npy file of arrays ({reason})") from None
 
 
@@ -132,308 +159,218 @@ class _Header(NamedTuple):
 
 
 def _read_header(file: BinaryIO) -> _Header:
-    """What a .npy file says about itself, held against its size; `file` stands behind it then.
+    """Read the header, check it against the file's size, and leave the file at the content.
 
-    ValueError: damaged, a dtype that is not plain, a shape that takes more or fewer bytes than follow.
+    Raises:
+        ValueError: Damaged header, unsupported dtype, or a shape that does not match the size of the content.
     """
     start = io.BytesIO(file.read(MAX_HEADER_BYTES))
     version = np.lib.format.read_magic(start)
     if version not in ((1, 0), (2, 0), (3, 0)):
-        raise ValueError(f"version {version} of the format, expected (1, 0) to (3, 0)")
-    formats = np.lib.format  # 3.0 differs from 2.0 in the names of fields alone
+        raise ValueError(f"expected format version (1, 0) to (3, 0), got {version}")
+    formats = np.lib.format  # version 3.0 differs from 2.0 only in the names of fields
     read = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
-    with warnings.catch_warnings():  # Python's, of strange literals, and numpy's, of Python 2's
+    with warnings.catch_warnings():  # by Python about odd literals, by NumPy about files of Python 2
         warnings.simplefilter("ignore")
         header = _Header(*read(start))
     if header.dtype.kind not in KINDS or header.dtype.subdtype is not None:
-        raise ValueError(f"its dtype is {shorten(header.dtype)}; expected numbers, text or objects")
-    held = file.seek(0, os.SEEK_END) - start.tell()
-    promised = _promised_bytes(header.shape, header.dtype)
-    if promised > held or (promised < held and not header.dtype.hasobject):
-        raise ValueError(f"its header promises {promised:,} bytes, the file holds {held:,}; is it complete?")
+        raise ValueError(f"expected numbers, text or objects, got dtype {shorten(header.dtype)}")
+    stored = file.seek(0, os.SEEK_END) - start.tell()
+    declared = _array_bytes(header.shape, header.dtype)
+    if declared > stored or (declared < stored and not header.dtype.hasobject):
+        raise ValueError(f"the header declares {declared:,} bytes, got {stored:,}; is the file complete?")
     file.seek(start.tell())
     return header
 
 
-def _promised_bytes(shape: object, dtype: np.dtype) -> int:
-    """How many bytes such an array has in a file, at the least; ValueError for a shape that no array can have."""
+def _read_plain_header(file: BinaryIO) -> _Header:
+    header = _read_header(file)
+    if header.dtype.hasobject:
+        raise ValueError(NO_OBJECTS)
+    return header
+
+
+def _array_bytes(shape: object, dtype: np.dtype) -> int:
+    """Return the bytes of an array in a file, for objects a lower bound; ValueError for an impossible shape."""
     if not isinstance(shape, tuple) or not all(type(length) is int for length in shape):
-        raise ValueError(f"the shape {shorten(shape)}, expected whole numbers")
+        raise ValueError(f"expected a shape of integers, got {shorten(shape)}")
     impossible = len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0
     if impossible or (0 in shape and max(shape) > MAX_EMPTY_LENGTH):
-        raise ValueError(f"the shape {shorten(shape)}, which no array has")
-    itemsize = 1 if dtype.hasobject else max(dtype.itemsize, 1)  # a pickle has an operation at least for each object
+        raise ValueError(f"no array has the shape {shorten(shape)}")
+    itemsize = 1 if dtype.hasobject else max(dtype.itemsize, 1)  # each object takes at least one opcode
     return math.prod(shape) * itemsize
 
 
 def _read_plain(file: BinaryIO, header: _Header) -> np.ndarray:
     array = np.fromfile(file, header.dtype, math.prod(header.shape))
-    array = array.reshape(header.shape, order="F" if header.fortran_order else "C")
-    _require_text(array)
-    return array
+    return _check_text(array.reshape(header.shape, order="F" if header.fortran_order else "C"))
 
 
-def _require_text(array: np.ndarray) -> None:
-    """ValueError for text of characters that there are not; numpy would say so only where one is used."""
+def _check_text(array: np.ndarray) -> np.ndarray:
+    """Return the array; ValueError for invalid code points, which NumPy itself reports only when one is used."""
     if array.dtype.kind == "U" and array.size and array.dtype.itemsize:
         codes = np.ravel(array, order="K").view(np.dtype("u4").newbyteorder(array.dtype.byteorder))
         if codes.max() > 0x10FFFF:
-            raise ValueError("its text has characters that there are not")
-
-
-def _read_objects(file: BinaryIO, header: _Header) -> np.ndarray:
-    """The array of objects that a .npy file's pickle stands for."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:  # gives what is there, whatever is asked for
-        content.seek(file.tell())
-        array = _PickleReader().read(content)
-        if content.tell() != len(content):
-            raise ValueError("it goes on behind its array")
-        size = len(content)
-    if not (isinstance(array, np.ndarray) and array.dtype.hasobject and array.shape == header.shape):
-        raise ValueError(f"its header promises objects of shape {header.shape}, the content is another")
-    weight, _ = _weigh(array, {})
-    if weight > max(size, FREE_BYTES):
-        raise ValueError(f"it repeats its parts until they come to {shorten(weight)} bytes")
+            raise ValueError("its text has invalid characters")
     return array
 
 
-def _weigh(value: object, known: dict[int, tuple[int, int]], level: int = 0) -> tuple[int, int]:
-    """The bytes that a value comes to at the least where all its parts are written out, and how deep they nest.
-
-    `known`: the same of the lists and arrays that were met before, by id. ValueError: something that is no value, or
-    nested too deep, as what holds itself is.
-    """
-    if isinstance(value, str | bytes):
-        return 1 + len(value), 0
-    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        return 1 + value.nbytes, 0
-    if value is None or isinstance(value, int | float | np.generic):
-        return 1, 0
-    if id(value) not in known:
-        weight, depth = 1, 0
-        if level < MAX_DEPTH:
-            for part in _parts(value):
-                part_weight, part_depth = _weigh(part, known, level + 1)
-                weight, depth = weight + part_weight, max(depth, part_depth)
-        known[id(value)] = weight, depth + 1
-    weight, depth = known[id(value)]
-    if level + depth > MAX_DEPTH:
-        raise ValueError(f"it nests deeper than {MAX_DEPTH} levels")
-    return weight, depth
+def _read_objects(file: BinaryIO, header: _Header) -> np.ndarray:
+    start = file.tell()
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:  # a read past its end allocates nothing
+        content.seek(start)
+        _scan(content)
+        size = len(content)
+    file.seek(start)
+    array, *_ = _ArrayBuilder(size).build(_InertUnpickler(file, encoding="bytes").load())
+    if not (isinstance(array, np.ndarray) and array.dtype.hasobject and array.shape == header.shape):
+        raise ValueError(f"the header declares objects of shape {header.shape}, the content differs")
+    return array
 
 
-def _parts(value: object) -> Iterable:
-    if isinstance(value, np.ndarray):
-        return value.flat
-    if isinstance(value, dict):
-        return (part for item in value.items() for part in item)
-    if isinstance(value, list | tuple):
-        return value
-    raise ValueError(f"it holds a {type(value).__name__} where a value or an array should be")
+def _scan(content: mmap.mmap) -> None:
+    """Check a pickle without loading it; ValueError for an opcode, index or length that no array needs."""
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if not _OPCODE.fullmatch(opcode.name):
+            raise ValueError(f"the pickle opcode {opcode.name} is not supported")
+        if number == MAX_OPCODES:
+            raise ValueError(f"it has more than {MAX_OPCODES:,} pickle opcodes")
+        if opcode.name.endswith("BINPUT") and argument > number:  # the unpickler allocates a memo of this length
+            raise ValueError(f"its memo index {argument:,} is larger than its number of values")
+        if opcode.name == "FRAME" and argument > len(content) - content.tell():
+            raise ValueError(f"it has a frame of {argument:,} bytes, got {len(content) - content.tell():,}")
+    if content.tell() != len(content):
+        raise ValueError("it has bytes after the array")
 
 
-class _DType:
-    """A dtype as a pickle makes it: a code first, its byte order later, when others refer to it already."""
+class _Call:
+    """A name that a pickle refers to, later with the arguments and state given to it; never executed."""
 
-    def __init__(self, code: str | bytes):
-        text = code.decode("latin1") if isinstance(code, bytes) else code
-        if not (isinstance(text, str) and re.fullmatch(rf"[{KINDS}]\d{{1,9}}", text, re.ASCII)):
-            raise ValueError(f"it has the dtype {shorten(code)}; expected numbers, text or objects")
-        self.numpy = np.dtype(text)
+    __slots__ = ("arguments", "name", "state")  # so that a pickle cannot set other attributes
 
-    def complete(self, version, order, subarray, names, fields, *_) -> None:
-        """What dtypes of these codes may have beside: the byte order. ValueError for fields, a subarray, metadata."""
-        if version != 3 or any(part is not None for part in (subarray, names, fields)):
-            raise ValueError("it has a dtype with fields, a subarray or metadata")
-        self.numpy = self.numpy.newbyteorder(order.decode("latin1") if isinstance(order, bytes) else order)
+    def __init__(self, name: str, arguments: tuple | None = None):
+        self.name, self.arguments, self.state = name, arguments, None
 
+    def __call__(self, *arguments: object) -> "_Call":
+        if self.arguments is not None:
+            raise ValueError(f"it calls the result of {self.name}")
+        return _Call(self.name, arguments)
 
-def _make_dtype(code, *_) -> _DType:
-    return _DType(code)  # the rest of the call asks for a copy
+    def __repr__(self) -> str:
+        return self.name
 
-
-def _make_empty_array(*_) -> np.ndarray:
-    return np.empty(0, dtype=np.int8)  # whatever is asked for: the state that follows says the shape and the dtype
+    def __setstate__(self, state: object) -> None:
+        if self.arguments is None or self.state is not None:
+            raise ValueError(f"it sets the state of {self.name} twice or before its call")
+        self.state = state
 
 
-def _fill_array(array: np.ndarray, _, shape, dtype: _DType, fortran_order, content) -> None:
-    """What numpy's own arrays do with their state, which it believes; ValueError for a state that does not fit."""
-    if array.size or array.dtype != np.int8:
-        raise ValueError("it fills an array twice")
-    if type(content) is not (list if dtype.numpy.hasobject else bytes):
-        raise ValueError(f"it fills an array with a {type(content).__name__}")
-    _require_size(shape, dtype.numpy, len(content))
-    array.__setstate__((1, shape, dtype.numpy, bool(fortran_order), content))
-    _require_text(array)
+class _InertUnpickler(pickle.Unpickler):
+    """Unpickler that loads lists, tuples, text, bytes, numbers and `_Call` objects, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> _Call:
+        if (module, name) not in _NAMES:
+            raise ValueError(f"it names {shorten(module)}, {shorten(name)}, which no array needs")
+        return _Call(name)
 
 
-def _array_of_buffer(buffer, dtype: _DType, shape, order, axis_order=None) -> np.ndarray:
-    """How protocol 5 spells arrays; order "K" comes with the order of the axes in memory."""
-    _require_size(shape, dtype.numpy, len(buffer))
-    array = np.frombuffer(buffer, dtype.numpy)
-    _require_text(array)
-    if order == "K" and axis_order is not None:
-        return array.reshape(shape).transpose(axis_order)
-    return array.reshape(shape, order=order)
+class _ArrayBuilder:
+    """Builder of the arrays and values that a loaded pickle describes.
 
-
-def _require_size(shape, dtype: np.dtype, found: int) -> None:
-    promised = _promised_bytes(shape, dtype)
-    if promised != found:
-        raise ValueError(f"it has an array of shape {shorten(shape)} that promises {promised:,}, and holds {found:,}")
-
-
-def _make_scalar(dtype: _DType, content: bytes) -> np.generic:
-    if len(content) != dtype.numpy.itemsize or dtype.numpy.hasobject:
-        raise ValueError(f"it has a number of {len(content):,} bytes that promises {dtype.numpy.itemsize:,}")
-    if not content:
-        return dtype.numpy.type()  # empty text
-    array = np.frombuffer(content, dtype.numpy)
-    _require_text(array)
-    return array[0]
-
-
-def _encode_latin1(text: str, codec: str) -> bytes:
-    """How protocol 2 spells bytes; the real `_codecs.encode` reaches any codec."""
-    if codec != "latin1":
-        raise ValueError(f"it asks for the codec {shorten(codec)}, which is no part of an array")
-    return text.encode("latin1")
-
-
-def _no_bytes() -> bytes:
-    return b""  # how protocol 2 spells these: a call of `bytes`
-
-
-def _callable(module: object, name: object) -> Callable:
-    if not (isinstance(module, str) and isinstance(name, str) and (module, name) in _CALLS):
-        raise ValueError(f"it asks for {shorten(module)}, {shorten(name)}, which is no part of an array")
-    return _CALLS[module, name]
-
-
-# What a pickled array calls, under the module names of numpy 1 and 2, and what is called in its place. numpy.ndarray
-# is an argument of _reconstruct and never called.
-_CALLS: dict[tuple[str, str], Callable] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _make_dtype,
-    ("_codecs", "encode"): _encode_latin1,
-    ("__builtin__", "bytes"): _no_bytes,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _make_empty_array for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _make_scalar for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _array_of_buffer for core in ("core", "_core")},
-}
-
-
-class _PickleReader:
-    """Pickle's stack machine without its powers: it has the operations that plain values and arrays need.
-
-    Where a file asks for numpy's functions, those above are called, which check what they are given. Any exception
-    means a file that is damaged or hostile.
+    Parts that the pickle shares stay shared. Each occurrence counts towards the size.
     """
 
-    def __init__(self):
-        self._stack: list = []
-        self._marks: list[int] = []  # heights of the stack
-        self._memo: dict[int, object] = {}
+    def __init__(self, file_size: int):
+        self._max_bytes = max(file_size, FREE_BYTES)
+        self._built: dict[int, tuple[object, int, int]] = {}  # by id of a list, tuple or call
 
-    def read(self, content: mmap.mmap) -> object:
-        """The value that a pickle stands for, read to its end and no further."""
-        for number, (operation, argument, _) in enumerate(pickletools.genops(content)):
-            if number == MAX_OPERATIONS:
-                raise ValueError(f"it takes more than {MAX_OPERATIONS:,} operations")
-            self._run(operation.name, argument)
-        (value,) = self._stack
-        return value
+    def build(self, value: object, level: int = 0) -> tuple[object, int, int]:
+        """Return the value without calls, its size in bytes with all parts written out, and its depth.
 
-    def _run(self, name: str, argument) -> None:
-        """One operation, by the name that `pickletools` gives it. What is not here is refused."""
-        push = self._stack.append
-        match name:
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
-                push(argument)
-            case "SHORT_BINUNICODE" | "BINUNICODE" | "BINUNICODE8":
-                push(argument)
-            case "SHORT_BINBYTES" | "BINBYTES" | "BINBYTES8" | "BYTEARRAY8":
-                push(argument)
-            case "SHORT_BINSTRING" | "BINSTRING":  # Python 2's
-                push(argument.encode("latin1"))
-            case "BINPUT" | "LONG_BINPUT":
-                self._put(argument)
-            case "MEMOIZE":
-                self._put(len(self._memo))
-            case "BINGET" | "LONG_BINGET":
-                push(self._memo[argument])
-            case "MARK":
-                self._marks.append(len(self._stack))
-            case "NONE":
-                push(None)
-            case "NEWTRUE" | "NEWFALSE":
-                push(name == "NEWTRUE")
-            case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT":
-                push({"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}[name]())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                push(tuple(self._pop(int(name[-1]))))
-            case "TUPLE":
-                push(tuple(self._pop_to_mark()))
-            case "APPEND":
-                self._extend(self._pop(1))
-            case "APPENDS":
-                self._extend(self._pop_to_mark())
-            case "SETITEM":
-                self._set_items(self._pop(2))
-            case "SETITEMS":
-                self._set_items(self._pop_to_mark())
-            case "GLOBAL":
-                push(_callable(*argument.split(" ", 1)))
-            case "STACK_GLOBAL":
-                push(_callable(*self._pop(2)))
-            case "REDUCE":
-                push(self._call(*self._pop(2)))
-            case "BUILD":
-                push(self._build(*self._pop(2)))
-            case "PROTO" | "FRAME" | "STOP":
-                pass  # the reader of operations needs none of them
-            case _:
-                raise ValueError(f"it has the operation {name}, which no array needs")
+        Raises:
+            ValueError: The value is not plain data, too large or nested too deep.
+        """
+        if value is None or isinstance(value, int | float):
+            return value, 1, 0
+        if isinstance(value, str | bytes):
+            return value, 1 + len(value), 0
+        if level > MAX_DEPTH:
+            raise ValueError(TOO_DEEP)
+        if id(value) not in self._built:
+            self._built[id(value)] = self._build_new(value, level)
+        built, size, depth = self._built[id(value)]
+        if level + depth > MAX_DEPTH:
+            raise ValueError(TOO_DEEP)
+        return built, size, depth
 
-    def _pop(self, count: int) -> list:
-        return [self._stack.pop() for _ in range(count)][::-1]
+    def _build_new(self, value: object, level: int) -> tuple[object, int, int]:
+        if isinstance(value, list | tuple):
+            parts, size, depth = self._build_parts(value, level)
+            return type(value)(parts), size, depth
+        if not isinstance(value, _Call) or value.arguments is None:
+            raise ValueError(f"expected a value or an array, got {shorten(value)}")
+        if value.name == "_reconstruct":  # how protocols 2 to 4 write an array
+            _, shape, dtype, fortran_order, content = value.state
+            dtype, depth = _read_dtype(dtype), 0
+            if dtype.hasobject and isinstance(content, list):
+                _check_size(shape, dtype, len(content))
+                content, size, depth = self._build_parts(content, level)
+            else:
+                content = _read_bytes(content)
+                size = _check_size(shape, dtype, len(content), numbers=True)
+            array = np.empty(0, dtype=np.int8)
+            array.__setstate__((1, shape, dtype, bool(fortran_order), content))  # without a copy
+            return _check_text(array), size, depth
+        if value.name == "_frombuffer":  # how protocol 5 writes an array
+            content, dtype, shape, order, *axes = value.arguments
+            dtype = _read_dtype(dtype)
+            size = _check_size(shape, dtype, len(content), numbers=True)
+            array = np.ndarray((math.prod(shape),), dtype, content)
+            array = array.reshape(shape).transpose(*axes) if order == "K" else array.reshape(shape, order=order)
+            return _check_text(array), size, 0
+        if value.name == "scalar":
+            dtype, content = _read_dtype(value.arguments[0]), _read_bytes(value.arguments[1])
+            if not content and not dtype.itemsize:
+                return dtype.type(), 1, 0  # empty text
+            size = _check_size((), dtype, len(content), numbers=True)
+            return _check_text(np.ndarray((), dtype, content))[()], size, 0
+        content = _read_bytes(value)
+        return content, 1 + len(content), 0
 
-    def _pop_to_mark(self) -> list:
-        mark = self._marks.pop()
-        values = self._stack[mark:]
-        del self._stack[mark:]
-        return values
+    def _build_parts(self, values: Sequence, level: int) -> tuple[list, int, int]:
+        parts, size, depth = [], 1, 0
+        for value in values:
+            part, part_size, part_depth = self.build(value, level + 1)
+            parts.append(part)
+            size, depth = size + part_size, max(depth, part_depth)
+            if size > self._max_bytes:
+                raise ValueError(f"its repeated parts add up to more than {self._max_bytes:,} bytes")
+        return parts, size, depth + 1
 
-    def _top(self, kind: type) -> list | dict:
-        if type(self._stack[-1]) is not kind:
-            raise ValueError(f"it takes a {type(self._stack[-1]).__name__} for a {kind.__name__}")
-        return self._stack[-1]
 
-    def _put(self, index: int) -> None:
-        if index > MAX_OPERATIONS:
-            raise ValueError(f"it numbers a value {index:,}, and has fewer")
-        self._memo[index] = self._stack[-1]
+def _read_dtype(call: object) -> np.dtype:
+    match call:
+        case _Call(name="dtype", arguments=(str() | bytes() as code, *_), state=(3, order, None, None, None, *_)):
+            (code,), (order,) = decode_names([code]), decode_names([order])
+            if re.fullmatch(rf"[{KINDS}]\d{{1,9}}", code, re.ASCII):
+                return np.dtype(code).newbyteorder(order)
+    raise ValueError("it has a dtype that is not supported, expected numbers, text or objects")
 
-    def _extend(self, values: list) -> None:
-        self._top(list).extend(values)
 
-    def _set_items(self, values: list) -> None:
-        for key, value in zip(values[::2], values[1::2], strict=True):
-            if not isinstance(key, str | bytes):  # numbers can be chosen so that a dict of them takes hours
-                raise ValueError(f"it has a dict with the key {shorten(key)}; expected text")
-            self._top(dict)[key] = value
+def _read_bytes(value: object) -> bytes:
+    match value:
+        case bytes():
+            return value
+        case _Call(name="encode", arguments=(str() as text, "latin1")):  # how protocol 2 writes bytes
+            return text.encode("latin1")
+        case _Call(name="bytes", arguments=()):
+            return b""
+    raise ValueError(f"expected bytes, got {shorten(value)}")
 
-    def _call(self, function: object, arguments: object) -> object:
-        if not isinstance(function, FunctionType) or not isinstance(arguments, tuple):  # functions here are all ours
-            raise ValueError("it calls what is no function")
-        return function(*arguments)
 
-    def _build(self, target: object, state: object) -> object:
-        """An object whose state follows its making, with its state."""
-        if isinstance(target, np.ndarray):
-            _fill_array(target, *state)
-        elif isinstance(target, _DType):
-            target.complete(*state)
-        else:
-            raise ValueError(f"it gives a state to a {type(target).__name__}")
-        return target
+def _check_size(shape: object, dtype: np.dtype, stored: int, numbers: bool = False) -> int:
+    """Return the size that an array counts with; ValueError if it differs from its stored bytes or objects."""
+    declared = _array_bytes(shape, dtype)
+    if declared != stored or (numbers and dtype.hasobject):
+        raise ValueError(f"it has an array of shape {shorten(shape)} and {declared:,} bytes, got {stored:,}")
+    return 1 + declared
