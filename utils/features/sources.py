@@ -293,7 +293,7 @@ def checked_rate(attributes: Mapping[str, object], where: str) -> Rate:
     """
     try:
         rate = Rate(float(attributes["fps"]), float(attributes["stride"]))
-        usable = rate.fps > 0 and 0 < rate.hz < np.inf
+        usable = rate.fps > 0 and 0 < rate.snippet_rate < np.inf
     except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
         usable = False
     if not usable:
