@@ -149,7 +149,7 @@ def test_soft_links_stay_within_the_file(tmp_path):
     assert source.video_ids("rgb") == ["gone", "ring", "sub/values", "up", "v", "w"]
     for video_id in ("v", "w", "sub/values"):
         np.testing.assert_array_equal(source.read("rgb", video_id), VALUES)
-    for video_id, message in (("ring", "more than 100 links"), ("gone", "not there"), ("up", "not there")):
+    for video_id, message in (("ring", "more than 100 links"), ("gone", "does not exist"), ("up", "does not exist")):
         with pytest.raises(InputError, match=f"'rgb/{video_id}' cannot be read .*{message}"):
             source.shape("rgb", video_id)
 
