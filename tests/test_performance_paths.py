@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from model import CO2Net
+from scripts.benchmarks.plain_step import PlainCO2Net, PlainLoss, plain_adam, plain_train_step
 from tests.conftest import ROOT
 from tests.test_engine import attentive_net, dataset_of
 from tests.test_golden import LOSS_NAMES, Case, assert_golden
@@ -26,10 +27,6 @@ from utils.methods.audio_visual import AudioVisualNet
 from utils.run.fast_dropout import Dropout, Layers
 from utils.training_step import Objective, StepOutcome, TrainingStep, build_optimizer
 from wsad_dataset import Batch
-
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from benchmarks.plain_step import PlainCO2Net, PlainLoss, plain_adam, plain_train_step  # noqa: E402
 
 NETWORKS = {f"co2net_{name}": lambda name=name: CO2Net(3, (6, 6), consensus=name) for name in CONSENSUS}
 NETWORKS["co2net_pooled"] = lambda: CO2Net(3, (6, 6), temporal_pool=5)

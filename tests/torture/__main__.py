@@ -16,7 +16,7 @@ from collections.abc import Sequence  # noqa: E402
 from dataclasses import asdict  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from scripts.benchmarks.measure import describe_machine, machine_line  # noqa: E402
+from scripts.benchmarks.machine import describe_machine, machine_line  # noqa: E402
 from tests.torture import page  # noqa: E402
 from tests.torture.attempt import prepare_forks  # noqa: E402
 from tests.torture.damage import run_damage  # noqa: E402
