@@ -111,18 +111,16 @@ def test_a_bad_argument_is_one_clear_line_before_anything_is_measured(arguments,
     assert errors.count("\n") == 1
 
 
-def test_flop_counts():
-    """By hand: a product and a sum for each position, output channel, input channel and tap."""
-    videos, snippets, dim, classes = 3, 7, 8, 4
-    hidden, fused = 512, 2 * dim
-    context = 2 * dim * dim * videos  # one position per video
-    first_layers = 2 * 3 * dim * dim * videos * snippets
-    attention = 2 * (3 * dim * hidden + 3 * hidden * hidden + hidden)
-    classifier = fused * fused + 3 * fused * fused + fused * (classes + 1)
-    consensus, others = 2 * (context + first_layers), 2 * (attention + classifier) * videos * snippets
-    assert yardstick.network_flops(dim, classes, videos, snippets) == consensus + others
+def test_flop_counts(quick):
+    """Count by hand: a product and a sum per position, output channel, input channel and tap."""
+    (dim, snippets), hidden = train.QUICK_SIZES[0], 512
+    context, local = dim * dim * train.BATCH_SIZE, 3 * dim * dim  # F^G sees one position per video
+    attention = 3 * dim * hidden + 3 * hidden * hidden + hidden
+    classifier = 4 * (2 * dim) ** 2 + 2 * dim * (train.NUM_CLASSES + 1)
+    positions = train.BATCH_SIZE * snippets
+    consensus, others = 2 * 2 * (context + local * positions), 2 * (2 * attention + classifier) * positions
     # The consensus modules see the features, which need no gradient.
-    assert yardstick.network_flops(dim, classes, videos, snippets, backward=True) == 2 * consensus + 3 * others
+    assert quick["figures"]["train"][0]["GFLOP"] == pytest.approx((2 * consensus + 3 * others) / 1e9)
 
 
 @pytest.mark.parametrize(

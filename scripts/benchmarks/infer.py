@@ -12,7 +12,7 @@ from scripts.benchmarks.machine import peak_memory
 from scripts.benchmarks.measure import Settings, time_in_turns
 from scripts.benchmarks.synthetic import THUMOS14, Scale, make_dataset
 from scripts.benchmarks.table import ResultTable
-from scripts.benchmarks.yardstick import Yardstick, network_flops
+from scripts.benchmarks.yardstick import Yardstick, count_flops
 from utils.datasets import DATASETS
 from utils.engine import Evaluation, Evaluator, choose_device
 from utils.features.store import FeatureStore
@@ -70,7 +70,8 @@ def measure_pass(scale: Scale, dim: int, settings: Settings) -> dict:
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
     forward_seconds = float(np.median([seconds for seconds, _ in passes[1:] or passes]))
     snippets = int(dataset.lengths.sum())
-    flops = network_flops(dim, scale.classes, 1, snippets)
+    longest = int(dataset.lengths.argmax())
+    flops = count_flops(lambda: forward_pass(net, dataset, longest)) * snippets / int(dataset.lengths[longest])
     evaluation = passes[-1][1]
     return {
         "channels": 2 * dim,

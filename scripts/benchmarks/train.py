@@ -16,7 +16,7 @@ from scripts.benchmarks.machine import peak_memory
 from scripts.benchmarks.measure import Settings, time_in_turns
 from scripts.benchmarks.synthetic import THUMOS14, make_dataset
 from scripts.benchmarks.table import ResultTable
-from scripts.benchmarks.yardstick import Yardstick, network_flops, precisions
+from scripts.benchmarks.yardstick import Yardstick, count_flops, precisions
 from utils.engine import choose_device
 from utils.features.store import FeatureStore
 from utils.losses import CO2Loss
@@ -36,8 +36,8 @@ NOTES = (
     *yardstick.NOTES,
     "step: a batch drawn from features in memory, forward, losses, backward, Adam; on a GPU with the copy of the "
     f"batch, and {STEPS_PER_TURN['cuda']} steps before the host waits for the device",
-    "GFLOP: operations of the network's forward and backward pass (torch.utils.flop_counter), without the gradient of "
-    "the features, which nothing needs; three times the forward pass, as is often quoted, is {rule} at {size}",
+    "GFLOP: operations of the convolutions, forward and backward, of a plain step (torch.utils.flop_counter); losses "
+    "and Adam, a few percent, are not counted",
     "peak: a process that takes three such steps, interpreter and PyTorch included; on a GPU the most memory that "
     "PyTorch allocated there",
     "plain: network and losses as the paper states them (plain_step.py), in turns with the step; difference: the "
@@ -95,12 +95,9 @@ def measure(settings: Settings) -> list[ResultTable]:
     sizes = QUICK_SIZES if settings.quick else SIZES
     jobs = [(*size, *way, settings) for size, way in product(sizes, product(kinds, MODES[device.type]))]
     results = [settings.run_apart(measure_step, *job) for job in tqdm(jobs, "train", leave=False, delay=2)]
-    dim, snippets = sizes[0]
-    rule = 3 * network_flops(dim, NUM_CLASSES, BATCH_SIZE, snippets) / 1e9
-    notes = [note.format(rule=f"{rule:,.1f}", size=format_size(dim, snippets)) for note in NOTES]
     title = f"one step with Adam, {BATCH_SIZE} videos, {NUM_CLASSES} classes"
     return [
-        ResultTable("train", title, [row for row, _ in results], notes, missing),
+        ResultTable("train", title, [row for row, _ in results], NOTES, missing),
         ResultTable("train_split", "parts of the step", [row for _, rows in results for row in rows], SPLIT_NOTES),
     ]
 
@@ -121,7 +118,7 @@ def measure_step(dim: int, snippets: int, precision: str, mode: str, settings: S
     functions = (lambda: ours.step(next(loader)), lambda: plain.step(next(loader)), *best.functions)
     times = time_in_turns(*functions, budget=settings.budget(25.0), rounds=20, calls=calls)
     seconds, plain_seconds, *best_seconds = times
-    flops = network_flops(dim, NUM_CLASSES, BATCH_SIZE, snippets, backward=True)
+    flops = count_flops(functions[1])
     key = {"size": format_size(dim, snippets), "precision": precision, "mode": mode}
     row = {
         **key,

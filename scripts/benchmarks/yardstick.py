@@ -7,7 +7,6 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.benchmarks.machine import read_cpuinfo
-from scripts.benchmarks.plain_step import PlainCO2Net
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 SIDES = {"cpu": 4096, "cuda": 8192}  # of the square matrices
@@ -41,22 +40,6 @@ def count_flops(function: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()
-
-
-def network_flops(dim: int, num_classes: int, videos: int, snippets: int, backward: bool = False) -> int:
-    """Return the operations of a forward pass, or of a forward and a backward pass, over these videos.
-
-    Losses and optimizer, a few percent, are not counted. Neither is the gradient of the features: nothing needs it.
-    """
-    with torch.device("meta"):  # shapes without memory
-        net, features = PlainCO2Net(num_classes, (dim, dim)), torch.empty(videos, snippets, 2 * dim)
-
-    def run() -> None:
-        outputs = net(features)
-        if backward:
-            sum(value.sum() for value in outputs.values()).backward()
-
-    return count_flops(run)
 
 
 class Yardstick:
