@@ -109,7 +109,7 @@ def order_line(table: Table, group: pd.DataFrame, checkpoint: str, protocol: str
     mean, seeds = agree["mean"], agree.drop("mean")
     return (
         f"{checkpoint}: {mean} of {len(pairs)} pairs of rows are ordered as in the paper (mean over seeds); "
-        f"all pairs are for {sum(seeds == len(pairs))} of {len(seeds)} seeds"
+        f"all pairs agree in {sum(seeds == len(pairs))} of {len(seeds)} seeds"
     )
 
 
