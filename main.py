@@ -11,14 +11,13 @@ import torch
 from eval.tables import results_table
 from options import default_options, loss_options, network_options, parse_args, resume_options, run_options
 from utils.annotations import Annotations, load_annotations
-from utils.checkpoint import Training, read_checkpoint, seed_everything
+from utils.checkpoint import read_checkpoint
 from utils.datasets import DATASETS, DatasetSpec
 from utils.engine import (
     PROTOCOLS,
     Evaluation,
     Evaluator,
     HoldOut,
-    StopSignal,
     advice_on_memory,
     choose_device,
     open_subset,
@@ -32,9 +31,11 @@ from utils.features.store import open_features
 from utils.formats.files import write_json
 from utils.methods import build_criterion, build_network
 from utils.run.folder import RunFolder
-from utils.run.log import NoLog, RunLog
+from utils.run.log import RunLog
 from utils.run.memory import keep_freed_memory
-from utils.run.ranks import Ranks, joined_ranks
+from utils.run.ranks import Ranks, join_ranks
+from utils.run.stop import StopSignal
+from utils.training import Training, seed_everything
 from utils.training_step import Objective, TrainingStep, build_optimizer
 from wsad_dataset import BatchLoader, WeakVideoDataset
 
@@ -42,7 +43,7 @@ from wsad_dataset import BatchLoader, WeakVideoDataset
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with (
-        joined_ranks() as ranks,
+        join_ranks() as ranks,
         run_folder(args, ranks) as folder,
         advice_on_memory("lower --batch-size or --num-snippets, or use --precision bf16 or --device cpu"),
     ):
@@ -96,8 +97,8 @@ def open_data(args: Namespace, spec: DatasetSpec, device: torch.device) -> Data:
 
 def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     """The whole of a run, in its folder: what the processes do together, and what rank 0 makes of it."""
-    device, spec, run = ranks.place(choose_device(args.device)), DATASETS[args.dataset], Path(args.run_dir)
-    ranks.once(provide_demo, args.path_dataset)
+    device, spec, run = ranks.device(choose_device(args.device)), DATASETS[args.dataset], Path(args.run_dir)
+    ranks.on_rank_zero(provide_demo, args.path_dataset)
     keep_freed_memory(args.cache != "none")
     data = open_data(args, spec, device)
 
@@ -124,8 +125,18 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     )
     options = run_options(args)
     identity = {"architecture": architecture, "classes": list(data.annotations.classes), "options": options}
-    training = Training(net, optimizer, loader, identity, run, ranks)
-    training.resume(args.eval_every, args.max_iter, args.seed)
+    training = Training(
+        net,
+        optimizer,
+        loader,
+        identity,
+        run,
+        ranks,
+        max_iter=args.max_iter,
+        eval_every=args.eval_every,
+        skip_nonfinite=args.skip_nonfinite,
+    )
+    training.resume(args.seed)
     objective = Objective(net, criterion, args.precision, args.compile)
     step = TrainingStep(ranks.share(objective, loader.example(device)), optimizer, ranks)
     evaluate = Evaluator(data.test, data.annotations, spec, args.localization, ranks)
@@ -135,34 +146,28 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
         folder.begin(options, data.features, device, ranks.size, ranks.nodes)
     evaluation = None
     snippets = args.batch_size * args.num_snippets
+    first, total = training.iteration, args.max_iter
     with (
-        RunLog(run, training.iteration, args.max_iter, args.eval_every, snippets) if folder else NoLog() as log,
+        RunLog(run if folder else None, first, total, args.eval_every, snippets, spec.main_range) as log,
         StopSignal(ranks) as stop,
         closing(loader),
     ):
         if args.evaluate_untrained and training.iteration == 0:
             training.untrained = evaluate(net).metrics
             log.evaluation(0, {}, training.untrained)
-        while training.iteration < args.max_iter:
-            batch = next(loader)
+        for batch in training.batches():
             outcome = step(batch)
-            training.advance(outcome, batch, loader.video_ids)
+            training.advance(outcome, batch)
             log.step(training.iteration, outcome.terms, args.lr)
-            on_schedule = training.iteration % args.eval_every == 0
-            evaluates = on_schedule or training.iteration == args.max_iter
-            stops = stop.agreed() and training.iteration < args.max_iter
-            # A GPU is asked about a step when the next one is under way, so that it never waits for the host.
-            late = device.type == "cuda" and not (evaluates or stops)
-            training.require_finite(args.skip_nonfinite, late)
-            if evaluates:
-                log.pause()
-                losses = training.losses()
-                evaluation, weak = evaluate(net), ranks.once(holdout, net) if holdout else {}
-                log.evaluation(training.iteration, losses, evaluation.metrics, weak, training.skipped)
-                training.evaluated(evaluation.metrics, selection_scores(evaluation, weak), on_schedule)
-            if stops:
+            if training.is_due:
+                evaluation, weak = evaluate(net), ranks.on_rank_zero(holdout, net) if holdout else {}
+                log.evaluation(training.iteration, training.losses(), evaluation.metrics, weak, training.skipped)
+                training.save(evaluation.metrics, selection_scores(evaluation, weak))
+            if stop.requested() and training.iteration < args.max_iter:
                 training.save_last()
-                stop.end(f"stopped after iteration {training.iteration}; the same with --resume continues")
+                stop.end(
+                    f"stopped after iteration {training.iteration}; run the same command with --resume to continue"
+                )
 
     evaluation = evaluation or evaluate(net)
     if not folder:
@@ -193,7 +198,7 @@ def end_rows(training: Training, evaluation: Evaluation) -> list[tuple[str, int,
     rows = [("untrained", 0, training.untrained)] if training.untrained else []
     rows.append(("last", training.iteration, evaluation.metrics))
     for name in training.chosen:
-        checkpoint = read_checkpoint(training.folder / f"{name}.pt")
+        checkpoint = read_checkpoint(training.checkpoints / f"{name}.pt")
         rows.append((name, checkpoint["iteration"], checkpoint["metrics"]))
     return rows
 

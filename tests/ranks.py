@@ -11,13 +11,13 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.annotations import load_annotations  # noqa: E402
-from utils.checkpoint import Training, seed_everything  # noqa: E402
 from utils.datasets import DATASETS  # noqa: E402
 from utils.engine import Evaluator  # noqa: E402
 from utils.errors import exit_on_input_error  # noqa: E402
 from utils.features.store import open_features  # noqa: E402
 from utils.methods import build_criterion, build_network  # noqa: E402
-from utils.run.ranks import Ranks, joined_ranks  # noqa: E402
+from utils.run.ranks import Ranks, join_ranks  # noqa: E402
+from utils.training import Training, seed_everything  # noqa: E402
 from utils.training_step import Objective, TrainingStep, build_optimizer  # noqa: E402
 from wsad_dataset import BatchLoader, WeakVideoDataset  # noqa: E402
 
@@ -55,8 +55,9 @@ class Trainer:
         criterion = build_criterion(method, {"topk_ratio": 7, "weights": weights})
         self.loader = BatchLoader(data, 12, num_pairs, 9, 5, rank=ranks.rank, num_ranks=ranks.size)
         self.optimizer = build_optimizer(self.net.parameters(), lr=1e-3, weight_decay=1e-2)
-        self.training = Training(self.net, self.optimizer, self.loader, {"classes": []}, run, ranks)
-        self.training.resume(2, 9, 3)
+        identity = {"classes": []}
+        self.training = Training(self.net, self.optimizer, self.loader, identity, run, ranks, max_iter=9, eval_every=2)
+        self.training.resume(seed=3)
         objective = ranks.share(Objective(self.net, criterion), self.loader.example("cpu"))
         self.take = TrainingStep(objective, self.optimizer, ranks)
 
@@ -64,7 +65,7 @@ class Trainer:
         """The terms of one step, and its gradients by parameter."""
         batch = next(self.loader)
         outcome = self.take(batch)
-        self.training.advance(outcome, batch, self.loader.video_ids)
+        self.training.advance(outcome, batch)
         return outcome.terms, {n: None if p.grad is None else p.grad.clone() for n, p in self.net.named_parameters()}
 
 
@@ -87,8 +88,8 @@ def equality(ranks: Ranks, path: Path, out: Path) -> dict:
     found["finite"] = ranks.gather(bool(trainer.take(batch).finite))
     found["operations"] = {
         "gathered": ranks.gather(10 + ranks.rank),
-        "once": ranks.gather(ranks.once(lambda: ranks.rank)),
-        "largest": ranks.largest(ranks.rank),
+        "once": ranks.gather(ranks.on_rank_zero(lambda: ranks.rank)),
+        "largest": ranks.max(ranks.rank),
         "mean": ranks.mean(torch.tensor([1.0 * ranks.rank, 2.0])).tolist(),
     }
     return found
@@ -132,7 +133,7 @@ def interrupted(*argv: str) -> None:
 
 def together(tasks: list, path: Path, out: Path) -> None:
     """Each task's findings, in a file of its name and the number of ranks."""
-    with joined_ranks() as ranks:
+    with join_ranks() as ranks:
         for task in tasks:
             found = task(ranks, path, out)
             if ranks.is_main:

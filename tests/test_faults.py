@@ -90,7 +90,7 @@ def test_sigterm_saves_and_says_how_to_go_on(dataset, whole, tmp_path):  # noqa:
     process.terminate()
     _, printed = process.communicate(timeout=120)
     assert process.returncode == 143
-    assert "the same with --resume continues" in printed and "Traceback" not in printed
+    assert "run the same command with --resume to continue" in printed and "Traceback" not in printed
     main.main(arguments(dataset, tmp_path / "run", *MORE, "--resume"))
     assert_same_run(tmp_path / "run", whole)
 

@@ -1,14 +1,10 @@
-"""What main.py and test.py share: the subsets, the evaluation of a network, and how a run is stopped."""
+"""What main.py and test.py share: the subsets and the evaluation of a network."""
 
-import os
-import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -27,7 +23,7 @@ from utils.datasets import DatasetSpec
 from utils.errors import InputError
 from utils.features.store import FeatureStore
 from utils.inference import VideoResult, run_test_set
-from utils.run.ranks import ALONE, Ranks
+from utils.run.ranks import SINGLE_PROCESS, Ranks
 from wsad_dataset import WeakVideoDataset
 
 PROTOCOLS = ("snippet", "seconds")  # in every table, side by side; the first one selects best.pt
@@ -148,7 +144,7 @@ class Evaluator:
         annotations: Annotations,
         spec: DatasetSpec,
         localization: str = "outer_inner",
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ):
         self._ranks = ranks
         self.dataset, self.annotations, self.spec, self.localization = dataset, annotations, spec, localization
@@ -168,7 +164,7 @@ class Evaluator:
         shares = self._ranks.gather(dict(zip(own.tolist(), results, strict=True)))
         found = {index: result for share in shares for index, result in share.items()}
         evaluation = self._score([found[index] for index in sorted(found)]) if self._ranks.is_main else None
-        scores = self._ranks.once(lambda: (evaluation.metrics, evaluation.selection))
+        scores = self._ranks.on_rank_zero(lambda: (evaluation.metrics, evaluation.selection))
         return evaluation or Evaluation([], None, *scores)
 
     def _score(self, results: list[VideoResult]) -> Evaluation:
@@ -209,51 +205,3 @@ def write_results(
     write_detections(folder / "detections.json", evaluation.detections, snippet_rate)
     write_outputs(folder / "outputs.h5", evaluation.results, annotations.classes, snippet_rate)
     plot_videos(folder / "videos.png", evaluation.results, annotations, snippet_rate, modalities, title)
-
-
-class StopSignal:
-    """Ctrl-C, or a cluster's SIGTERM: remembered, so that the step in progress ends and the state is saved.
-
-    A second one stops at once, and loses what came after the last evaluation. `requested` is the signal's number,
-    None before there was one.
-
-    Args:
-        ranks: the processes that stop together; rank 0 says so.
-    """
-
-    def __init__(self, ranks: Ranks = ALONE):
-        self.requested: int | None = None
-        self._ranks = ranks
-
-    def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number, frame) -> None:
-        if self.requested:
-            self.end("stopped at once; the same with --resume continues from the last evaluation")
-        self.requested = number
-        self._say("\nstopping after this step; once more stops at once")
-
-    def agreed(self) -> bool:
-        """Whether any rank was asked, so that all of them stop after the same step; all together."""
-        requested = self._ranks.largest(self.requested or 0)
-        if requested:
-            self.requested = requested
-        return requested > 0
-
-    def end(self, message: str) -> NoReturn:
-        """Leave the program as the signal would have: 130 after Ctrl-C, 143 after SIGTERM."""
-        for number in self._before:  # as torchrun sends to those that end a moment later than others
-            signal.signal(number, signal.SIG_IGN)
-        self._say(message)
-        raise SystemExit(128 + self.requested)
-
-    def _say(self, message: str) -> None:
-        """To the terminal past Python's buffer, which a signal may have interrupted in the middle of its own write."""
-        if self._ranks.is_main:
-            os.write(sys.__stderr__.fileno(), f"{message}\n".encode())

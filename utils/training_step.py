@@ -3,21 +3,14 @@
 import os
 import shutil
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import InputError
-from utils.run.ranks import ALONE, Ranks
+from utils.run.ranks import SINGLE_PROCESS, Ranks
+from utils.training import StepOutcome
 from wsad_dataset import Batch, to_device
-
-
-class StepOutcome(NamedTuple):
-    """What a step says of itself, on the device: whoever looks at a value waits for the step."""
-
-    terms: dict[str, Tensor]  # the loss terms and their total, detached scalars; means over ranks
-    finite: Tensor  # bool: whether the weights took the step
 
 
 class Objective(nn.Module):
@@ -62,7 +55,7 @@ class TrainingStep:
         ranks: those that take the step together. Their terms become means, and so are the gradients that they share.
     """
 
-    def __init__(self, objective: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks = ALONE):
+    def __init__(self, objective: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks = SINGLE_PROCESS):
         self.objective, self.optimizer, self.ranks = objective, optimizer, ranks
         self.device = next(objective.parameters()).device
 
