@@ -16,6 +16,7 @@ setup(
         "h5py>=3.10,<4",
         "PyYAML>=6,<7",
         "tqdm>=4.66,<5",
+        "filelock>=4.1,<5",
         "tensorboard>=2.16,<3",
         "matplotlib>=3.8,<4",
         "plotly>=7,<8",

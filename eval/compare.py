@@ -35,7 +35,7 @@ def compare(
     seed: int = 0,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[dict]:
-    """mAP with its 95 % interval at each threshold and as each mean over thresholds, of one list or of two.
+    """MAP with its 95 % interval at each threshold and as each mean over thresholds, of one list or of two.
 
     results: one, or two that were evaluated on the same ground truth under the same protocol and thresholds; both
         are resampled with the same videos, so what is easy or hard for both cancels in the difference.
@@ -90,7 +90,7 @@ def bootstrap_maps(
     seed: int = 0,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[np.ndarray]:
-    """mAP of the same resamples of videos for every result: a (R, T) array each, fractions.
+    """MAP of the same resamples of videos for every result: a (R, T) array each, fractions.
 
     results: evaluated on the same ground truth under the same protocol and thresholds.
     progress: wraps the iterator over blocks of resamples, as tqdm does.
@@ -110,7 +110,7 @@ def bootstrap_maps(
 
 
 def resampled_map(result: DetectionResult, counts: np.ndarray) -> np.ndarray:
-    """mAP (R, T) of resamples that hold video v `counts[:, v]` times.
+    """MAP (R, T) of resamples that hold video v `counts[:, v]` times.
 
     counts (R, V + 1): the last column is for detections of videos that the ground truth lacks. A class whose
     instances were not drawn is left out of the mean, as the evaluation leaves out a class without ground truth.
@@ -144,7 +144,7 @@ def bootstrap_interval(value: np.ndarray, samples: np.ndarray, confidence: float
 
 
 def two_sided_p_value(difference: np.ndarray, samples: np.ndarray) -> np.ndarray:
-    """p of "there is no difference", where chance alone would make the errors of the resamples (R, ...).
+    """P of "there is no difference", where chance alone would make the errors of the resamples (R, ...).
 
     difference (...): of the two lists. 2 (1 + the smaller of the numbers of errors >= difference and <= difference) /
     (1 + R), at most 1: the level at which the interval begins to hold 0. Never 0; the smallest value is 2 / (1 + R).

@@ -34,7 +34,8 @@ CSV_COLUMNS = ("video-id", "t-start", "t-end", "label", "score")
 @dataclass(frozen=True)
 class Table:
     """Segments in columns, a row each. `video` and `label` index `videos` and `classes`; a video that nobody
-    knows is -1. Ground truth has no score."""
+    knows is -1. Ground truth has no score.
+    """
 
     videos: tuple[str, ...]
     classes: tuple[str, ...]

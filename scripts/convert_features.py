@@ -44,7 +44,7 @@ def main() -> None:
     source = open_features(arguments.out, None).source
     print(f"{'modality':12} {'videos':>7} {'channels':>9} {'snippets/s':>11}  dtype")
     for row in converted:
-        per_second = source.rate(row.modality).hz
+        per_second = source.rate(row.modality).snippet_rate
         print(f"{row.modality:12} {row.videos:7} {row.channels:9} {per_second:11g}  {', '.join(row.dtypes)}")
         if "float64" in row.dtypes:
             print(f"{'':12} float64 became float32")

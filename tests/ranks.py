@@ -10,17 +10,15 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.training_step import Objective, TrainingStep, build_optimizer  # noqa: E402
-
-from utils.annotations import load_annotations  # noqa: E402
-from utils.checkpoint import Training, seed_everything  # noqa: E402
-from utils.datasets import DATASETS  # noqa: E402
-from utils.engine import Evaluator  # noqa: E402
-from utils.errors import exit_on_input_error  # noqa: E402
-from utils.features.store import open_features  # noqa: E402
-from utils.methods import build_criterion, build_network  # noqa: E402
-from utils.run.ranks import Ranks, joined_ranks  # noqa: E402
-from wsad_dataset import BatchLoader, WeakVideoDataset  # noqa: E402
+from utils.annotations import load_annotations
+from utils.datasets import DATASETS
+from utils.engine import BatchLoss, Evaluator, train_step
+from utils.errors import exit_on_input_error
+from utils.features.store import open_features
+from utils.methods import build_method
+from utils.run.ranks import Ranks, join_ranks
+from utils.training import Training, seed_everything
+from wsad_dataset import BatchLoader, WeakVideoDataset
 
 # Method, options of its network, weights of its loss, pairs in a batch of 12. Three pairs are uneven on two ranks, and
 # one leaves a rank without any; without the other terms L_mil^org leaves the attention units without a gradient.
@@ -49,23 +47,23 @@ class Trainer:
     def __init__(self, case: str, data: WeakVideoDataset, run: Path, ranks: Ranks, dropout: bool = False):
         method, options, weights, num_pairs = CASES[case]
         seed_everything(3, ranks.rank)
-        self.net = build_network(method, {"num_classes": 3, "modality_dims": [6, 6], **options})
+        self.method = build_method(method, 3, (6, 6), weights=weights, **options)
+        self.net, self.ranks = self.method.network, ranks
         for layer in self.net.modules():
             if isinstance(layer, nn.Dropout) and not dropout:
                 layer.p = 0.0
-        criterion = build_criterion(method, {"topk_ratio": 7, "weights": weights})
         self.loader = BatchLoader(data, 12, num_pairs, 9, 5, rank=ranks.rank, num_ranks=ranks.size)
-        self.optimizer = build_optimizer(self.net.parameters(), lr=1e-3, weight_decay=1e-2)
-        self.training = Training(self.net, self.optimizer, self.loader, {"classes": []}, run, ranks)
-        self.training.resume(2, 9, 3)
-        objective = ranks.share(Objective(self.net, criterion), self.loader.example("cpu"))
-        self.take = TrainingStep(objective, self.optimizer, ranks)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), 1e-3, weight_decay=1e-2, fused=True)
+        identity = {"classes": []}
+        self.training = Training(self.net, self.optimizer, self.loader, identity, run, ranks, max_iter=9, eval_every=2)
+        self.training.resume(seed=3)
+        self.batch_loss = ranks.share(BatchLoss(self.net, self.method.objective), self.loader.example("cpu"))
 
     def step(self) -> tuple[dict, dict]:
         """The terms of one step, and its gradients by parameter."""
         batch = next(self.loader)
-        outcome = self.take(batch)
-        self.training.advance(outcome, batch, self.loader.video_ids)
+        outcome = train_step(self.batch_loss, self.optimizer, batch, self.ranks)
+        self.training.advance(outcome, batch)
         return outcome.terms, {n: None if p.grad is None else p.grad.clone() for n, p in self.net.named_parameters()}
 
 
@@ -78,18 +76,18 @@ def equality(ranks: Ranks, path: Path, out: Path) -> dict:
         trainer = Trainer(case, train, out / "none", ranks)
         found[case] = {"gradients": trainer.step()[1], "terms": [trainer.step()[0] for _ in range(2)]}
         found[case]["weights"] = trainer.net.state_dict()
-    evaluation = Evaluator(test, load_annotations(path), DATASETS["demo"], ranks=ranks)(trainer.net)
+    evaluation = Evaluator(test, load_annotations(path), DATASETS["demo"], ranks)(trainer.method)
     everywhere = ranks.gather((evaluation.metrics, evaluation.selection))
     assert all(scores == everywhere[0] for scores in everywhere)
     found["evaluation"] = {"metrics": evaluation.metrics, "results": evaluation.results}
     batch = next(trainer.loader)
     if ranks.rank == ranks.size - 1:
         batch.features.fill_(torch.nan)
-    found["finite"] = ranks.gather(bool(trainer.take(batch).finite))
+    found["finite"] = ranks.gather(bool(train_step(trainer.batch_loss, trainer.optimizer, batch, ranks).finite))
     found["operations"] = {
         "gathered": ranks.gather(10 + ranks.rank),
-        "once": ranks.gather(ranks.once(lambda: ranks.rank)),
-        "largest": ranks.largest(ranks.rank),
+        "once": ranks.gather(ranks.on_rank_zero(lambda: ranks.rank)),
+        "largest": ranks.max(ranks.rank),
         "mean": ranks.mean(torch.tensor([1.0 * ranks.rank, 2.0])).tolist(),
     }
     return found
@@ -120,20 +118,19 @@ def interrupted(*argv: str) -> None:
 
     life, steps = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), []
 
-    class DangerousStep(TrainingStep):
-        def __call__(self, batch):
-            steps.append(0)
-            if os.environ["RANK"] == "1" and len(steps) == 3 and life < 2:
-                os.kill(os.getpid(), (signal.SIGTERM, signal.SIGKILL)[life])
-            return super().__call__(batch)
+    def dangerous_step(*arguments):
+        steps.append(0)
+        if os.environ["RANK"] == "1" and len(steps) == 3 and life < 2:
+            os.kill(os.getpid(), (signal.SIGTERM, signal.SIGKILL)[life])
+        return train_step(*arguments)
 
-    main.TrainingStep = DangerousStep
+    main.train_step = dangerous_step
     main.main(list(argv))
 
 
 def together(tasks: list, path: Path, out: Path) -> None:
     """Each task's findings, in a file of its name and the number of ranks."""
-    with joined_ranks() as ranks:
+    with join_ranks() as ranks:
         for task in tasks:
             found = task(ranks, path, out)
             if ranks.is_main:

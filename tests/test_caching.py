@@ -19,7 +19,7 @@ from utils.annotations import parse_annotations
 from utils.errors import InputError
 from utils.features.simulate import invent_timeline, simulate_features
 from utils.features.store import FeatureStore, open_features
-from utils.formats.rows import by_block, read_rows
+from utils.formats.rows import iter_blocks, read_rows
 from wsad_dataset import BatchLoader, WeakVideoDataset
 
 LENGTH = 700  # more than a block and more than a chunk
@@ -117,7 +117,7 @@ def test_damage_in_a_chunk_is_reported_when_it_is_read(tmp_path):
 
 def test_a_truncated_file_gives_no_rows(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((9, 4), dtype=np.float32))
-    says = "row 9 promises bytes up to 288, the file ends before"
+    says = "row 9 ends at byte 288, after the end of the file"
     with (tmp_path / "x.npy").open("rb") as file, pytest.raises(ValueError, match=says):
         read_rows(file.fileno(), 128, np.dtype("f4"), 4, np.array([2, 9]))
 
@@ -125,7 +125,7 @@ def test_a_truncated_file_gives_no_rows(tmp_path):
 @given(st.lists(st.integers(0, 500)).map(sorted), st.integers(1, 90))
 def test_blocks_contain_all_rows_in_order(rows, length):
     rows, result = np.array(rows, dtype=np.int64), []
-    for places, first, last in by_block(rows, length):
+    for places, first, last in iter_blocks(rows, length):
         assert (first, last) == (rows[places][0], rows[places][-1])
         assert first // length == last // length
         result += rows[places].tolist()

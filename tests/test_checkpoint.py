@@ -105,7 +105,7 @@ def damaged(state):
         ({"vAttn.channel_conv.0.bias": torch.zeros(8)}, "not the weights of this network"),
         ({"layer.weight": torch.zeros(8)}, "not the weights of this network"),
         (released_state() | {"fusion.0.weight": torch.zeros(4, 16, 1)}, "are the features of another width"),
-        (damaged(released_state()), "fusion.0.bias holds NaN"),
+        (damaged(released_state()), "fusion.0.bias contains NaN"),
         (torch.zeros(3), "expected a dict of weights"),
         ({"model": 5}, "expected tensors by name"),
         ({"model": {3: torch.zeros(2)}}, "expected tensors by name"),

@@ -24,11 +24,11 @@ from tests.test_train import (
     same,
 )
 from utils.annotations import parse_annotations
-from utils.checkpoint import Training, seed_everything
 from utils.errors import InputError, exit_on_input_error
 from utils.features.simulate import invent_timeline, provide_demo, simulate_features
-from utils.run.ranks import ALONE, Ranks, joined_ranks
+from utils.run.ranks import SINGLE_PROCESS, Ranks, join_ranks
 from utils.sampler import rank_rows
+from utils.training import Training, seed_everything
 from wsad_dataset import BatchLoader
 
 needs_processes = pytest.mark.skipif(
@@ -58,7 +58,7 @@ def loaded(path):
 
 @pytest.fixture(scope="module")
 def alone(dataset, tmp_path_factory):
-    return equality(ALONE, dataset, tmp_path_factory.mktemp("alone"))
+    return equality(SINGLE_PROCESS, dataset, tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_a_rank_that_stops_and_one_that_is_killed_change_nothing(dataset, run, t
     argv = arguments(dataset, tmp_path / "run", "--holdout", "0.2")
     done = torchrun(2, "tests/ranks.py", "interrupted", *argv, restarts=2)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("stopped after iteration 3; the same with --resume continues") == 1
+    assert done.stderr.count("stopped after iteration 3; run the same command with --resume to continue") == 1
     assert done.stderr.count("error: another process of this run was lost") <= 1
     assert "Traceback" not in done.stderr
     environment = json.loads((tmp_path / "run/environment.json").read_text())
@@ -212,20 +212,22 @@ def test_a_rank_says_its_number(environment, monkeypatch, capsys):
 def test_without_torchrun_there_is_one_rank_and_no_group(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setenv("RANK", "3")  # a cluster's
-    with joined_ranks() as ranks:
-        assert ranks == ALONE == Ranks()
+    with join_ranks() as ranks:
+        assert ranks == SINGLE_PROCESS == Ranks()
         assert not torch.distributed.is_initialized()
         net, values = torch.nn.Linear(1, 1), torch.ones(2)
         assert ranks.share(net, ()) is net
         assert ranks.mean(values).data_ptr() == values.data_ptr()
-        assert (ranks.gather(5), ranks.once(max, 1, 2), ranks.largest(7)) == ([5], 2, 7)
-        assert ranks.place(torch.device("cpu")) == torch.device("cpu")
+        assert (ranks.gather(5), ranks.on_rank_zero(max, 1, 2), ranks.max(7)) == ([5], 2, 7)
+        assert ranks.device(torch.device("cpu")) == torch.device("cpu")
 
 
 def test_a_rank_without_a_gpu_of_its_own_is_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(InputError, match="process 3 of this machine finds 2 GPUs.*lower --nproc_per_node"):
-        Ranks(rank=2, size=4, local_rank=2).place(torch.device("cuda"))
+    with pytest.raises(
+        InputError, match="process 3 of this machine needs a GPU of its own, but only 2 GPUs.*lower --nproc_per_node"
+    ):
+        Ranks(rank=2, size=4, local_rank=2).device(torch.device("cuda"))
 
 
 @given(st.integers(1, 40), st.integers(0, 9), st.integers(1, 8))
@@ -272,7 +274,10 @@ def test_another_number_of_ranks_resumes_with_new_dropout(dataset, run, tmp_path
 
     shutil.copytree(run[0], tmp_path / "run")
     train(arguments(dataset, tmp_path / "run", "--holdout", "0.2", "--max-iter", "8", "--resume"))
-    assert "processes: 2 before, 1 now; the batches go on, dropout has new streams" in capsys.readouterr().out
+    assert (
+        "number of processes changed from 2 to 1: the batches continue, dropout uses new random streams"
+        in capsys.readouterr().out
+    )
     assert records(tmp_path / "run")[:4] == records(run[0])
     assert records(tmp_path / "run")[-1]["iteration"] == 8
 
@@ -290,7 +295,7 @@ def test_streams_of_ranks_and_iterations_differ():
 def test_a_checkpoint_of_one_process_has_its_old_form(tmp_path):
     net = torch.nn.Linear(1, 1)
     loader = type("Loader", (), {"state_dict": lambda self: {}})()
-    Training(net, torch.optim.Adam(net.parameters()), loader, {}, tmp_path).save_last()
+    Training(net, torch.optim.Adam(net.parameters()), loader, {}, tmp_path, max_iter=1, eval_every=1).save_last()
     state = torch.load(tmp_path / "checkpoints/last.pt", weights_only=True)["training"]
     assert set(state["random"]) >= {"python", "numpy", "torch"}
     assert state["random_of_other_ranks"] == []

@@ -7,12 +7,12 @@ import torch
 import main
 from model import CO2Net
 from utils.annotations import parse_annotations
-from utils.training import Training
 from utils.datasets import DATASETS, DatasetSpec
 from utils.engine import BatchLoss, Evaluator, holdout_scores, predict, split_holdout
 from utils.features.simulate import invent_timeline, simulate_features
 from utils.losses import CO2Loss
 from utils.methods import Method, build_method
+from utils.training import Training
 from wsad_dataset import Batch, WeakVideoDataset
 
 
@@ -137,11 +137,11 @@ def test_selection_prefers_high_map_then_low_loss():
 def test_an_evaluation_off_the_schedule_is_no_candidate(tmp_path):
     net = torch.nn.Linear(1, 1)
     loader = type("Loader", (), {"state_dict": lambda self: {}})()
-    training = Training(net, torch.optim.Adam(net.parameters()), loader, {}, tmp_path)
-    for iteration, (score, on_schedule) in enumerate([(0.1, True), (0.9, False), (0.05, True), (0.2, True)]):
+    training = Training(net, torch.optim.Adam(net.parameters()), loader, {}, tmp_path, max_iter=9, eval_every=2)
+    for iteration, score, best in [(2, 0.1, 2), (3, 0.9, 2), (4, 0.05, 2), (6, 0.2, 6)]:
         training.iteration = iteration
-        training.evaluated({}, {"best": [score]}, on_schedule)
-        assert training.chosen["best"]["iteration"] == (iteration if iteration in (0, 3) else 0)
+        training.save({}, {"best": [score]})
+        assert training.chosen["best"]["iteration"] == best
 
 
 def test_options_reach_what_is_built(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""utils/errors.py: whatever a user or the system does wrong, a command ends with one line."""
+"""Errors of the user and of the system end a command with one line."""
 
 import errno
 import subprocess
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def ended(main, capsys) -> tuple[int, str]:
-    """Exit status and stderr of a command."""
+    """Return the exit status and stderr of a command."""
     with pytest.raises(SystemExit) as end:
         exit_on_input_error(main)
     return end.value.code, capsys.readouterr().err
@@ -37,21 +37,28 @@ def raising(error):
         (OSError(), "OSError"),
     ],
 )
-def test_errors_end_a_command_with_their_line(error, line, capsys):
+def test_expected_error_ends_a_command_with_one_line(error, line, capsys):
     assert ended(raising(error), capsys) == (2, f"error: {line}\n")
 
 
-def test_other_errors_are_ours_and_keep_their_traceback():
+def test_other_errors_keep_their_traceback():
     with pytest.raises(KeyError):
         exit_on_input_error(raising(KeyError("x")))
 
 
-def test_a_wrong_option_is_one_line_without_the_usage(capsys):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--two\nlines"], "unrecognized arguments: --two lines"),
+        (["--max_iter", "5"], "unrecognized arguments: --max_iter 5; did you mean --max-iter?"),
+        (["x", "--maxiter=5"], "unrecognized arguments: x --maxiter=5; did you mean --max-iter?"),
+        (["--max-iter", "five"], "argument --max-iter: invalid int value: 'five'"),
+    ],
+)
+def test_wrong_option_is_one_line_without_the_usage(words, message, capsys):
     parser = OneLineParser(prog="tool")
-    assert ended(lambda: parser.parse_args(["--two\nlines"]), capsys) == (
-        2,
-        "error: unrecognized arguments: --two lines (see tool --help)\n",
-    )
+    parser.add_argument("--max-iter", type=int)
+    assert ended(lambda: parser.parse_args(words), capsys) == (2, f"error: {message} (see tool --help)\n")
 
 
 COMMAND = "from utils.errors import exit_on_input_error; exit_on_input_error(lambda: print('x' * {}))"
@@ -59,7 +66,7 @@ COMMAND = "from utils.errors import exit_on_input_error; exit_on_input_error(lam
 
 @pytest.mark.parametrize("size", [1, 1 << 20])
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_a_full_disk_is_one_line(size):
+def test_full_disk_is_one_line(size):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-c", COMMAND.format(size)], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
@@ -68,7 +75,7 @@ def test_a_full_disk_is_one_line(size):
 
 
 @pytest.mark.parametrize("size", [1, 1 << 20])
-def test_a_reader_that_stops_early_is_no_error(size):
+def test_closed_pipe_is_no_error(size):
     command = [sys.executable, "-c", COMMAND.format(size)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from utils.training_step import Objective, TrainingStep, build_optimizer
 
 import main
 from eval.outputs import open_outputs, write_outputs
@@ -30,6 +29,7 @@ from tests.test_train import (
     run_program,
     same,
 )
+from utils.engine import BatchLoss, train_step
 from utils.run.folder import SUMMED
 
 MORE = ("--max-iter", "40", "--eval-every", "4")
@@ -90,7 +90,7 @@ def test_sigterm_saves_and_says_how_to_go_on(dataset, whole, tmp_path):  # noqa:
     process.terminate()
     _, printed = process.communicate(timeout=120)
     assert process.returncode == 143
-    assert "the same with --resume continues" in printed and "Traceback" not in printed
+    assert "run the same command with --resume to continue" in printed and "Traceback" not in printed
     main.main(arguments(dataset, tmp_path / "run", *MORE, "--resume"))
     assert_same_run(tmp_path / "run", whole)
 
@@ -226,7 +226,7 @@ def test_only_skipped_steps_between_two_evaluations(dataset, tmp_path, monkeypat
 def test_a_finite_loss_with_an_infinite_gradient_changes_nothing():
     net = nn.Linear(1, 1)
     before = [parameter.clone() for parameter in net.parameters()]
-    optimizer = build_optimizer(net.parameters(), 1e-3, 0.0)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
 
     class Criterion:
         def __call__(self, outputs, labels, pairs):
@@ -241,7 +241,7 @@ def test_a_finite_loss_with_an_infinite_gradient_changes_nothing():
             return {"y": self.inner(features)}
 
     batch = (torch.ones(2, 1), torch.ones(2, 1), torch.zeros(0, 2))
-    outcome = TrainingStep(Objective(Net(), Criterion()), optimizer)(batch)
+    outcome = train_step(BatchLoss(Net(), Criterion()), optimizer, batch)
     assert outcome.terms["total"] == 0 and not outcome.finite
     assert same(before, [parameter.detach() for parameter in net.parameters()])
     assert not any(value.any() for values in optimizer.state.values() for value in values.values())

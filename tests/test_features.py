@@ -250,7 +250,11 @@ def test_links_and_groups_in_hdf5(tmp_path):
     assert store.video_ids == ["a/b/v4", "far", "gone", "linked", "none", "v1", "v2", "v3"]
     np.testing.assert_array_equal(store["a/b/v4"], data["rgb"]["v1"])
     np.testing.assert_array_equal(store["linked"], data["rgb"]["v1"])
-    for video_id, message in (("gone", "links to what is not there"), ("far", "links to"), ("none", "shape ()")):
+    for video_id, message in (
+        ("gone", "links to a target that does not exist"),
+        ("far", "links to"),
+        ("none", "shape ()"),
+    ):
         with pytest.raises(InputError, match=message) as error:
             store.num_snippets(video_id)
         assert video_id in one_line(error)

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and read within bounds and as they were written."""
+"""Files are written completely or not at all, and read within bounds and against their checksums."""
 
 import os
 
@@ -17,7 +17,7 @@ from utils.formats.files import (
 )
 
 
-def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_error_leaves_only_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
     with pytest.raises(ZeroDivisionError), atomic_write(path) as partial:
@@ -27,7 +27,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
+def test_failed_write_is_reported_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"/gone/a.json: cannot be written \(No such file"):
         write_json(tmp_path / "gone/a.json", {})
     with pytest.raises(ValueError, match="JSON"):
@@ -35,14 +35,14 @@ def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_what_a_killed_process_left_is_swept_away(tmp_path):
+def test_temporary_file_of_a_killed_process_is_removed(tmp_path):
     (tmp_path / "last.pt.partial-123").write_bytes(b"half")
     (tmp_path / "last.pt").write_bytes(b"whole")
     sweep_partial(tmp_path)
     assert os.listdir(tmp_path) == ["last.pt"]
 
 
-def test_a_flipped_bit_in_a_listed_file_is_noticed(tmp_path):
+def test_changed_file_differs_from_its_checksum(tmp_path):
     write_json(tmp_path / "metrics.json", {"map": 0.5})
     (tmp_path / SUMS).write_text(format_checksums(tmp_path, ["metrics.json"]))
     assert read_json(tmp_path / "metrics.json") == {"map": 0.5}
@@ -51,16 +51,25 @@ def test_a_flipped_bit_in_a_listed_file_is_noticed(tmp_path):
         with pytest.raises(InputError, match="differs from the checksum in SHA256SUMS"):
             check(tmp_path / "metrics.json")
     (tmp_path / "notes.json").write_text("{}")
-    assert read_json(tmp_path / "notes.json") == {}  # nobody listed it
+    assert read_json(tmp_path / "notes.json") == {}  # not in SHA256SUMS
 
 
-def test_sums_are_those_of_sha256sum(tmp_path):
+def test_config_is_not_checked_unless_asked(tmp_path):
+    (tmp_path / "options.yaml").write_text("lr: 1")
+    (tmp_path / SUMS).write_text(format_checksums(tmp_path, ["options.yaml"]))
+    (tmp_path / "options.yaml").write_text("lr: 2")
+    assert read_yaml(tmp_path / "options.yaml") == {"lr": 2}
+    with pytest.raises(InputError, match="differs from the checksum in SHA256SUMS"):
+        read_yaml(tmp_path / "options.yaml", verify=True)
+
+
+def test_checksums_are_those_of_sha256sum(tmp_path):
     (tmp_path / "empty").touch()
     assert sha256_of(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
 @pytest.mark.parametrize("text", ["no sum", "ab  name\n", "e3" * 32 + "  ../outside\n", "e3" * 32 + " name\n"])
-def test_damaged_sums_are_refused(tmp_path, text):
+def test_damaged_checksums_are_refused(tmp_path, text):
     (tmp_path / SUMS).write_text(text)
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(InputError, match="SHA256SUMS: damaged"):
@@ -77,11 +86,11 @@ def test_damaged_sums_are_refused(tmp_path, text):
         ("[" * 1001, "has more than 1000 brackets"),
         ("[" * 1000, "not a YAML file of plain values"),
         ("- " * 5_000 + "1", "not a YAML file of plain values"),
-        ("a: " + "x" * 2**16, "expected 65,536 at most"),
+        ("a: " + "x" * 2**16, "expected at most 65,536 bytes"),
         ("d: 2001-99-99", "not a YAML file of plain values"),
     ],
 )
-def test_yaml_of_strangers(tmp_path, monkeypatch, text, message):
+def test_untrusted_yaml(tmp_path, monkeypatch, text, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(InputError, match=message) as caught:
@@ -90,7 +99,7 @@ def test_yaml_of_strangers(tmp_path, monkeypatch, text, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_json_of_strangers(tmp_path):
+def test_untrusted_json(tmp_path):
     for text in (
         "[" * 100_000 + "]" * 100_000,
         '{"a": ' * 5_000,
@@ -106,11 +115,11 @@ def test_json_of_strangers(tmp_path):
     (tmp_path / "a.json").write_text(r'["\ud83d\ude00"]')
     assert read_json(tmp_path / "a.json") == ["\U0001f600"]
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"b"')
-    with pytest.raises(InputError, match="not one JSON value a line"):
+    with pytest.raises(InputError, match="not one JSON value per line"):
         read_json_lines(tmp_path / "a.jsonl")
 
 
-def test_a_value_is_shown_short_however_entangled():
+def test_shortened_value_stays_short():
     bomb = ["x"]
     for _ in range(60):
         bomb = [bomb, bomb]  # its plain repr would have 2^60 letters

@@ -15,14 +15,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from model import CO2Net
+from scripts.benchmarks.plain_step import PlainCO2Net, PlainLoss, plain_adam, plain_train_step
 from tests.conftest import ROOT
 from tests.test_engine import attentive_method, dataset_of
 from tests.test_golden import GOLDEN, LOSS_NAMES, Case, assert_golden
-from utils.training import Training
 from utils.engine import (
     BATCH_SNIPPETS,
     BatchLoss,
-    StepOutcome,
     equal_length_batches,
     network_outputs,
     predict,
@@ -33,11 +32,8 @@ from utils.fusion import CONSENSUS, consensus_factory
 from utils.losses import CO2Loss
 from utils.methods.audio_visual import AudioVisualNet
 from utils.run.fast_cpu import LEVELS, FastDropout, use_fast_dropout
+from utils.training import StepOutcome, Training
 from wsad_dataset import Batch
-
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from benchmarks.plain_step import PlainCO2Net, PlainLoss, plain_adam, plain_train_step  # noqa: E402
 
 NETWORKS = {
     f"co2net_{name}": lambda name=name: CO2Net(3, (6, 6), consensus=consensus_factory(name)) for name in CONSENSUS
@@ -282,7 +278,9 @@ def test_freed_memory_is_kept_or_given_back(policy, least, most):
 
 
 class NoBatches:
-    """What Training wants of its batches, where there are none."""
+    """Loader without batches, as far as Training uses one."""
+
+    video_ids = ()
 
     def state_dict(self) -> dict:
         return {}
@@ -296,9 +294,9 @@ def test_a_run_begun_with_another_adam_goes_on_with_the_one_that_can_leave_steps
     before = torch.optim.Adam(net.parameters(), lr=1e-3, foreach=True)
     net(made_batch().features)["cas"].sum().backward()
     before.step()
-    Training(net, before, NoBatches(), identity, tmp_path).save_last()
+    Training(net, before, NoBatches(), identity, tmp_path, max_iter=9, eval_every=1).save_last()
     optimizer = adam(net, weight_decay=0.0)
-    Training(net, optimizer, NoBatches(), identity, tmp_path).resume(1, 9, 0)
+    Training(net, optimizer, NoBatches(), identity, tmp_path, max_iter=9, eval_every=1).resume(seed=0)
     step, spoilt = partial(train_step, BatchLoss(net, CO2Loss()), optimizer), made_batch()
     spoilt.features[0, 0, 0] = float("nan")
     weights = copy.deepcopy(net.state_dict())
@@ -307,15 +305,40 @@ def test_a_run_begun_with_another_adam_goes_on_with_the_one_that_can_leave_steps
     assert step(made_batch()).finite
 
 
-def test_a_step_that_is_looked_at_late_is_still_told_by_its_own_number_and_videos(tmp_path):
+class OnGpu(torch.Tensor):
+    """Tensor on the CPU that claims to be on a GPU."""
+
+    is_cuda = True
+
+
+def test_a_step_checked_late_is_reported_with_its_own_iteration_and_videos(tmp_path):
     net, _ = both_nets()
     identity = {"architecture": {}, "classes": ["a", "b"], "options": {}}
-    training = Training(net, adam(net, weight_decay=0.0), NoBatches(), identity, tmp_path)
-    bad, good = (StepOutcome({"total": torch.tensor(value)}, torch.tensor(value < 1e9)) for value in (1e10, 2.0))
-    training.advance(good, made_batch(), ["first"])
-    training.advance(bad, made_batch(), ["second"])
-    training.require_finite(0, late=True)
-    training.advance(good, made_batch(), ["third"])
+    optimizer, loader = adam(net, weight_decay=0.0), NoBatches()
+    training = Training(net, optimizer, loader, identity, tmp_path, max_iter=9, eval_every=9)
+    bad, good = (
+        StepOutcome({"total": torch.tensor(value)}, torch.tensor(value < 1e9).as_subclass(OnGpu))
+        for value in (1e10, 2.0)
+    )
+    loader.video_ids = ["first"]
+    training.advance(good, made_batch())
+    loader.video_ids = ["second"]
+    training.advance(bad, made_batch())
+    loader.video_ids = ["third"]
     with pytest.raises(InputError, match=r"not finite at iteration 2 \(total 1e\+10\) with the videos second;"):
-        training.require_finite(0, late=True)
-    assert training.losses() == {"total": 2.0}  # of the two that counted
+        training.advance(good, made_batch())
+    assert training.losses() == {"total": 2.0}  # mean of the two finite steps
+
+
+def test_a_step_before_an_evaluation_or_a_save_is_checked_at_once(tmp_path):
+    net, _ = both_nets()
+    identity = {"architecture": {}, "classes": ["a", "b"], "options": {}}
+    bad = StepOutcome({"total": torch.tensor(1e10)}, torch.tensor(False).as_subclass(OnGpu))
+    optimizer = adam(net, weight_decay=0.0)
+    training = Training(net, optimizer, NoBatches(), identity, tmp_path, max_iter=9, eval_every=1)
+    with pytest.raises(InputError, match="not finite at iteration 1"):
+        training.advance(bad, made_batch())
+    training = Training(net, optimizer, NoBatches(), identity, tmp_path, max_iter=9, eval_every=9)
+    training.advance(bad, made_batch())
+    with pytest.raises(InputError, match="not finite at iteration 1"):
+        training.save_last()

@@ -262,13 +262,13 @@ def test_order_of_rows(write_run):
     values = {"table6_ssma": 1, "table6_concat": 2, "table6_add": 3, "table6_se": 4, "co2net": 5}
     folders = [write_run("a", key, seed, value + seed / 2) for key, value in values.items() for seed in (0, 1)]
     line = results.order_line(table, group_of(folders), "last", "snippet")
-    assert "10 of 10 pairs" in line and line.endswith("all pairs are for 2 of 2 seeds")
+    assert "10 of 10 pairs" in line and line.endswith("all pairs agree in 2 of 2 seeds")
     values["table6_se"] = 8  # with the second seed, better than the CCM
     folders = [
         write_run("b", key, seed, value if seed or value < 8 else 4) for key, value in values.items() for seed in (0, 1)
     ]
     line = results.order_line(table, group_of(folders), "last", "snippet")
-    assert "9 of 10 pairs" in line and line.endswith("all pairs are for 1 of 2 seeds")
+    assert "9 of 10 pairs" in line and line.endswith("all pairs agree in 1 of 2 seeds")
     incomplete = group_of([write_run("c", "co2net", 0, 5)])
     assert results.order_line(table, incomplete, "last", "snippet") is None
 

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from utils.training_step import StepOutcome
 
 from main import main as train
 from test import main as evaluate
 from utils.annotations import parse_annotations
-from utils.training import Training
 from utils.features.simulate import invent_timeline, simulate_features
+from utils.training import StepOutcome, Training
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -216,9 +215,10 @@ def test_last_is_scored_as_it_is_now(dataset, tmp_path):
 
 def test_a_stopped_checkpoint_carries_no_metrics_of_other_weights():
     net = torch.nn.Linear(1, 1)
-    training = Training(net, torch.optim.Adam(net.parameters()), None, {}, Path("run"))
+    loader = type("Loader", (), {"video_ids": []})()
+    training = Training(net, torch.optim.Adam(net.parameters()), loader, {}, Path("run"), max_iter=9, eval_every=3)
     training.metrics = {"of": "before"}
-    training.advance(StepOutcome({"total": torch.tensor(1.0)}, torch.tensor(True)), [], [])
+    training.advance(StepOutcome({"total": torch.tensor(1.0)}, torch.tensor(True)), [])
     assert training.metrics is None
 
 
@@ -288,7 +288,7 @@ def test_bf16_trains(dataset, tmp_path):
 
 def test_a_run_is_never_overwritten(dataset, run):
     done = run_program("main.py", *arguments(dataset, run, "--holdout", "0.2"))
-    assert_one_line(done, "already holds a run")
+    assert_one_line(done, "already has a run")
     done = run_program("main.py", *arguments(dataset, run, "--holdout", "0.2", "--resume", "--lr", "1"))
     assert_one_line(done, "was run with lr = 0.001, not 1.0")
 
@@ -372,7 +372,11 @@ def test_other_bad_input_is_one_line(dataset, run, tmp_path):
         ("main.py", arguments(dataset, tmp_path / "run", "--consensus", "add"), "needs modalities of one width"),
         ("test.py", [*testing, "--path-dataset", tmp_path / "data"], "has 3 classes, the dataset has 4"),
         ("main.py", arguments(dataset, dataset / "config.yaml/run"), "config.yaml"),
-        ("test.py", [*testing[2:], "--path-dataset", dataset, "--checkpoint", tmp_path / "no.pt"], "no such"),
+        (
+            "test.py",
+            [*testing[2:], "--path-dataset", dataset, "--checkpoint", tmp_path / "no.pt"],
+            "checkpoint not found",
+        ),
     ]:
         assert_one_line(run_program(program, *argv), message)
     assert not (tmp_path / "out").exists()

@@ -11,13 +11,13 @@ class Rate(NamedTuple):
     stride: float  # frames per snippet
 
     @property
-    def hz(self) -> float:
+    def snippet_rate(self) -> float:
         """Snippets per second."""
         return self.fps / self.stride
 
 
 RELEASE_RATE = Rate(25, 16)  # the releases' I3D features
-SNIPPET_RATE = RELEASE_RATE.hz
+SNIPPET_RATE = RELEASE_RATE.snippet_rate
 
 
 @dataclass(frozen=True)

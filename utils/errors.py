@@ -1,6 +1,7 @@
-"""Bad input, said in one line: what, where, what was expected, what to do."""
+"""One-line errors for bad input: what, where, expected, what to do."""
 
 import argparse
+import difflib
 import io
 import os
 import reprlib
@@ -10,13 +11,13 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-RANK_ZERO_HEAD_START = 5.0  # seconds that torchrun's other processes on a machine leave its first one to say the same
+RANK_ZERO_HEAD_START = 5.0  # seconds other ranks wait, so that a shared error is reported once
 
 
 class InputError(ValueError):
-    """The user's input cannot be used; the message is one line that says what, where and what to do.
+    """Unusable input of the user.
 
-    It stays one line whatever a file had in it: line ends that a name or a library's message brings become spaces.
+    The message is one line. Line breaks, as in a file's names or a library's message, become spaces.
     """
 
     def __init__(self, message: str):
@@ -24,82 +25,89 @@ class InputError(ValueError):
 
 
 def shorten(value: object, length: int = 80) -> str:
-    """A value of a file, as a message shows it: short, however long, deep or entangled it is."""
+    """Return a short representation of a value from a file, for messages; safe for nested and huge values."""
     brief = reprlib.Repr()
     brief.maxlevel, brief.maxstring, brief.maxother, brief.maxlong = 3, length, length, length
     try:
         text = brief.repr(value)
-    except ValueError:  # a whole number of more digits than Python writes
+    except ValueError:  # an integer with more digits than Python prints
         text = f"a {type(value).__name__} that is too long to show"
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A wrong option ends the command with one line on stderr and exit status 2, without the usage."""
+    """Parser that reports a wrong option in one line on stderr, without the usage, and exits with status 2.
+
+    For an unknown option it suggests the most similar known one.
+    """
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {_by_rank(_one_line(message))} (see {self.prog} --help)\n")
+        """Print the message and exit."""
+        kind, _, words = message.partition(": ")
+        if kind == "unrecognized arguments":
+            options = [option for action in self._actions for option in action.option_strings]
+            unknown = next((word.split("=")[0] for word in words.split() if word.startswith("--")), "")
+            for option in difflib.get_close_matches(unknown, options, n=1, cutoff=0.75):
+                message += f"; did you mean {option}?"
+        self.exit(2, f"error: {_prefix_rank(_one_line(message))} (see {self.prog} --help)\n")
 
 
 def exit_on_input_error(main: Callable[[], None]) -> None:
-    """Run a command; a bad input ends it with its one line on stderr and exit status 2, never a traceback.
+    """Run a command and report expected errors in one line on stderr instead of a traceback.
 
-    So does a file that the system does not give or take (no permission, a full disk, a folder in its place).
-    A reader that stops early (`| head`) is no error. Ctrl-C ends it with one line and exit status 130.
+    * `InputError` and errors of the system (no permission, full disk): exit status 2.
+    * Ctrl-C: exit status 130.
+    * A closed pipe, as in `| head`: no message, exit status 1.
 
-    Of many processes that torchrun started each says its own line, under its rank; what all of them would say is
-    said once.
+    Under torchrun each rank prefixes its message. An error that all ranks share is usually printed once.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name need not be in the terminal's character set
+            stream.reconfigure(errors="backslashreplace")  # the terminal may lack characters of a name
     try:
         main()
-        sys.stdout.flush()  # so that a full disk or a closed pipe shows here and not after the end
+        sys.stdout.flush()  # raises here for a full disk or a closed pipe, instead of at exit
     except InputError as error:
         message = str(error)
     except KeyboardInterrupt:
-        if _is_first():
+        if _is_local_rank_zero():
             print("\ninterrupted", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except BrokenPipeError:
-        _let_go_of_stdout()
+        _flush_or_drop_stdout()
         raise SystemExit(1) from None
     except OSError as error:
-        _let_go_of_stdout()
-        message = _one_line(_system_message(error))
+        _flush_or_drop_stdout()
+        message = _one_line(_describe(error))
     else:
         return
-    print(f"error: {_by_rank(message)}", file=sys.stderr)
+    print(f"error: {_prefix_rank(message)}", file=sys.stderr)
     raise SystemExit(2)
 
 
-def _is_first() -> bool:
-    """Whether this process is the only one, or the first that torchrun started on this machine."""
+def _is_local_rank_zero() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def _by_rank(message: str) -> str:
-    """The message, with the rank of a process that is not the main one.
+def _prefix_rank(message: str) -> str:
+    """Return the message, prefixed with the rank unless it is 0; other local ranks than 0 wait first.
 
-    The first process on a machine speaks at once, and ends. Where the others were to say the same, torchrun ends
-    them while they wait.
+    Local rank 0 reports at once and exits. torchrun then ends the waiting ranks before they repeat the message.
     """
-    if not _is_first():
+    if not _is_local_rank_zero():
         time.sleep(RANK_ZERO_HEAD_START)
     rank = os.environ.get("RANK", "0") if "LOCAL_RANK" in os.environ else "0"
     return message if rank == "0" else f"rank {rank}: {message}"
 
 
-def _system_message(error: OSError) -> str:
-    """`PATH: what is wrong` as far as the error knows; h5py's may know neither."""
-    if error.strerror is None:
+def _describe(error: OSError) -> str:
+    if error.strerror is None:  # errors of h5py carry only a message, or nothing
         return str(error) or type(error).__name__
     return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
-def _let_go_of_stdout() -> None:
-    """Write out what was printed; where that fails, drop it, or the flush at exit fails again, with a traceback."""
+def _flush_or_drop_stdout() -> None:
+    """Flush stdout; if that fails, discard its buffer so that the flush at exit raises no traceback."""
     try:
         sys.stdout.flush()
     except OSError:

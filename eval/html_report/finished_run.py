@@ -96,7 +96,7 @@ def protocols_of(metrics: dict) -> list[str]:
 
 
 def _read_options(path: Path) -> dict:
-    options = read_yaml(path)
+    options = read_yaml(path, verify=True)
     types = {"dataset": str, "modalities": list, "path_dataset": str | None}
     is_valid = isinstance(options, dict) and all(
         isinstance(options[name], kind) for name, kind in types.items() if name in options

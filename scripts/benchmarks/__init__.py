@@ -1,1 +1,1 @@
-"""The subjects of scripts/benchmark.py, one a file, and what they share."""
+"""Subjects of scripts/benchmark.py, one per file, and the code that they share."""

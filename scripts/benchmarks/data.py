@@ -1,8 +1,7 @@
-"""Training batches from memory and from files: milliseconds, and share of what the machine can copy."""
+"""Training batches from memory and from files."""
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.made import SCALES, made_lengths, made_training_set, store_plainly, write_made_set
-from benchmarks.measure import Settings, take_turns
-from benchmarks.table import Column, Measured
-from benchmarks.yardstick import as_main_runs, wait_for
+from scripts.benchmarks.measure import Settings, time_in_turns
+from scripts.benchmarks.synthetic import THUMOS14, make_dataset, store_contiguously, write_dataset_files
+from scripts.benchmarks.table import ResultTable
 from utils.annotations import load_annotations
 from utils.engine import choose_device
 from utils.features.store import FeatureStore, open_features
@@ -21,36 +19,19 @@ from utils.sampler import PairSampler, stratified_snippets
 from wsad_dataset import BatchLoader, WeakVideoDataset
 
 VIDEOS, FILE_VIDEOS = 200, 60
-SOURCES = 4  # buffers that the copy reads in turn, so that none of them is still in the cache
+BUFFERS = 4  # read in turn by the copy, so that none of them is still in the processor's cache
 
 TITLE = "one training batch, float32 on the device that trains"
-COLUMNS = (
-    Column("source", "features in"),
-    Column("cache", "cache"),
-    Column("dtype", "stored as"),
-    Column("batch_size", "videos"),
-    Column("snippets", "snippets each"),
-    Column("channels", "channels"),
-    Column("batch_mb", "batch MB", ".1f"),
-    Column("set_mb", "data set MB", ",.0f"),
-    Column("ms", "ms", ".2f"),
-    Column("plain_ms", "plain ms", ".1f"),
-    Column("ratio", "ratio", ".1f"),
-    Column("results", "results"),
-    Column("copy_ms", "copy ms", ".2f"),
-    Column("copy_gb_s", "copy GB/s", ".1f"),
-    Column("share", "share of copy", ".0%"),
-)
 NOTES = (
     "plain: whole videos, one after another, fancy indexing, one np.stack; the same draws, same run",
-    "own HDF5: in chunks with checksums, as convert_features.py writes it; contiguous: as h5py does unasked; both as "
-    "the system has them in its page cache, so that this is not the speed of a disk; no thread makes batches ahead",
+    "own HDF5: in chunks with checksums, as convert_features.py writes it; contiguous HDF5: as h5py writes it by "
+    "default; both lie in the page cache of the system, so this is not the speed of a disk; no thread reads ahead",
     "copy: np.copyto of as many bytes into mapped memory; GB/s of bytes copied (as many are read as written)",
 )
 
 
 class PlainLoader:
-    """The batches of BatchLoader, put together video by video."""
+    """Batches equal to those of BatchLoader, one video after another."""
 
     def __init__(self, dataset: WeakVideoDataset, batch_size: int, num_snippets: int, seed: int = 0):
         self.dataset, self.num_snippets = dataset, num_snippets
@@ -64,30 +45,30 @@ class PlainLoader:
         return torch.from_numpy(np.stack(videos))  # (B, T, D)
 
 
-def measure(settings: Settings) -> list[Measured]:
-    """A row a place that features are in."""
-    as_main_runs(settings)
+def measure(settings: Settings) -> list[ResultTable]:
+    """Return one row per place from which features come."""
+    settings.apply()
     rows = [
-        {"source": source, "cache": cache, "dtype": dtype, **_row(dataset, settings)}
-        for source, cache, dtype, dataset in tqdm(_places(settings), "data", leave=False, delay=2)
+        {"features in": place, "cache": cache, "stored as": dtype, **_row(dataset, settings)}
+        for place, cache, dtype, dataset in tqdm(_datasets(settings), "data", leave=False, delay=2)
     ]
-    return [Measured("data", TITLE, COLUMNS, rows, NOTES)]
+    return [ResultTable("data", TITLE, rows, NOTES)]
 
 
-def _places(settings: Settings) -> Iterator[tuple[str, str, str, WeakVideoDataset]]:
-    """Where features are, the option of main.py that keeps them there, how they are stored, and the dataset."""
-    videos, dim = (40, 32) if settings.quick else (VIDEOS, 1024)
-    annotations, source = made_training_set(videos, dim=dim)
+def _datasets(settings: Settings) -> Iterator[tuple[str, str, str, WeakVideoDataset]]:
+    """Yield place, value of `main.py --cache`, stored dtype and dataset."""
+    videos, file_videos, dim = (40, 20, 32) if settings.quick else (VIDEOS, FILE_VIDEOS, 1024)
+    annotations, source = make_dataset(THUMOS14.resize(videos, "train"), dim)
     store, device = FeatureStore(source, source.modalities), choose_device(settings.device)
     yield "memory", "host", "float32", WeakVideoDataset(annotations, store, "train")
     if device.type == "cuda":
         yield "GPU", "device", "float32", WeakVideoDataset(annotations, store, "train", device=device)
-    lengths = made_lengths(replace(SCALES["thumos14"], videos=40 if settings.quick else FILE_VIDEOS))
+    train, test = THUMOS14.resize(file_videos, "train"), THUMOS14.resize(1, "test")
     for dtype in ("float16", "float32"):
         with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-            write_made_set(Path(folder), "demo", lengths, lengths[:1], dim, dtype=dtype)
+            write_dataset_files(Path(folder), train, test, dim, dtype)
             yield "own HDF5", "none", dtype, _uncached(folder)
-            store_plainly(Path(folder))
+            store_contiguously(Path(folder))
             yield "contiguous HDF5", "none", dtype, _uncached(folder)
 
 
@@ -99,33 +80,27 @@ def _row(dataset: WeakVideoDataset, settings: Settings) -> dict:
     batch_size, num_snippets = (6, 40) if settings.quick else (10, 500)
     channels = sum(dataset.modality_dims)
     fast, plain = BatchLoader(dataset, batch_size, 3, num_snippets), PlainLoader(dataset, batch_size, num_snippets)
-    same = all(torch.equal(next(fast).features.cpu(), next(plain)) for _ in range(3))
+    equal = all(torch.equal(next(fast).features.cpu(), next(plain)) for _ in range(3))
     target = np.zeros((batch_size, num_snippets, channels), dtype=np.float32)
-    buffers = [np.ones_like(target) for _ in range(SOURCES)]
+    buffers = [np.ones_like(target) for _ in range(BUFFERS)]
 
     def copy() -> None:
         buffers.append(buffers.pop(0))
         np.copyto(target, buffers[-1])
 
-    def draw() -> None:
-        next(fast)
-        wait_for(dataset.device)
-
-    ms, plain_ms, copy_ms = (
-        1000 * seconds
-        for seconds in take_turns(draw, lambda: next(plain), copy, budget=0.05 if settings.quick else 5.0, rounds=100)
-    )
+    functions = (lambda: next(fast), lambda: next(plain), copy)
+    ms, plain_ms, copy_ms = (1000 * s for s in time_in_turns(*functions, budget=settings.budget(5.0), rounds=100))
     return {
-        "batch_size": batch_size,
-        "snippets": num_snippets,
+        "videos": batch_size,
+        "snippets each": num_snippets,
         "channels": channels,
-        "batch_mb": target.nbytes / 1e6,
-        "set_mb": dataset.lengths.sum() * 4 * channels / 1e6,
+        "batch MB": target.nbytes / 1e6,
+        "dataset MB": int(dataset.lengths.sum()) * 4 * channels / 1e6,
         "ms": ms,
-        "plain_ms": plain_ms,
+        "plain ms": plain_ms,
         "ratio": plain_ms / ms,
-        "results": "equal" if same else "DIFFERENT",
-        "copy_ms": copy_ms,
-        "copy_gb_s": target.nbytes / copy_ms / 1e6,
-        "share": copy_ms / ms,
+        "results": "equal" if equal else "DIFFERENT",
+        "copy ms": copy_ms,
+        "copy GB/s": target.nbytes / copy_ms / 1e6,
+        "share of copy": copy_ms / ms,
     }

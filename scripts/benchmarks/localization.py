@@ -1,45 +1,34 @@
-"""T-CAM and attention of one video -> detections: milliseconds, and the ratio to Section 3.6 written plainly."""
+"""Localization of one video: from T-CAM and attention to detections."""
 
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import plain
-from benchmarks.made import made_outputs
-from benchmarks.measure import Settings, take_turns
-from benchmarks.table import Column, Measured
 from eval.proposals import localize
+from scripts.benchmarks import plain
+from scripts.benchmarks.measure import Settings, time_in_turns
+from scripts.benchmarks.synthetic import make_outputs
+from scripts.benchmarks.table import ResultTable
 
-VIDEOS = 5  # of each length, so that no single one decides
-REFERENCE_MS = {300: 5.8, 5000: 98.0}  # the authors' own code on smooth attention, once, on another machine
+VIDEOS = 5  # per length, so that no single video decides
+AUTHORS_MS = {300: 5.8, 5000: 98.0}  # the authors' own code on smooth attention, once, on another machine
 
-TITLE = f"one video (mean of {VIDEOS} made ones), 20 classes, one thread"
-COLUMNS = (
-    Column("snippets", "T", ","),
-    Column("proposals", "proposals a class", ".0f"),
-    Column("classes", "classes localized", ".1f"),
-    Column("ms", "ms", ".2f"),
-    Column("plain_ms", "plain ms", ".1f"),
-    Column("ratio", "ratio", ".1f"),
-    Column("results", "results"),
-    Column("reference_ms", "authors' ms*", ".1f"),
-    Column("reference_ratio", "ratio*", ".1f"),
-)
+TITLE = f"one video (mean of {VIDEOS} synthetic ones), 20 classes, one thread"
 NOTES = (
     "plain: loops over classes, thresholds, runs and soft-NMS, numpy inside, same run",
-    "made attention is as smooth as a trained network's (benchmarks/made.py: made_outputs)",
-    "* not run here: what the authors' code took on smooth attention of such lengths, once, on another machine",
+    "the synthetic attention is as smooth as that of a trained network (synthetic.py: make_outputs)",
+    "* not run here: the authors' code on smooth attention of these lengths, measured once on another machine",
 )
 
 
-def measure(settings: Settings) -> list[Measured]:
-    """A row a length."""
-    lengths, budget = ((40, 100), 0.05) if settings.quick else ((100, 300, 1000, 5000), 4.0)
-    rows = [_row(snippets, budget) for snippets in tqdm(lengths, "localization", leave=False, delay=2)]
-    return [Measured("localization", TITLE, COLUMNS, rows, NOTES)]
+def measure(settings: Settings) -> list[ResultTable]:
+    """Return one row per video length."""
+    lengths = (40, 100) if settings.quick else (100, 300, 1000, 5000)
+    rows = [_row(snippets, settings) for snippets in tqdm(lengths, "localization", leave=False, delay=2)]
+    return [ResultTable("localization", TITLE, rows, NOTES)]
 
 
-def _row(snippets: int, budget: float) -> dict:
-    videos = [made_outputs(snippets, seed=seed) for seed in range(VIDEOS)]
+def _row(snippets: int, settings: Settings) -> dict:
+    videos = [make_outputs(snippets, seed=seed) for seed in range(VIDEOS)]
 
     def fast() -> list:
         return [localize(*video) for video in videos]
@@ -47,24 +36,25 @@ def _row(snippets: int, budget: float) -> dict:
     def plainly() -> list:
         return [plain.localize(*video) for video in videos]
 
-    found, classes = fast(), sum(len(set(array["label"])) for array in fast())
-    ms, plain_ms = (1000 * seconds / VIDEOS for seconds in take_turns(fast, plainly, budget=budget))
+    detections, expected = fast(), plainly()
+    classes = sum(len(set(array["label"])) for array in detections)
+    ms, plain_ms = (1000 * s / VIDEOS for s in time_in_turns(fast, plainly, budget=settings.budget(4.0)))
     row = {
-        "snippets": snippets,
-        "proposals": sum(map(len, found)) / classes,
-        "classes": classes / VIDEOS,
+        "T": snippets,
+        "proposals per class": round(sum(map(len, detections)) / classes),
+        "classes localized": classes / VIDEOS,
         "ms": ms,
-        "plain_ms": plain_ms,
+        "plain ms": plain_ms,
         "ratio": plain_ms / ms,
-        "results": "equal" if all(map(_same, found, plainly())) else "DIFFERENT",
+        "results": "equal" if all(map(_equal, detections, expected)) else "DIFFERENT",
     }
-    if reference := REFERENCE_MS.get(snippets):
-        row |= {"reference_ms": reference, "reference_ratio": reference / ms}
+    if reference := AUTHORS_MS.get(snippets):
+        row |= {"authors' ms*": reference, "ratio*": reference / ms}
     return row
 
 
-def _same(found: np.ndarray, rows: list[tuple]) -> bool:
-    """The same segments in the same order; scores up to the rounding of their sums."""
+def _equal(detections: np.ndarray, rows: list[tuple]) -> bool:
+    """Return True for equal segments in equal order, with scores equal up to rounding."""
     rows = np.array(rows).reshape(-1, 4)
-    segments = np.stack([found["label"], found["start"], found["end"]], axis=1)
-    return np.array_equal(segments, rows[:, :3]) and np.allclose(found["score"], rows[:, 3], rtol=0, atol=1e-9)
+    segments = np.stack([detections["label"], detections["start"], detections["end"]], axis=1)
+    return np.array_equal(segments, rows[:, :3]) and np.allclose(detections["score"], rows[:, 3], rtol=0, atol=1e-9)

@@ -1,106 +1,90 @@
-"""What a training holds in memory and how soon it begins: main.py itself, on datasets of files, one after another."""
+"""Peak memory and start of a training: main.py itself, on features in files."""
 
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
-from benchmarks.command import run_main
-from benchmarks.made import SCALES, made_lengths, write_made_set
-from benchmarks.measure import Settings
-from benchmarks.table import Column, Measured
-from benchmarks.yardstick import precisions
+from scripts.benchmarks.command import run_main
+from scripts.benchmarks.measure import Settings
+from scripts.benchmarks.synthetic import THUMOS14, Scale, write_dataset_files
+from scripts.benchmarks.table import ResultTable
+from scripts.benchmarks.yardstick import precisions
 from utils.engine import choose_device
 
-THUMOS14_VIDEOS = 200, 212  # to train on, to test on
-TRAINING_VIDEOS = (400, 4_000, 40_000)
-TEST_VIDEOS, SHORT, NARROW = 20, 60, 32  # of the sets that differ in training videos; snippets, channels a modality
-ITERATIONS, WHOLE = 3, 5_000  # of a training; the whole of one, with 25 evaluations, only where a GPU does it
+TRAINING_VIDEOS = (400, 4_000, 40_000)  # of the narrow datasets
+TEST_VIDEOS, SECONDS, DIM = 20, 40.0, 32  # of the narrow datasets: per subset, per video, per modality
+ITERATIONS, WHOLE_TRAINING = 3, 5_000  # the whole training, with 25 evaluations, runs on a GPU only
 
-COLUMNS = (
-    Column("data", "data"),
-    Column("videos", "training videos", ","),
-    Column("channels", "channels"),
-    Column("file_mb", "features MB", ",.0f"),
-    Column("cache", "cache"),
-    Column("precision", "precision"),
-    Column("iterations", "iterations", ","),
-    Column("start_seconds", "start s", ".1f"),
-    Column("seconds", "whole command s", ".1f"),
-    Column("peak_mb", "peak MB", ",.0f"),
-    Column("ended", "ended"),
-)
 NOTES = (
-    "python main.py ... --max-iter ITERATIONS, with the evaluation and the files at its end, in a process of its "
-    "own; peak: the most that it held in main memory (VmHWM), interpreter and PyTorch included",
-    "start: until the first step, with imports, the check of the data and, with a cache, reading all of it",
-    "SIMULATED features, float16, in chunks with checksums, as the project writes them; the narrow sets have "
-    f"{SHORT} snippets a video and {TEST_VIDEOS} test videos each, so that they differ in training videos alone",
+    "python main.py ... --max-iter ITERATIONS, with one evaluation and the files of a run, in a process of its own; "
+    "peak: the most main memory of the process (VmHWM), interpreter and PyTorch included",
+    "start: time until the first step, with imports, check of the dataset and, with a cache, reading all features",
+    "SIMULATED features, float16, in chunks with checksums, as the project writes them; the narrow datasets have "
+    f"videos of {SECONDS:g} s and {TEST_VIDEOS} test videos each, and differ in training videos only",
 )
 
 
-@dataclass(frozen=True)
-class MadeSet:
-    """A dataset to write, and the trainings on it: (cache, precision, iterations) each."""
+class Dataset(NamedTuple):
+    """A dataset to write, and the trainings on it."""
 
     name: str
-    dataset: str
-    train: np.ndarray  # snippets of each video
-    test: np.ndarray
-    dim: int  # of each of the two modalities
+    train: Scale
+    test: Scale
+    dim: int  # channels per modality
     options: tuple[str, ...]
-    trainings: tuple[tuple[str, str, int], ...]
+    trainings: Sequence[tuple[str, str, int]]  # cache, precision and iterations
 
 
-def measure(settings: Settings) -> list[Measured]:
-    """A row a training; what is written goes again, however this ends."""
-    made_sets = _made_sets(settings)
-    count = sum(len(made.trainings) for made in made_sets)
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        rows = (row for made in made_sets for row in _trainings(made, Path(folder), settings))
-        rows = list(tqdm(rows, "memory", count, leave=False, unit="training"))
-    return [Measured("memory", "main.py, as a user runs it", COLUMNS, rows, NOTES)]
-
-
-def _made_sets(settings: Settings) -> list[MadeSet]:
+def measure(settings: Settings) -> list[ResultTable]:
+    """Return one row per training. The files are temporary."""
     device = choose_device(settings.device)
-    trainings = tuple(product(("host", "none"), precisions(device), (ITERATIONS,)))
-    if settings.quick:
-        trainings = trainings[-1:]
-    elif device.type == "cuda":
-        trainings += (("device", "bf16", WHOLE),)
-    counts, dim, sizes = ((8, 4), 16, (8,)) if settings.quick else (THUMOS14_VIDEOS, 1024, TRAINING_VIDEOS)
-    train, test = (made_lengths(replace(SCALES["thumos14"], videos=count), seed) for seed, count in enumerate(counts))
-    full = MadeSet("THUMOS14's size", "thumos14", train, test, dim, ("--config", "configs/thumos14.yaml"), trainings)
-    options = ("--dataset", "demo", "--num-snippets", str(SHORT))
-    few = np.full(2 if settings.quick else TEST_VIDEOS, SHORT)
-    narrow = [
-        MadeSet("narrow", "demo", np.full(count, SHORT), few, NARROW, options, (("none", "float32", ITERATIONS),))
-        for count in sizes
+    names, missing = precisions(device)
+    trainings = list(product(("host", "none"), names, (ITERATIONS,)))
+    if device.type == "cuda":
+        trainings.append(("device", "bf16", WHOLE_TRAINING))
+    datasets = [
+        Dataset(
+            "THUMOS14's size",
+            THUMOS14.resize(8 if settings.quick else 200, "validation"),
+            THUMOS14.resize(4 if settings.quick else 212, "test"),
+            16 if settings.quick else 1024,
+            ("--config", "configs/thumos14.yaml"),
+            trainings[-1:] if settings.quick else trainings,
+        )
     ]
-    return [full, *narrow]
+    for videos in () if settings.quick else TRAINING_VIDEOS:
+        train = Scale(videos, videos, 20, (SECONDS, 0.0), (10.0, 0.0), "train")
+        test = Scale(TEST_VIDEOS, TEST_VIDEOS, 20, (SECONDS, 0.0), (10.0, 0.0), "test")
+        options = ("--dataset", "demo", "--num-snippets", "60")
+        datasets.append(Dataset("narrow", train, test, DIM, options, [("none", "float32", ITERATIONS)]))
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        rows = (row for dataset in datasets for row in _run_trainings(dataset, Path(folder), settings))
+        total = sum(len(dataset.trainings) for dataset in datasets)
+        rows = list(tqdm(rows, "memory", total, leave=False, unit="training"))
+    return [ResultTable("memory", "main.py, as a user runs it", rows, NOTES, missing)]
 
 
-def _trainings(made: MadeSet, folder: Path, settings: Settings) -> Iterator[dict]:
-    data = folder / "data"
-    size = write_made_set(data, made.dataset, made.train, made.test, made.dim, num_classes=4 if settings.quick else 20)
-    for cache, precision, iterations in made.trainings:
+def _run_trainings(dataset: Dataset, folder: Path, settings: Settings) -> Iterator[dict]:
+    data, run_dir = folder / "data", folder / "run"
+    size = write_dataset_files(data, dataset.train, dataset.test, dataset.dim)
+    for cache, precision, iterations in dataset.trainings:
         options = ["--path-dataset", str(data), "--cache", cache, "--precision", precision, "--device", settings.device]
-        done = run_main([*made.options, *options, "--max-iter", str(iterations)], folder / "run", settings.threads)
-        shutil.rmtree(folder / "run", ignore_errors=True)
+        figures = run_main([*dataset.options, *options, "--max-iter", str(iterations)], run_dir, settings.threads)
+        shutil.rmtree(run_dir, ignore_errors=True)
+        figures.pop("snippets/s", None)  # three steps are too few to tell
         yield {
-            "data": made.name,
-            "videos": len(made.train),
-            "channels": 2 * made.dim,
-            "file_mb": size / 1e6,
+            "data": dataset.name,
+            "training videos": dataset.train.videos,
+            "channels": 2 * dataset.dim,
+            "features MB": size / 1e6,
             "cache": cache,
             "precision": precision,
             "iterations": iterations,
-            **done,
+            **figures,
         }
     shutil.rmtree(data)

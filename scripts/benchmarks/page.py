@@ -1,106 +1,146 @@
-"""Tables -> docs/performance.md: a section a kind of device, so that a CPU's and a GPU's figures share the page."""
+"""Page of all tables (docs/performance.md), with one section per kind of device."""
 
 import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
-from benchmarks.measure import machine_line
-from benchmarks.picture import draw_split
-from benchmarks.table import Measured
-from benchmarks.targets import target_rows
+import numpy as np
+from matplotlib.figure import Figure
+
+from scripts.benchmarks.machine import machine_line
+from scripts.benchmarks.table import ResultTable, format_value, markdown_table
+from scripts.benchmarks.train import PARTS
 from utils.errors import InputError
-from utils.formats.files import read_text, write_text
+from utils.formats.files import read_text, save_figure, write_text
 
 KINDS = ("CPU", "GPU")
+COLORS = ("#8c8c8c", "#0072b2", "#e69f00", "#56b4e9", "#009e73")  # for the color-blind too (Okabe, Ito)
 HEAD = """\
 # Performance
 
-Written by `python scripts/benchmark.py all --out FILE`, which replaces the section of its own kind of device; not
-edited by hand. All data are **simulated** (scripts/benchmarks/made.py): the figures say how fast, and nothing of how
-well. A second varies from machine to machine and from hour to hour; ratios and shares have both sides measured in
-turns in one run.
+Written by `python scripts/benchmark.py all --out FILE`. The command replaces the section of its own kind of device;
+nobody edits the tables by hand. All data are **simulated** (scripts/benchmarks/synthetic.py): the figures show speed
+and memory, not accuracy. Seconds vary between machines and between hours. Ratios and shares vary less: both sides
+are measured in turns in one run.
 """
-NEVER = (
-    "trainings on real features; their times are in docs/results.md where they have run",
-    "several machines; more than two processes",
+STEP, FULL = "1024+1024, T 500", "THUMOS14's size"
+GOALS = (  # kinds of device, table, values that name its row, figure, goal
+    (KINDS[:1], "train", {"size": STEP, "precision": "float32"}, "share of mm", "at least 75%"),
+    (KINDS[:1], "train", {"size": STEP, "precision": "bf16"}, "share of mm", "at least 45%"),
+    (KINDS[1:], "train", {"size": STEP, "precision": "bf16", "mode": "compiled"}, "seconds", "at most 0.005"),
+    (KINDS[1:], "train", {"size": STEP, "precision": "bf16"}, "peak MB", "at most 6,000"),
+    (KINDS[1:], "memory", {"data": FULL, "cache": "device"}, "seconds", "at most 60"),
+    (KINDS, "infer", {}, "other seconds", "at most 2"),
+    (KINDS, "data", {"features in": "memory"}, "ms", "at most 2"),
+    (KINDS, "memory", {"data": FULL, "cache": "none", "precision": "float32"}, "peak MB", "at most 1,500"),
+    (KINDS, "memory", {"data": FULL, "cache": "none", "precision": "bf16"}, "peak MB", "at most 1,500"),
+)
+NEVER_MEASURED = (
+    "trainings on real features: docs/results.md has the time of each finished run",
+    "several machines, and more than two processes",
 )
 
 
-def require_own(path: Path) -> None:
-    """InputError if there is a file that is not such a page, before hours of measuring end in that."""
+def check_page(path: Path) -> None:
+    """Raise InputError if a file exists that is not such a page."""
     if path.exists() and not _read(path).startswith(HEAD.splitlines()[0]):
-        raise InputError(f"{path}: is not a page of this command, which would replace it; name another file")
+        raise InputError(f"{path}: not a page of this command, which would replace it; name another file")
 
 
 def write_page(
-    path: Path, tables: Sequence[Measured], not_run: Sequence[str], machine: dict, words: Sequence[str], minutes: float
-) -> None:
-    """Replace one section of the page, and its picture; the other kind's stays as it is."""
-    kind = "GPU" if machine["gpu"] else "CPU"
-    sections = {name: f"## {name}: not measured\n\nThe command has not run on a {name} yet.\n" for name in KINDS}
-    sections |= _sections(_read(path)) if path.exists() else {}
-    sections[kind] = _section(kind, path, tables, not_run, machine, words, minutes)
-    write_text(path, "\n".join([HEAD, *(sections[name] for name in KINDS)]))
-
-
-def _section(
-    kind: str,
     path: Path,
-    tables: Sequence[Measured],
+    tables: Sequence[ResultTable],
     not_run: Sequence[str],
     machine: dict,
     words: Sequence[str],
     minutes: float,
-) -> str:
+) -> None:
+    """Replace the section of one kind of device, and its picture.
+
+    Args:
+        path: the page; the section of the other kind stays.
+        tables: results of all subjects.
+        not_run: subjects that the command left out.
+        machine: result of `describe_machine`, with the name of the GPU or None as `gpu`.
+        words: arguments of the command.
+        minutes: duration of the command.
+    """
+    kind = "GPU" if machine["gpu"] else "CPU"
+    sections = {name: f"## {name}: not measured\n\nThe command has not run on a {name} yet.\n" for name in KINDS}
+    sections |= _sections(_read(path)) if path.exists() else {}
+
     rows = {table.name: table.rows for table in tables}
     command = shlex.join(["python", "scripts/benchmark.py", *words])
     parts = [
         f"## {kind}: {machine['gpu'] or machine['cpu'] + ', ' + str(machine['cores']) + ' cores'}\n",
-        f"`{command}`, {date.today()}, {minutes:.1f} minutes, revision {revision()}.\n",
+        f"`{command}`, {date.today()}, {minutes:.1f} minutes, revision {git_revision()}.\n",
         f"Machine: {machine_line(machine)}.\n",
     ]
     if split := rows.get("train_split"):
         picture = path.with_name(f"{path.stem}_{kind.lower()}.png")
         draw_split(picture, split)
-        parts.append(f"![Where the time of a training step goes, ours and the plain one]({picture.name})\n")
-    parts += [_targets(kind, rows), *(table.as_markdown() for table in tables)]
-    missing = [
-        *(f"{subject}: not asked for" for subject in not_run),
-        *(m for table in tables for m in table.not_measured),
-    ]
-    missing += [f"{subject}: it did not end well: {why}" for subject, why in _failures(tables)]
-    parts.append("### Not measured here\n\n" + "".join(f"* {line}\n" for line in (*missing, *NEVER)))
-    return "\n".join(parts)
+        parts.append(f"![Milliseconds of each part of a training step, ours and plain]({picture.name})\n")
+    parts.append(f"### Goals\n\n{markdown_table(goal_rows(kind, rows))}")
+    parts += [table.as_markdown() for table in tables]
+    missing = [f"{subject}: not asked for" for subject in not_run]
+    missing += [f"{table.name}: {line}" for table in tables for line in table.not_measured]
+    failures = [(table.name, row.get("ended", "ok")) for table in tables for row in table.rows]
+    missing += [f"{name}: a training failed: {ending}" for name, ending in failures if ending != "ok"]
+    parts.append("### Not measured here\n\n" + "".join(f"* {line}\n" for line in (*missing, *NEVER_MEASURED)))
+    sections[kind] = "\n".join(parts)
+    write_text(path, "\n".join([HEAD, *(sections[name] for name in KINDS)]))
 
 
-def _targets(kind: str, rows: dict[str, Sequence[dict]]) -> str:
-    lines = [("target", "limit", "measured", ""), ("---", "---:", "---:", "---"), *target_rows(kind, rows)]
-    return "### Targets\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+def goal_rows(kind: str, tables: Mapping[str, Sequence[dict]]) -> list[list[str]]:
+    """Return the goals for a `CPU` or a `GPU` beside the measured figures, headings first.
+
+    Args:
+        kind: kind of device.
+        tables: rows by the name of their table.
+    """
+    lines = [["table", "row", "figure", "goal", "measured"]]
+    for kinds, name, chosen, heading, goal in GOALS:
+        if kind in kinds:
+            rows = (row for row in tables.get(name, ()) if chosen.items() <= row.items())
+            value = next((row.get(heading) for row in rows), None)
+            lines.append([name, ", ".join(chosen.values()), heading, goal, format_value(heading, value)])
+    return lines
 
 
-def _failures(tables: Sequence[Measured]) -> list[tuple[str, str]]:
-    """Trainings of their own that did not end well, by their table."""
-    ended = ((table.name, row.get("ended", "ok")) for table in tables for row in table.rows)
-    return [(name, how) for name, how in ended if how != "ok"]
+def draw_split(path: Path, rows: Sequence[dict]) -> None:
+    """Draw the table `train_split` as a PNG file, one bar per step."""
+    figure = Figure(figsize=(8, 0.8 + 0.4 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    names = [f"{row['size']}, {row['precision']}, {row['step']}" for row in rows]
+    left = np.zeros(len(rows))
+    for part, color in zip(PARTS, COLORS, strict=True):
+        values = np.array([row[f"{part} ms"] for row in rows])
+        axes.barh(names, values, left=left, color=color, label=part)
+        left += values
+    axes.invert_yaxis()
+    axes.set_xlabel("ms per training step, each part timed by itself")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=len(PARTS), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    save_figure(figure, path, dpi=100)
+
+
+def git_revision() -> str:
+    """Return the revision of the code, with `-dirty` after a change, or "unknown" without git."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _sections(text: str) -> dict[str, str]:
-    """The sections that a page has, by kind."""
+    """Return the sections of a page by kind of device."""
     parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
     return {kind: part.rstrip("\n") + "\n" for kind in KINDS for part in parts if part.startswith(f"## {kind}: ")}
 
 
 def _read(path: Path) -> str:
     return read_text(path, "a page of Markdown")
-
-
-def revision() -> str:
-    """The code's revision, `-dirty` if it was changed since; "unknown" without git."""
-    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -1,6 +1,6 @@
-"""What the fast code is measured against: the same results, written as the rules read (numpy only).
+"""Plain evaluation and localization with the same results as the fast code, to measure it against.
 
-Each is what a careful person writes first: loops over what the rule loops over, numpy for what is left inside.
+Both loop over what the rule loops over, with numpy inside: the code that a careful person writes first.
 """
 
 from collections import defaultdict
@@ -10,29 +10,30 @@ import numpy as np
 
 from eval.tables import Table
 
-CROWD = 16  # instances of a class in a video, beyond which ties of tIoU are decided by distance
+CROWD = 16  # segments of a class in a video; with more, distance decides between equal tIoU
 
 
-def evaluate(truth: Table, found: Table, thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """ActivityNet's evaluation, one detection after another.
+def evaluate(truth: Table, detections: Table, thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Evaluate as ActivityNet does, one detection after another.
 
-    Returns AP (T, C), and which ground-truth row each detection takes at each threshold, -1 for none: (T, N),
-    detections by falling score (later rows first among equal ones).
+    Returns:
+        AP (T, C), and the ground-truth row that each detection takes at each threshold (T, N), -1 for none. Detections
+        are sorted by falling score; of equal scores the later row comes first.
     """
-    own = defaultdict(list)  # (video, class) -> its ground-truth rows
+    rows_of = defaultdict(list)  # (video, class) -> ground-truth rows
     for row, key in enumerate(zip(truth.video.tolist(), truth.label.tolist(), strict=True)):
-        own[key].append(row)
-    own = {key: np.array(rows) for key, rows in own.items()}
-    order = np.argsort(found.score, kind="stable")[::-1]
+        rows_of[key].append(row)
+    rows_of = {key: np.array(rows) for key, rows in rows_of.items()}
+    order = np.argsort(detections.score, kind="stable")[::-1]
     taken = np.zeros((len(thresholds), len(truth)), dtype=bool)
-    matched = np.full((len(thresholds), len(found)), -1)
+    matched = np.full((len(thresholds), len(detections)), -1)
     for place, detection in enumerate(order):
-        rows = own.get((int(found.video[detection]), int(found.label[detection])))
+        rows = rows_of.get((int(detections.video[detection]), int(detections.label[detection])))
         if rows is None:
             continue
-        overlap = _tiou(truth.start[rows], truth.end[rows], found.start[detection], found.end[detection])
-        # Of equal tIoU the last row goes first; in a crowd the one whose center is farthest (see eval.matching).
-        centers = truth.start[rows] + truth.end[rows] - (found.start[detection] + found.end[detection])
+        overlap = _tiou(truth.start[rows], truth.end[rows], detections.start[detection], detections.end[detection])
+        # Of equal tIoU the last row comes first; in a crowd, the one with the farthest center (see eval.matching).
+        centers = truth.start[rows] + truth.end[rows] - (detections.start[detection] + detections.end[detection])
         best_first = np.lexsort((np.abs(centers) * (len(rows) > CROWD), overlap))[::-1]
         for level, threshold in enumerate(thresholds):
             for choice in best_first:
@@ -42,7 +43,7 @@ def evaluate(truth: Table, found: Table, thresholds: Sequence[float]) -> tuple[n
                     taken[level, rows[choice]] = True
                     matched[level, place] = rows[choice]
                     break
-    labels, positives = found.label[order], np.bincount(truth.label, minlength=len(truth.classes))
+    labels, positives = detections.label[order], np.bincount(truth.label, minlength=len(truth.classes))
     ap = [[_average_precision(row[labels == c] >= 0, n) for c, n in enumerate(positives)] for row in matched]
     return np.array(ap), matched
 
@@ -54,7 +55,7 @@ def _tiou(starts: np.ndarray, ends: np.ndarray, start: float, end: float) -> np.
 
 
 def _average_precision(hit: np.ndarray, positives: int) -> float:
-    """The area under the interpolated curve of precision over recall; hits (N,) by falling score."""
+    """Return the area under the interpolated precision-recall curve; hits (N,) are sorted by falling score."""
     if positives == 0:
         return np.nan
     hits = np.cumsum(hit)
@@ -67,7 +68,7 @@ def _average_precision(hit: np.ndarray, positives: int) -> float:
 
 
 def localize(cas: np.ndarray, attention: np.ndarray) -> list[tuple[int, float, float, float]]:
-    """Section 3.6 by loops over classes, thresholds and runs: rows (label, start, end, score)."""
+    """Localize as in Section 3.6, by loops over classes, thresholds and runs: rows (label, start, end, score)."""
     suppressed = attention[:, None] * cas
     top = np.sort(suppressed, axis=0)[-max(1, len(cas) // 10) :]
     probability = np.exp(top.mean(axis=0))
@@ -80,7 +81,7 @@ def localize(cas: np.ndarray, attention: np.ndarray) -> list[tuple[int, float, f
             for threshold in np.linspace(0.1, 0.9, 10)
             for start, end in _runs(attention > threshold)
         ]
-        rows += [(int(label), *kept) for kept in _soft_nms(proposals)]
+        rows += [(int(label), *detection) for detection in _soft_nms(proposals)]
     return rows
 
 
@@ -97,7 +98,7 @@ def _runs(above: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _contrast(activation: np.ndarray, start: int, end: int) -> float:
-    """Mean inside, minus the mean of a quarter of the length on either side."""
+    """Return the mean inside minus the mean of a quarter of the length on either side."""
     reach = 0.25 * (end - start)
     before = activation[max(0, int(start - reach)) : start]
     after = activation[end : int(end - 1 + reach) + 1]
@@ -106,14 +107,14 @@ def _contrast(activation: np.ndarray, start: int, end: int) -> float:
 
 
 def _soft_nms(proposals: list[tuple[int, int, float]], sigma: float = 0.3) -> list[tuple[float, float, float]]:
-    """Take the best, let it lower the scores of those that it overlaps, until none is left."""
-    left, kept = np.array(proposals).reshape(-1, 3), []
+    """Take the best proposal and lower the scores of those that overlap it, until none is left."""
+    left, detections = np.array(proposals).reshape(-1, 3), []
     while len(left):
         best = left[:, 2].argmax()
         start, end, score = left[best].tolist()
-        kept.append((start, end, score))
+        detections.append((start, end, score))
         left = np.delete(left, best, axis=0)
         shared = (np.minimum(left[:, 1], end) - np.maximum(left[:, 0], start) + 1).clip(0)
         union = (left[:, 1] - left[:, 0] + 1) + (end - start + 1) - shared
         left[:, 2] *= np.exp(-((shared / union) ** 2) / sigma)
-    return kept
+    return detections

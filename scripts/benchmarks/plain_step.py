@@ -1,7 +1,7 @@
-"""What the training step is measured against: the paper's network, losses and step, written as they read.
+"""Plain training step: network, losses and step as the paper states them, to measure our step against.
 
-Stock layers, channels first; the losses loop over videos and pairs of videos, as the code of this field does; Adam
-takes one parameter after another; the host reads every loss in every step. The parameters have CO2Net's names.
+Layers are stock, channels first. Losses loop over videos and pairs of videos, as the code of this field does. Adam
+updates one parameter after another, and the host reads every loss in every step. Parameters have CO2Net's names.
 
 Shapes: B videos, T snippets, D channels (D1, D2 of the two modalities), C action classes, P pairs.
 """
@@ -15,7 +15,7 @@ MARGIN = 0.5
 
 
 class PlainConsensus(nn.Module):
-    """Eq. 1 to 3."""
+    """Cross-modal consensus module, Eq. 1 to 3."""
 
     def __init__(self, main_dim: int, auxiliary_dim: int):
         super().__init__()
@@ -28,7 +28,7 @@ class PlainConsensus(nn.Module):
 
 
 class PlainAttention(nn.Module):
-    """Eq. 4."""
+    """Attention unit, Eq. 4."""
 
     def __init__(self, dim: int, hidden_dim: int = 512):
         super().__init__()
@@ -42,7 +42,7 @@ class PlainAttention(nn.Module):
 
 
 class PlainCO2Net(nn.Module):
-    """Figure 2: features (B, T, D1 + D2) -> the outputs of model.CO2Net."""
+    """Network of Figure 2, from features (B, T, D1 + D2) to the outputs of model.CO2Net."""
 
     def __init__(self, num_classes: int, modality_dims: tuple[int, int]):
         super().__init__()
@@ -69,7 +69,7 @@ class PlainCO2Net(nn.Module):
 
 
 class PlainLoss(nn.Module):
-    """Eq. 10 by loops: outputs, labels (B, C), pairs (P, 2) -> the terms and `total`."""
+    """Objective of Eq. 10 by loops, from outputs, labels (B, C) and pairs (P, 2) to the terms and `total`."""
 
     def forward(self, outputs: dict[str, Tensor], labels: Tensor, pairs: Tensor) -> dict[str, Tensor]:
         cas, attention = outputs["cas"], outputs["attention"].unsqueeze(2)
@@ -90,50 +90,23 @@ class PlainLoss(nn.Module):
 
 
 def plain_adam(net: nn.Module, lr: float, weight_decay: float) -> torch.optim.Adam:
-    """One parameter after another."""
+    """Build Adam that updates one parameter after another."""
     return torch.optim.Adam(net.parameters(), lr=lr, weight_decay=weight_decay, foreach=False, fused=False)
 
 
 def plain_train_step(
-    net: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, ...], precision: str
+    net: nn.Module, objective: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, ...], precision: str
 ) -> dict[str, float]:
-    """One step on (features, labels, pairs); the values of the terms. `bf16` is autocast over the network."""
+    """Take one step on (features, labels, pairs) and return the terms. With `bf16` the network runs under autocast."""
     device = next(net.parameters()).device
     features, labels, pairs = (x.to(device) for x in batch)
     optimizer.zero_grad()
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         outputs = net(features)
-    terms = criterion({name: value.float() for name, value in outputs.items()}, labels, pairs)
+    terms = objective({name: value.float() for name, value in outputs.items()}, labels, pairs)
     terms["total"].backward()
     optimizer.step()
     return {name: term.item() for name, term in terms.items()}
-
-
-def forward_flops(net: PlainCO2Net, batch_size: int, num_snippets: int) -> float:
-    """Floating-point operations of a forward pass, counted from the sizes of its convolutions.
-
-    A product and a sum for each output position, output channel, input channel and tap: 2 * B * T * out * in * taps.
-    F^G sees one position a video, the mean over time. Losses, activations and Adam, some percent, are not counted.
-    """
-    return sum(_forward_flops(net, batch_size, num_snippets).values())
-
-
-def step_flops(net: PlainCO2Net, batch_size: int, num_snippets: int) -> float:
-    """Those of one training step: as many again for the gradient of the weights and for that of the input.
-
-    The first layers, those of the two consensus modules, see the features, which need no gradient.
-    """
-    layers = _forward_flops(net, batch_size, num_snippets)
-    return sum(flops * (2 if name.startswith("consensus") else 3) for name, flops in layers.items())
-
-
-def _forward_flops(net: PlainCO2Net, batch_size: int, num_snippets: int) -> dict[str, float]:
-    """By the names of the convolutions."""
-    return {
-        name: 2.0 * batch_size * (1 if "global_context" in name else num_snippets) * layer.weight.numel()
-        for name, layer in net.named_modules()
-        if isinstance(layer, nn.Conv1d)
-    }
 
 
 def _unit(in_dim: int, out_dim: int, taps: int) -> nn.Sequential:
@@ -142,11 +115,11 @@ def _unit(in_dim: int, out_dim: int, taps: int) -> nn.Sequential:
     )
 
 
-def _mil_loss(cas: Tensor, labels: Tensor, background: float, topk_ratio: int = 7) -> Tensor:
-    """Top-k mean logits of one video after another, softmax cross-entropy."""
+def _mil_loss(cas: Tensor, labels: Tensor, background: float, topk_divisor: int = 7) -> Tensor:
+    """Return the softmax cross-entropy of top-k mean logits, one video after another."""
     labels = torch.cat([labels, torch.full_like(labels[:, :1], background)], dim=1)
     labels = labels / (labels.sum(dim=1, keepdim=True) + 1e-4)
-    k = max(1, cas.shape[1] // topk_ratio)
+    k = max(1, cas.shape[1] // topk_divisor)
     logits = []
     for video in range(len(cas)):
         top, _ = torch.topk(cas[video], k, dim=0)
@@ -155,7 +128,7 @@ def _mil_loss(cas: Tensor, labels: Tensor, background: float, topk_ratio: int = 
 
 
 def _co_activity_loss(features: Tensor, suppressed: Tensor, labels: Tensor, pairs: Tensor) -> Tensor:
-    """One pair, one shared class after another."""
+    """Return the co-activity similarity loss, one pair and one shared class after another."""
     total, count = features.new_zeros(()), 0
     for first, second in pairs.tolist():
         for label in torch.nonzero(labels[first] * labels[second]).flatten().tolist():
@@ -169,7 +142,7 @@ def _co_activity_loss(features: Tensor, suppressed: Tensor, labels: Tensor, pair
 
 
 def _high_and_low(features: Tensor, activation: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (T, D) under an activation's softmax (T,), and under what it leaves: (D,) each."""
+    """Return features (T, D) weighted by the softmax of an activation (T,), and by the rest: (D,) each."""
     weight = torch.softmax(activation, dim=0)
     return features.T @ weight, features.T @ ((1 - weight) / max(len(weight) - 1, 1))
 

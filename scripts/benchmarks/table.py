@@ -1,54 +1,64 @@
-"""Measured rows -> a table on the screen or on a page."""
+"""Tables of figures, for the screen and for the page."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Column:
-    """One column: the key of its value in a row, its heading, and how a value is written."""
-
-    key: str
-    heading: str
-    form: str = ""  # as in format(value, form)
-
-    def text(self, row: dict) -> str:
-        value = row.get(self.key)
-        return "-" if value is None else format(value, self.form)
+from eval.tables import format_table
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The rows of one measurement, and what a reader must know of them.
+class ResultTable:
+    """Figures of one measurement, with the notes that a reader needs.
 
     Attributes:
-        name: of the rows in the JSON file.
-        not_measured: a line for whatever belongs here and could not be measured on this machine.
+        name: key in the JSON file.
+        title: what the rows are about.
+        rows: one dict per row, from heading to value; a row may lack a value.
+        notes: one sentence each.
+        not_measured: what belongs here and was not measured, with the reason.
     """
 
     name: str
     title: str
-    columns: Sequence[Column]
     rows: Sequence[dict]
     notes: Sequence[str] = ()
     not_measured: Sequence[str] = ()
 
     def as_text(self) -> str:
-        notes = [f"  {note}" for note in self.notes]
-        return "\n".join([f"{self.name}: {self.title}", format_table(self.columns, self.rows), *notes])
+        """Format the table for the screen."""
+        notes = [f"  {note}" for note in self.notes] + [f"  not measured: {line}" for line in self.not_measured]
+        return "\n".join([f"{self.name}: {self.title}", format_table(self._cells()), *notes])
 
     def as_markdown(self) -> str:
-        """A section of the third level; columns that no row has anything in are left out."""
-        columns = [column for column in self.columns if any(row.get(column.key) is not None for row in self.rows)]
-        lines = [[column.heading for column in columns], ["---:"] * len(columns)]
-        lines += [[column.text(row).replace("|", "\\|") for column in columns] for row in self.rows]
-        body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        """Format the table as a section of a page."""
         notes = "".join(f"* {note}\n" for note in self.notes)
-        return f"### {self.name}: {self.title}\n\n{body}\n\n{notes}"
+        return f"### {self.name}: {self.title}\n\n{markdown_table(self._cells())}\n{notes}"
+
+    def _cells(self) -> list[list[str]]:
+        """Return headings and rows as text, without the columns that no row fills."""
+        headings = dict.fromkeys(key for row in self.rows for key in row)
+        headings = [key for key in headings if any(row.get(key) is not None for row in self.rows)]
+        return [headings, *([format_value(key, row.get(key)) for key in headings] for row in self.rows)]
 
 
-def format_table(columns: Sequence[Column], rows: Sequence[dict]) -> str:
-    """Headings and a line a row, right-aligned; what a row lacks is a dash."""
-    lines = [[column.heading for column in columns]] + [[column.text(row) for column in columns] for row in rows]
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+def format_value(heading: str, value: object) -> str:
+    """Format one figure: whole numbers in full, shares in percent, others to three digits."""
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return str(value)
+    if heading.startswith("share"):
+        return f"{value:.0%}"
+    if 0 < abs(value) < 1e-3:
+        return f"{value:.0e}"
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{max(digits, 0)}f}"
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Format rows of cells, headings first, as Markdown."""
+    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---:"] * len(head), *body))

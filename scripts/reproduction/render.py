@@ -55,8 +55,8 @@ def caption(table: Table, group: pd.DataFrame, protocol: str) -> str:
     text = f"{_mean_map(dataset_of(group))} in percent, `{protocol}` protocol"
     if all(row.paper is None for row in table.rows):
         return text
-    published = ", CO2-Net's under `snippet`" if table.method == "co2net" else ""
-    return f"{text}; the paper's are {_mean_map(table.dataset)} of I3D features{published}"
+    published = " (CO2-Net: `snippet` protocol)" if table.method == "co2net" else ""
+    return f"{text}; paper: {_mean_map(table.dataset)} with I3D features{published}"
 
 
 def _mean_map(dataset: str) -> str:

@@ -35,7 +35,7 @@ def read_results(folders: Iterable[Path]) -> pd.DataFrame:
 
 def _read_run(folder: Path) -> dict:
     """Return one row: the facts of a run, then its scores."""
-    options = read_yaml(folder / "options.yaml")
+    options = read_yaml(folder / "options.yaml", verify=True)
     environment, metrics = (read_json(folder / f"{name}.json") for name in ("environment", "metrics"))
     spec, simulated = DATASETS[options["dataset"]], bool(environment["features"]["simulated"])
     (base, data), prefix = folder.parts[-3:-1], "SIMULATED " if simulated else ""
@@ -109,7 +109,7 @@ def order_line(table: Table, group: pd.DataFrame, checkpoint: str, protocol: str
     mean, seeds = agree["mean"], agree.drop("mean")
     return (
         f"{checkpoint}: {mean} of {len(pairs)} pairs of rows are ordered as in the paper (mean over seeds); "
-        f"all pairs are for {sum(seeds == len(pairs))} of {len(seeds)} seeds"
+        f"all pairs agree in {sum(seeds == len(pairs))} of {len(seeds)} seeds"
     )
 
 

@@ -7,25 +7,25 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and PyTorch: all trainings are compared bit for bit
 
-import argparse  # noqa: E402
-import shutil  # noqa: E402
-import sys  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
-from dataclasses import asdict  # noqa: E402
-from pathlib import Path  # noqa: E402
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
-from scripts.benchmarks.measure import describe_machine, machine_line  # noqa: E402
-from tests.torture import page  # noqa: E402
-from tests.torture.attempt import prepare_forks  # noqa: E402
-from tests.torture.damage import run_damage  # noqa: E402
-from tests.torture.kills import run_kills  # noqa: E402
-from tests.torture.setting import Budget, Setting, make_setting  # noqa: E402
-from tests.torture.strange_names import run_names  # noqa: E402
-from tests.torture.strangers import all_cases, run_controls, run_strangers  # noqa: E402
-from utils.errors import OneLineParser, exit_on_input_error  # noqa: E402
-from utils.formats.files import write_json, write_text  # noqa: E402
+from scripts.benchmarks.machine import describe_machine, machine_line
+from tests.torture import page
+from tests.torture.attempt import prepare_forks
+from tests.torture.damage import run_damage
+from tests.torture.kills import run_kills
+from tests.torture.setting import Budget, Setting, make_setting
+from tests.torture.strange_names import run_names
+from tests.torture.strangers import all_cases, run_controls, run_strangers
+from utils.errors import OneLineParser, exit_on_input_error
+from utils.formats.files import write_json, write_text
 
 SHARES = {"strangers": 0.3, "damage": 0.2, "kills": 0.5}  # of the time; a part that needs less leaves it to the next
 SHOWN = 40  # failures on the screen; the JSON file has all

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from scripts.benchmarks.measure import peak_memory
+from scripts.benchmarks.machine import peak_memory
 from tests.torture.setting import Budget
 from utils.errors import InputError
 

@@ -37,9 +37,9 @@ SIGNALS = {signal.SIGKILL: 0.7, signal.SIGTERM: 0.15, signal.SIGINT: 0.15}
 AIMS = {"any moment": 0.5, "steps": 0.3, "write": 0.2}
 MISCHIEF = {None: 0.5, "flip": 0.14, "remove": 0.08, "leftovers": 0.08, "rival": 0.1, "full disk": 0.1}
 DISKS = ((200, 2**12), (2**12, 2**15), (2**15, 2**20), (2**20, 2**25))  # bytes; last.pt has about 19 MB
-BAR = b"training:"  # what a training prints as soon as it takes steps
+BAR = b"training:"  # printed as soon as a training takes steps
 TIMEOUT = 600.0  # seconds
-STOPPED = "the same with --resume continues"
+STOPPED = "run the same command with --resume to continue"
 
 COUNTS = {
     "runs begun": None,
@@ -105,7 +105,7 @@ def _whole_training(setting: Setting, expected: dict, counts: Counter) -> Clock:
     attempt = Attempt(setting.argv(folder))
     attempt.runs(TIMEOUT, until=lambda: BAR in attempt.output)
     first = attempt.seconds
-    attempt.runs(TIMEOUT, until=lambda: f"{ITERATIONS}/{ITERATIONS} ".encode() in attempt.output)
+    attempt.runs(TIMEOUT, until=lambda: f"iteration {ITERATIONS}/{ITERATIONS},".encode() in attempt.output)
     steps = attempt.seconds - first
     attempt.runs(TIMEOUT)
     clock = Clock(attempt.seconds, steps)

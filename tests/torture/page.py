@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scripts.benchmarks.measure import machine_line
-from scripts.benchmarks.table import Column, format_table
+from eval.tables import format_table
+from scripts.benchmarks.machine import machine_line
 from tests.torture.damage import OUTCOMES
 from tests.torture.formats import FORMATS
 from tests.torture.isolation import GROWTH, HANG
@@ -40,11 +40,8 @@ class Table:
     note: str = ""
 
     def as_text(self) -> str:
-        first, *others = self.head
-        width = max(len(row[0]) for row in self.rows)
-        columns = [Column(first, first.ljust(width)), *(Column(name, name, ",") for name in others)]
-        rows = [{**dict(zip(self.head, row, strict=True)), first: row[0].ljust(width)} for row in self.rows]
-        return f"{self.title}\n{format_table(columns, rows)}"
+        rows = [[value if isinstance(value, str) else f"{value:,}" for value in row] for row in self.rows]
+        return f"{self.title}\n{format_table([self.head, *rows])}"
 
     def as_markdown(self) -> str:
         lines = [self.head, ["---", *["---:"] * (len(self.head) - 1)]]

@@ -312,7 +312,7 @@ def _rate(source: Source, modality: str, fps: float | None, stride: float | None
             f"{source.path}: does not say at which rate '{modality}' was extracted; give --fps and --stride "
             "(frames a snippet)"
         )
-    if said and asked and said.hz != asked.hz:
+    if said and asked and said.snippet_rate != asked.snippet_rate:
         raise InputError(
             f"{source.path}: '{modality}' says {said.fps:g} fps and {said.stride:g} frames a snippet, asked for "
             f"are {fps:g} and {stride:g}; leave --fps and --stride out"

@@ -31,7 +31,7 @@ def is_shard(path: Path) -> bool:
 
 
 class ShardedSource(Source):
-    """All shards of a folder. Threads read one after another.
+    """Shards of one folder. Threads read one after another.
 
     Raises:
         InputError: A shard is missing or surplus, shards differ in their rate, or two of them contain the same video.

@@ -16,7 +16,7 @@ import numpy as np
 from utils.annotations import RELEASE_SUFFIX
 from utils.datasets import RELEASE_RATE, Rate
 from utils.errors import InputError, shorten
-from utils.formats.ave import KEY, background_ids, open_array, read_rows, require_clips
+from utils.formats.ave import KEY, background_ids, check_clip_shape, open_array, read_clips
 from utils.formats.files import read_json
 from utils.formats.hdf5 import (
     check_chunks,
@@ -246,7 +246,7 @@ class AveSource(Source):
 
     def __init__(self, folder: Path):
         self.path = folder
-        clips, background = [video_id for video_id, *_ in read_rows(folder)], background_ids(folder)
+        clips, background = [video_id for video_id, *_ in read_clips(folder)], background_ids(folder)
         self._arrays: dict[str, h5py.Dataset] = {}  # by file name
         self._rows: dict[str, dict[str, tuple[str, int]]] = {}  # modality -> video_id -> file name, row
         for modality in ("audio", "visual"):
@@ -254,7 +254,7 @@ class AveSource(Source):
             for name, video_ids in ((f"{modality}_feature", clips), (f"{modality}_feature_noisy", background)):
                 if (folder / f"{name}.h5").is_file():
                     self._arrays[name] = open_array(folder / f"{name}.h5", KEY)
-                    require_clips(self._arrays[name], video_ids)
+                    check_clip_shape(self._arrays[name], len(video_ids))
                     rows.update({video_id: (name, row) for row, video_id in enumerate(video_ids)})
             if rows:
                 self._rows[modality] = rows
@@ -293,7 +293,7 @@ def checked_rate(attributes: Mapping[str, object], where: str) -> Rate:
     """
     try:
         rate = Rate(float(attributes["fps"]), float(attributes["stride"]))
-        usable = rate.fps > 0 and 0 < rate.hz < np.inf
+        usable = rate.fps > 0 and 0 < rate.snippet_rate < np.inf
     except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
         usable = False
     if not usable:

@@ -83,14 +83,14 @@ class FeatureStore:
     @cached_property
     def snippet_rate(self) -> float | None:
         """Snippets per second of the first modality, None if not stored."""
-        return self._rates[0]
+        return self._snippet_rates[0]
 
     @cached_property
-    def _rates(self) -> tuple[float | None, ...]:
+    def _snippet_rates(self) -> tuple[float | None, ...]:
         """Snippets per second of each modality; one without a rate takes the first that is stored."""
         rates = [self.source.rate(stored) for stored in self.stored_modalities]
-        default = next((rate.hz for rate in rates if rate is not None), None)
-        return tuple(default if rate is None else rate.hz for rate in rates)
+        default = next((rate.snippet_rate for rate in rates if rate is not None), None)
+        return tuple(default if rate is None else rate.snippet_rate for rate in rates)
 
     def num_snippets(self, video_id: str) -> int:
         """Return T of one video without reading values.
@@ -122,7 +122,7 @@ class FeatureStore:
         At equal rates the numbers must be equal. At different rates the durations may differ by two snippets of the
         lower rate or by a tenth, because extractors drop frames that do not fill a snippet.
         """
-        by_stored = dict(zip(self.stored_modalities, self._rates, strict=True))
+        by_stored = dict(zip(self.stored_modalities, self._snippet_rates, strict=True))
         rates = [by_stored[stored] for stored in lengths]
         if len(set(rates)) < 2:
             if len(set(lengths.values())) < 2:
@@ -164,7 +164,7 @@ class FeatureStore:
         count = lengths[0] if snippets is None else len(snippets)
         features = np.empty((count, sum(self.modality_dims)), dtype=np.float32)
         parts = np.split(features, np.cumsum(self.modality_dims)[:-1], axis=1)
-        columns = (parts, self.modalities, self.stored_modalities, lengths, self._rates)
+        columns = (parts, self.modalities, self.stored_modalities, lengths, self._snippet_rates)
         for part, modality, stored, length, rate in zip(*columns, strict=True):
             rows = snippets
             if rate != self.snippet_rate:

@@ -1,8 +1,8 @@
-"""Files, written whole or not at all, and read back within bounds and only as they were written.
+"""Atomic writes, and bounded reads of small files (JSON, YAML, text).
 
-Whatever the project writes goes through `atomic_write`: a stop at any moment, SIGKILL and a full disk included, leaves
-the old file or the new one. Whatever small it reads (JSON, YAML, text) goes through `read_bytes`, which holds a file
-to the SHA256SUMS beside it if that lists it (utils/formats/checksums.py).
+Everything that the project writes goes through `atomic_write`: after an interruption at any moment, SIGKILL and a full
+disk included, the old file or the new one is complete. Reading checks a file against the SHA256SUMS beside it, if that
+lists the file (utils/formats/checksums.py).
 """
 
 import json
@@ -18,19 +18,23 @@ import yaml
 from utils.errors import InputError
 from utils.formats.checksums import verify_checksum
 
-PARTIAL = ".partial-"  # between a file's name and the number of the process that writes it
+PARTIAL = ".partial-"  # between a file's name and the id of the process that writes it
 MAX_JSON_BYTES = 2**31  # THUMOS14's annotations have 0.6 MB, ten million detections about 1 GB
 MAX_YAML_BYTES = 2**16
-MAX_YAML_BRACKETS = 1000  # the reader takes minutes over a hundred thousand open ones
+MAX_YAML_BRACKETS = 1000  # the parser takes minutes for a hundred thousand open brackets
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A place beside `path` to write to; what is there when the block ends well takes the place of `path`.
+    """Write a file completely or not at all.
 
-    An error in the block leaves `path` as it was and nothing beside it; one of the system, as a full disk, becomes
-    an InputError. The content is on the disk before it has its name, so that a machine that loses power has one of
-    the two as well.
+    Yields:
+        A temporary path beside `path`. If the block succeeds, the file written there replaces `path`. Content reaches
+        the disk before the name does, so a power failure cannot leave half a file either. If the block fails, `path`
+        is unchanged and the temporary file is removed.
+
+    Raises:
+        InputError: An error of the system, such as a full disk.
     """
     path = Path(path)
     if path.is_dir() or not path.name:
@@ -38,9 +42,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}{PARTIAL}{os.getpid()}")
     try:
         yield partial
-        _sync(partial)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
-        _sync(path.parent)
+        _sync_folder(path.parent)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
@@ -49,71 +54,92 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def sweep_partial(folder: Path) -> None:
-    """Remove what a killed process left half written; for a folder that no other process writes to."""
+    """Remove temporary files of killed processes; only for a folder that no other process writes to."""
     for path in folder.glob(f"*{PARTIAL}*"):
         path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """UTF-8, whole or not at all."""
+    """Write a text file in UTF-8, atomically."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, content: object, indent: int | None = None) -> None:
-    """Strict JSON, whole or not at all: what is undefined must come as None."""
+    """Write strict JSON, atomically; undefined numbers must be None, not NaN."""
     write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
 def save_figure(figure, path: str | Path, dpi: int) -> None:
-    """A matplotlib figure, whole or not at all; its kind by the suffix. ValueError for a kind it does not write."""
+    """Write a matplotlib figure, atomically; the suffix chooses the format, ValueError for an unknown one."""
     path = Path(path)
     with atomic_write(path) as partial:
         figure.savefig(partial, dpi=dpi, format=path.suffix.removeprefix(".") or "png")
 
 
-def read_bytes(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """The content of a file; InputError if it cannot be read, is too large, or differs from its listed checksum."""
+def read_bytes(path: str | Path, max_bytes: int = MAX_JSON_BYTES, verify: bool = True) -> bytes:
+    """Return the content of a file.
+
+    Args:
+        path: file to read.
+        max_bytes: largest accepted size.
+        verify: compare the content with its checksum in SHA256SUMS, if there is one.
+
+    Raises:
+        InputError: The file cannot be read, is too large, or differs from its checksum.
+    """
     path = Path(path)
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a device may never end
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a device may never end
             raise InputError(f"{path}: cannot be read (not a file)")
-        if found.st_size > max_bytes:
+        if status.st_size > max_bytes:
             raise InputError(
-                f"{path}: has {found.st_size:,} bytes, expected {max_bytes:,} at most; is it another file?"
+                f"{path}: expected at most {max_bytes:,} bytes, got {status.st_size:,}; is it another file?"
             )
         content = path.read_bytes()
     except InputError:
         raise
     except ValueError:
-        raise InputError(f"{path}: cannot be read (no file can have such a name)") from None
+        raise InputError(f"{path}: cannot be read (invalid file name)") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    verify_checksum(path, content)
+    if verify:
+        verify_checksum(path, content)
     return content
 
 
-def read_text(path: str | Path, expected: str, max_bytes: int = MAX_JSON_BYTES) -> str:
-    """UTF-8 text, with a byte order mark or without; `expected` says what of, for the message of the InputError."""
+def read_text(path: str | Path, expected: str, max_bytes: int = MAX_JSON_BYTES, verify: bool = True) -> str:
+    """Return UTF-8 text, without its byte order mark.
+
+    Args:
+        path: file to read.
+        expected: kind of text, for the error message.
+        max_bytes: largest accepted size.
+        verify: see `read_bytes`.
+
+    Raises:
+        InputError: As `read_bytes`, and for other encodings.
+    """
     try:
-        return read_bytes(path, max_bytes).decode("utf-8-sig")
+        return read_bytes(path, max_bytes, verify).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text; expected {expected}") from None
 
 
 def read_json(path: str | Path) -> object:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
-    InputError if it cannot be read, is empty, cut off or something else, is nested too deep (about a thousand
-    levels), gives a key twice in one object, or has text that is none (half of a surrogate pair).
+    Raises:
+        InputError: The file is unreadable, empty or invalid, repeats a key within an object, is nested about a
+            thousand levels deep, or has half of a surrogate pair.
     """
     text = read_text(path, "JSON")
     if not text.strip():
         raise InputError(f"{path}: the file is empty")
     try:
-        content = json.loads(text, object_pairs_hook=_object)
-        if "\\ud" in text.lower():  # half of a pair makes a text that no file and no screen takes
+        content = json.loads(text, object_pairs_hook=_unique_keys)
+        if "\\ud" in text.lower():  # half of a surrogate pair cannot be encoded again
             json.dumps(content, ensure_ascii=False).encode()
         return content
     except InputError as error:
@@ -123,24 +149,34 @@ def read_json(path: str | Path) -> object:
 
 
 def read_json_lines(path: str | Path) -> list:
-    """A JSON value a line; InputError if it cannot be read or a line is none."""
+    """Return the values of a file with one JSON value per line.
+
+    Raises:
+        InputError: The file cannot be read or a line is not JSON.
+    """
     try:
         return [json.loads(line) for line in read_text(path, "lines of JSON").splitlines()]
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: not one JSON value a line; repair it or move it away") from None
+        raise InputError(f"{path}: not one JSON value per line; repair the file or move it away") from None
 
 
-def read_yaml(path: str | Path) -> object:
-    """The content of a YAML file of plain values, by the safe loader.
+def read_yaml(path: str | Path, verify: bool = False) -> object:
+    """Return the content of a YAML file of plain values.
 
-    InputError if it cannot be read or is no such file. Aliases are refused too: a few lines of them stand for
-    gigabytes, and no file of options needs one.
+    Aliases are refused, because a few lines of them expand to gigabytes.
+
+    Args:
+        path: file to read.
+        verify: see `read_bytes`; for the options of a finished run, not for a config.
+
+    Raises:
+        InputError: The file cannot be read or is not such a file.
     """
-    text = read_text(path, "YAML", MAX_YAML_BYTES)
+    text = read_text(path, "YAML", MAX_YAML_BYTES, verify)
     if text.count("[") + text.count("{") > MAX_YAML_BRACKETS:
-        raise InputError(f"{path}: has more than {MAX_YAML_BRACKETS} brackets, which no file of options needs")
+        raise InputError(f"{path}: has more than {MAX_YAML_BRACKETS} brackets; expected a file of options")
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise InputError(f"{path}: has a YAML alias (*name); write the value out")
@@ -151,8 +187,8 @@ def read_yaml(path: str | Path) -> object:
         raise InputError(f"{path}: not a YAML file of plain values ({error})") from None
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object; Python's own reader would keep the last of equal keys and silently lose the others."""
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return a JSON object; InputError for a repeated key, of which `json` would keep only the last value."""
     content = dict(pairs)
     if len(content) != len(pairs):
         repeated, _ = Counter(key for key, _ in pairs).most_common(1)[0]
@@ -160,13 +196,11 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return content
 
 
-def _sync(path: Path) -> None:
-    """Wait until the file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if path.is_file():  # a full network disk may say so only now; a folder need not be syncable
-            raise
-    finally:
-        os.close(descriptor)
+def _sync_folder(folder: Path) -> None:
+    """Write the folder's list of names to the disk, on systems that can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,7 +1,9 @@
-"""HDF5 files: ours are written with checksums; of strangers' nothing outside is opened, and no size is believed.
+"""HDF5 files: writing with checksums, and safe reading of untrusted files.
 
-HDF5 itself follows links to other files, makes up what was never written, and, for a damaged chunk, reads past its end.
-What reads here raises ValueError, or whatever h5py raises for a damaged file; callers say of which file.
+HDF5 itself follows links to other files, invents values that were never written, and reads past the end of a damaged
+chunk. The functions here open no other file and check every declared size against the bytes in the file.
+
+Readers raise ValueError, or whatever h5py raises for a damaged file. Callers add the path.
 """
 
 import math
@@ -17,27 +19,29 @@ import numpy as np
 
 from utils.errors import shorten
 from utils.formats.npy import MAX_EMPTY_LENGTH
-from utils.formats.rows import by_block, read_rows
+from utils.formats.rows import iter_blocks, read_rows
 
-# HDF5 1.10 is the oldest format with checksums over all metadata; "latest" would shut out readers of other ages.
+# HDF5 1.10 is the oldest format with checksums over all metadata; "latest" would exclude older readers.
 VERSION = ("v110", "v110")
-MAX_STEPS, MAX_LEVELS = 100, 16  # links and groups on the way to a dataset of HDF5; groups within groups
+MAX_STEPS = 100  # links and groups on the way to a dataset
+MAX_LEVELS = 16  # groups within groups
 GZIP, LZF, FLETCHER32 = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_LZF, h5py.h5z.FILTER_FLETCHER32
-FILTERS = (h5py.h5z.FILTER_SHUFFLE, LZF, GZIP, FLETCHER32)  # in the order in which they are applied
-FLETCHER32_BYTES = 4  # the checksum behind a chunk
-GZIP_RATIO = 1040  # what it packs at most is 1032, lzf less
-MAX_RATIO, FREE_BYTES = 100, 2**20  # of a whole dataset, beside what any may have: one of zeros alone packs well
-PLAIN_TYPES = (h5py.h5t.IEEE_F16LE, h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F64LE)  # whose bytes are the values, as they lie
+FILTERS = (h5py.h5z.FILTER_SHUFFLE, LZF, GZIP, FLETCHER32)  # in the order in which HDF5 applies them
+FLETCHER32_BYTES = 4  # checksum after a chunk
+GZIP_RATIO = 1040  # gzip packs a chunk by at most 1032, lzf by less
+MAX_RATIO, FREE_BYTES = 100, 2**20  # a dataset may unpack to MAX_RATIO x its stored bytes + FREE_BYTES
+PLAIN_TYPES = (h5py.h5t.IEEE_F16LE, h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F64LE)  # stored as NumPy has them in memory
 
 
 @contextmanager
 def create_hdf5(path: Path) -> Iterator[h5py.File]:
-    """A file to write, with checksums over its metadata; its datasets have them by `fletcher32=True`.
+    """Open a new file whose metadata has checksums; create datasets in it with `fletcher32=True`.
 
-    OSError, in the system's words, for what the system refuses, such as a full disk.
+    Raises:
+        OSError: The system refuses a write, for example on a full disk; in the system's words.
     """
     try:
-        # Without a cache a write fails where it is made; from the cache it may fail when nobody can be told any more.
+        # Without a chunk cache a write fails in the call; a cached one may fail at exit, where nothing reports it.
         with h5py.File(path, "w", libver=VERSION, rdcc_nbytes=0) as file:
             yield file
     except (OSError, RuntimeError) as error:
@@ -46,16 +50,19 @@ def create_hdf5(path: Path) -> Iterator[h5py.File]:
         raise
 
 
-def set_attributes(place: h5py.Group, values: Mapping[str, object]) -> None:
-    """Numbers and texts; h5py would put text where HDF5 has no checksum, outside the attribute."""
+def set_attributes(group: h5py.Group, values: Mapping[str, object]) -> None:
+    """Set numbers and texts as attributes; text has a fixed length, because HDF5 has no checksum for the other kind."""
     for name, value in values.items():
-        place.attrs[name] = np.array(value) if not isinstance(value, str) else np.bytes_(value.encode())
+        group.attrs[name] = np.array(value) if not isinstance(value, str) else np.bytes_(value.encode())
 
 
 def follow(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | h5py.Datatype:
-    """What lies at a path below a group, soft links followed, link after link; ValueError where that leaves the file.
+    """Return the object at a path below a group, following soft links within the file.
 
-    HDF5's own way through a path would open other files.
+    HDF5's own lookup would open other files.
+
+    Raises:
+        ValueError: The path leads to another file, to nothing, or over too many links.
     """
     found, names = group, path.split("/")
     for _ in range(MAX_STEPS):
@@ -64,8 +71,8 @@ def follow(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | h5py.Dat
         name = names.pop(0).encode()
         if name in (b"", b"."):
             continue
-        there = isinstance(found, h5py.Group) and found.id.links.exists(name)
-        kind = found.id.links.get_info(name).type if there else None
+        exists = isinstance(found, h5py.Group) and found.id.links.exists(name)
+        kind = found.id.links.get_info(name).type if exists else None
         if kind == h5py.h5l.TYPE_HARD:
             found = found[name]
         elif kind == h5py.h5l.TYPE_SOFT:
@@ -73,26 +80,27 @@ def follow(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | h5py.Dat
             found = group.file if target.startswith("/") else found
             names[:0] = target.split("/")
         elif kind is None:
-            raise ValueError("it links to what is not there")
+            raise ValueError("it links to a target that does not exist")
         else:
-            raise ValueError("it links to another file, and no other is opened; copy the values into this one")
+            raise ValueError("it links to another file, which is not supported; copy the values into this one")
     raise ValueError(f"more than {MAX_STEPS} links and groups on the way to it")
 
 
-def dataset_paths(group: h5py.Group, met: set[h5py.Group], level: int = 1) -> Iterator[str]:
-    """The paths under a group of all that is no group itself; of a group that was `met` before, nothing."""
+def dataset_paths(group: h5py.Group, visited: set[h5py.Group], level: int = 1) -> Iterator[str]:
+    """Yield the paths of all non-groups below a group, skipping `visited` groups and adding new ones to them."""
     if level > MAX_LEVELS:
         raise ValueError(f"groups are nested deeper than {MAX_LEVELS} levels")
     for name in names_in(group):
         child = _group_at(group, name)
         if child is None:
             yield name
-        elif child not in met:
-            met.add(child)
-            yield from (f"{name}/{path}" for path in dataset_paths(child, met, level + 1))
+        elif child not in visited:
+            visited.add(child)
+            yield from (f"{name}/{path}" for path in dataset_paths(child, visited, level + 1))
 
 
 def names_in(group: h5py.Group) -> Iterator[str]:
+    """Yield the names in a group; ValueError for one that is not UTF-8."""
     for name in group:
         if isinstance(name, bytes):
             raise ValueError(f"the name {shorten(name)} is not UTF-8")
@@ -100,101 +108,112 @@ def names_in(group: h5py.Group) -> Iterator[str]:
 
 
 def _group_at(group: h5py.Group, name: str) -> h5py.Group | None:
-    """The group of that name, if it is one; what cannot be opened is none, which is reported when it is read."""
+    """Return the group of that name, None for anything else; reading reports what cannot be opened."""
     try:
-        if _is_array(group, name.encode()):
-            return None
+        own = group.id.links.get_info(name.encode()).type == h5py.h5l.TYPE_HARD
+        if own and h5py.h5o.get_info(group.id, name.encode()).type == h5py.h5o.TYPE_DATASET:
+            return None  # the common case, without opening the dataset
         found = follow(group, name)
-    except Exception:  # as in `HDF5Source._reading`
+    except Exception:  # for a damaged file h5py raises almost anything
         return None
     return found if isinstance(found, h5py.Group) else None
 
 
-def _is_array(group: h5py.Group, name: bytes) -> bool:
-    """Whether an array lies there itself, which shows without opening it; most of what is listed are such."""
-    own = group.id.links.get_info(name).type == h5py.h5l.TYPE_HARD
-    return own and h5py.h5o.get_info(group.id, name).type == h5py.h5o.TYPE_DATASET
-
-
 def check_no_external_data(dataset: h5py.Dataset) -> None:
-    """ValueError for values that lie elsewhere or are no numbers, and for filters whose output has no known bound."""
+    """Check that a dataset is numeric, in this file, and stored with filters of bounded output.
+
+    Raises:
+        ValueError: It is not.
+    """
     layout = dataset.id.get_create_plist()
     if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
-        raise ValueError("its values lie in another file, and no other is opened; copy them into this one")
+        raise ValueError("its values lie in another file, which is not supported; copy them into this one")
     if dataset.dtype.kind not in "biuf":
-        raise ValueError(f"it has dtype {shorten(dataset.dtype)}, expected float16 or float32")
+        raise ValueError(f"expected float16 or float32, got dtype {shorten(dataset.dtype)}")
     filters = _filters(dataset)
     if filters != [code for code in FILTERS if code in filters] or {LZF, GZIP} <= set(filters):
         raise ValueError(
-            f"it is stored with the HDF5 filters {filters}, expected shuffle, gzip or lzf, and fletcher32 at most; "
-            "store it again, as h5repack does"
+            f"expected no other HDF5 filters than shuffle, gzip or lzf, and fletcher32, got {filters}; "
+            "store it again, for example with h5repack"
         )
 
 
 def check_stored_size(dataset: h5py.Dataset, file_bytes: int) -> None:
-    """ValueError for a dataset of more bytes than those in the file can be unpacked to; no value is read for that."""
-    shape, chunks, item_bytes = dataset.shape, dataset.chunks, _item_bytes(dataset)  # each takes h5py a while
+    """Check that the bytes in the file can unpack to the declared shape; values are not read.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    shape, chunks, item_bytes = dataset.shape, dataset.chunks, _item_bytes(dataset)  # each is slow in h5py
     if 0 in shape and max(shape) > MAX_EMPTY_LENGTH:
         raise ValueError(f"no array has the shape {shape}")
-    promised, held = math.prod(shape) * item_bytes, dataset.id.get_storage_size()
-    if held > file_bytes or (promised > held and not chunks):
-        raise ValueError(f"it promises {max(promised, held):,} bytes, the file holds {min(held, file_bytes):,} of them")
+    declared, stored = math.prod(shape) * item_bytes, dataset.id.get_storage_size()
+    if stored > file_bytes or (declared > stored and not chunks):
+        raise ValueError(f"it declares {max(declared, stored):,} bytes, the file has {min(stored, file_bytes):,}")
     if chunks:
-        places = math.prod(-(-length // chunk) for length, chunk in zip(shape, chunks, strict=True))
-        _check_chunk_sizes(dataset, places, math.prod(chunks) * item_bytes)
-    if promised > MAX_RATIO * held + FREE_BYTES:
-        raise ValueError(f"it promises {promised:,} bytes, packed into {held:,}; no features pack so well")
+        count = math.prod(-(-length // chunk) for length, chunk in zip(shape, chunks, strict=True))
+        _check_chunk_sizes(dataset, count, math.prod(chunks) * item_bytes)
+    if declared > MAX_RATIO * stored + FREE_BYTES:
+        raise ValueError(f"it declares {declared:,} bytes, packed into {stored:,}; no features pack that well")
 
 
-def _check_chunk_sizes(dataset: h5py.Dataset, places: int, promised: int) -> None:
-    """ValueError for chunks that were not written or are too small; HDF5 reads past the end of such.
+def _check_chunk_sizes(dataset: h5py.Dataset, count: int, declared: int) -> None:
+    """Check that `count` chunks exist and can unpack to `declared` bytes each; ValueError if not.
 
-    places: how many there must be; promised: the bytes of each, since those at the edges are stored whole.
+    HDF5 reads past the end of a chunk that is too small. Chunks at an edge are stored in full size too.
     """
     chunks = _chunks(dataset)
     written = len({chunk.chunk_offset for chunk in chunks})
-    if written < places:
-        raise ValueError(f"of its {places:,} chunks the file holds {written:,}")
+    if written < count:
+        raise ValueError(f"it declares {count:,} chunks, the file has {written:,}")
     by_mask = {mask: _filters(dataset, mask) for mask in {0, *(chunk.filter_mask for chunk in chunks)}}
     for chunk in chunks:
         filters = by_mask[chunk.filter_mask]
-        held = chunk.size - (FLETCHER32_BYTES if FLETCHER32 in filters else 0)
-        if not (promised <= GZIP_RATIO * held if LZF in filters or GZIP in filters else promised == held):
-            raise ValueError(f"a chunk of it promises {promised:,} bytes, the file holds {chunk.size:,}")
+        stored = chunk.size - (FLETCHER32_BYTES if FLETCHER32 in filters else 0)
+        if not (declared <= GZIP_RATIO * stored if LZF in filters or GZIP in filters else declared == stored):
+            raise ValueError(f"a chunk declares {declared:,} bytes, the file has {chunk.size:,}")
     if LZF in by_mask[0]:
         lzf = dataset.id.get_create_plist().get_filter(by_mask[0].index(LZF))
-        if lzf[2][2:] != (promised,):
+        if lzf[2][2:] != (declared,):
             raise ValueError("the size of its lzf chunks is damaged")
 
 
 def check_chunks(dataset: h5py.Dataset) -> None:
-    """ValueError for a gzipped chunk that is damaged or unpacks to another size; HDF5 reads past the end of such."""
-    promised = math.prod(dataset.chunks) * _item_bytes(dataset) if dataset.chunks else 0
+    """Unpack each gzip chunk and check its size; HDF5 reads past the end of a damaged one.
+
+    Raises:
+        ValueError: A chunk is damaged or unpacks to another size.
+    """
+    declared = math.prod(dataset.chunks) * _item_bytes(dataset) if dataset.chunks else 0
     for chunk in _chunks(dataset) if GZIP in _filters(dataset) else ():
         mask, content = dataset.id.read_direct_chunk(chunk.chunk_offset)
         if GZIP in _filters(dataset, mask):
             unpacker = zlib.decompressobj()
-            if len(unpacker.decompress(content, promised + 1)) != promised or not unpacker.eof:
-                raise ValueError(f"a chunk of it does not unpack to the {promised:,} bytes that it promises")
+            if len(unpacker.decompress(content, declared + 1)) != declared or not unpacker.eof:
+                raise ValueError(f"a chunk does not unpack to the declared {declared:,} bytes")
 
 
 def dataset_rows(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
-    """Sorted rows (N,) of a dataset (T, D) -> (N, D) in its own dtype; the checks above must have passed.
+    """Return sorted rows of a dataset that passed the checks above, reading as little else as possible.
 
-    What lies in one piece is read past HDF5, row by row; of chunks those that hold a wanted row, one after another.
+    A contiguous dataset is read row by row, past HDF5; of a chunked one only the chunks with wanted rows.
+
+    Shape:
+        dataset (T, D), rows (N,) -> (N, D) in the dataset's dtype.
     """
-    offset = dataset.id.get_offset()  # None for what does not lie in one piece
-    if offset is not None and any(dataset.id.get_type().equal(kind) for kind in PLAIN_TYPES):
+    offset = dataset.id.get_offset()  # None unless contiguous
+    plain = any(dataset.id.get_type().equal(kind) for kind in PLAIN_TYPES)
+    if offset is not None and plain and hasattr(os, "pread"):
         descriptor = dataset.file.id.get_vfd_handle()
         return read_rows(descriptor, offset, dataset.dtype, dataset.shape[1], rows)
     values = np.empty((len(rows), dataset.shape[1]), dataset.dtype)
-    for places, first, last in by_block(rows, dataset.chunks[0] if dataset.chunks else len(dataset)):
-        values[places] = dataset[first : last + 1][rows[places] - first]
+    for positions, first, last in iter_blocks(rows, dataset.chunks[0] if dataset.chunks else len(dataset)):
+        values[positions] = dataset[first : last + 1][rows[positions] - first]
     return values
 
 
 def _filters(dataset: h5py.Dataset, mask: int = 0) -> list[int]:
-    """The numbers of a dataset's filters in their order, without those that the mask of a chunk says it left out."""
+    """Return the codes of a dataset's filters in their order, without those that a chunk's mask skips."""
     layout = dataset.id.get_create_plist()
     return [layout.get_filter(index)[0] for index in range(layout.get_nfilters()) if not mask >> index & 1]
 

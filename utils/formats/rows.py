@@ -1,7 +1,7 @@
-"""Some rows of a large array in a file, without the others: what training without a cache reads.
+"""Partial reads of large arrays: selected rows of a file, block by block.
 
-Rows are wanted sorted and may repeat. Neighbors are read together, a block at a time, so that memory stays at one
-block and a disk is not asked for every row.
+Rows are sorted and may repeat. Close rows are read in one call, so memory stays at one block and the number of calls
+stays small.
 """
 
 import os
@@ -9,13 +9,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-BLOCK_BYTES = 2**16  # more costs time where few rows of a long video are wanted, less where all of a short one are
+BLOCK_BYTES = 2**16  # larger wastes reads on sparse rows, smaller wastes calls on dense ones
 
 
-def by_block(rows: np.ndarray, length: int) -> Iterator[tuple[slice, int, int]]:
-    """Sorted rows in blocks of so many: the places in `rows`, the first row of the block that is wanted, and the last.
+def iter_blocks(rows: np.ndarray, length: int) -> Iterator[tuple[slice, int, int]]:
+    """Group sorted rows by blocks of `length` rows.
 
-    Blocks without a wanted row do not appear.
+    Yields:
+        The positions in `rows` that fall into one block, and the first and last row wanted there.
     """
     borders = np.flatnonzero(np.diff(rows // length)) + 1
     for start, end in zip([0, *borders], [*borders, len(rows)], strict=True):
@@ -24,18 +25,27 @@ def by_block(rows: np.ndarray, length: int) -> Iterator[tuple[slice, int, int]]:
 
 
 def read_rows(descriptor: int, offset: int, dtype: np.dtype, width: int, rows: np.ndarray) -> np.ndarray:
-    """Sorted rows (N,) of an array (T, width) that lies from `offset` on in an open file -> (N, width), own dtype.
+    """Return sorted rows of a (T, width) array that starts at `offset` of an open file.
 
-    ValueError: the file ends before a row does.
+    Raises:
+        ValueError: The file ends before the last row.
+
+    Shape:
+        rows (N,) -> (N, width) in the array's dtype.
     """
     values = np.empty((len(rows), width), dtype)
     row_bytes = width * dtype.itemsize
-    for places, first, last in by_block(rows, max(1, BLOCK_BYTES // max(1, row_bytes))):
-        promised = (last - first + 1) * row_bytes
-        content = os.pread(descriptor, promised, offset + first * row_bytes)
-        if len(content) != promised:
-            raise ValueError(
-                f"row {last} promises bytes up to {offset + (last + 1) * row_bytes:,}, the file ends before"
-            )
-        values[places] = np.frombuffer(content, dtype).reshape(-1, width)[rows[places] - first]
+    for positions, first, last in iter_blocks(rows, max(1, BLOCK_BYTES // max(1, row_bytes))):
+        count = (last - first + 1) * row_bytes
+        content = _read_at(descriptor, count, offset + first * row_bytes)
+        if len(content) != count:
+            raise ValueError(f"row {last} ends at byte {offset + (last + 1) * row_bytes:,}, after the end of the file")
+        values[positions] = np.frombuffer(content, dtype).reshape(-1, width)[rows[positions] - first]
     return values
+
+
+def _read_at(descriptor: int, count: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, count, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)  # Windows
+    return os.read(descriptor, count)

@@ -1,7 +1,7 @@
-"""The processes that train one network together, as torchrun starts them; docs/scaling.md says how they share the work.
+"""Processes that train one network together, as started by torchrun; docs/scaling.md explains how they share work.
 
-Each is called a rank. All of them hold the same weights and take the same steps; rank 0 alone writes and prints.
-Without torchrun there is one rank, every operation is the identity, and no process group is made.
+Each process is a rank. All ranks hold the same weights and take the same steps; only rank 0 writes files and prints.
+Without torchrun there is a single rank: every operation is the identity, and no process group exists.
 """
 
 import os
@@ -23,42 +23,57 @@ Value = TypeVar("Value")
 class Ranks:
     """One process among those of a run.
 
-    What all of them must call together, in the same order, says so; one that never comes keeps the others waiting.
+    A method marked "Collective" must be called by every rank, in the same order. A missing call blocks the others.
+
+    Attributes:
+        rank: number of this process.
+        size: number of processes.
+        local_rank: number of this process on its machine.
+        nodes: number of machines.
+        restarts: number of restarts by torchrun, each after the loss of a rank.
     """
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # on its machine
-    nodes: int = 1  # machines
-    restarts: int = 0  # by torchrun, each because a rank was lost
+    local_rank: int = 0
+    nodes: int = 1
+    restarts: int = 0
 
     @property
     def is_main(self) -> bool:
+        """True on rank 0."""
         return self.rank == 0
 
-    def place(self, device: torch.device) -> torch.device:
-        """The device of this rank, where each has a GPU of its own; InputError if there are too few."""
+    def device(self, device: torch.device) -> torch.device:
+        """Return the device of this rank: its own GPU, or the given device if it is the CPU or there is one rank.
+
+        Raises:
+            InputError: if this machine has fewer GPUs than ranks.
+        """
         if device.type == "cpu" or self.size == 1:
             return device
         if self.local_rank >= torch.cuda.device_count():
             raise InputError(
-                f"process {self.local_rank + 1} of this machine finds {torch.cuda.device_count()} GPUs, and each needs "
-                "one of its own; lower --nproc_per_node, or use --device cpu"
+                f"process {self.local_rank + 1} of this machine needs a GPU of its own, but only "
+                f"{torch.cuda.device_count()} GPUs are visible; lower --nproc_per_node, or use --device cpu"
             )
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
     def share(self, objective: nn.Module, example: Sequence[Tensor]) -> nn.Module:
-        """The objective with the weights of rank 0, and with gradients that are means over ranks; all together.
+        """Return the objective with rank 0's weights and with gradients averaged over ranks. Collective.
 
-        Two passes over an example, whose gradients are thrown away, settle which parameters get a gradient at all (the
-        attention's do not if L_mil^org is alone) and the order in which gradients are summed up, which would be another
-        one in the first steps: so a resumed training is the one that was not stopped, to the last bit. Random states
-        stay as they are.
+        Two passes over an example batch come first, and their gradients are discarded. They settle two things:
+
+        * which parameters get a gradient at all (with L_mil^org alone, those of the attention get none);
+        * the order in which DistributedDataParallel sums gradients, which differs in its first steps.
+
+        Without them a resumed run would sum its first gradients in another order than an uninterrupted run, and
+        differ from it in the last bits. Random states are unchanged.
 
         Args:
-            objective: a module that gives loss terms, `total` among them.
-            example: what it takes.
+            objective: module that returns loss terms, `total` among them.
+            example: inputs of the objective.
         """
         if self.size == 1:
             return objective
@@ -70,97 +85,98 @@ class Ranks:
         return shared
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean over ranks of a tensor, without gradient; all together."""
+        """Return the mean of a tensor over ranks, detached. Collective."""
         if self.size == 1:
             return values.detach()
         total = values.detach().clone()
         distributed.all_reduce(total)
         return total / self.size
 
-    def largest(self, number: int) -> int:
-        """The largest number of any rank; all together."""
+    def max(self, number: int) -> int:
+        """Return the largest number over ranks. Collective."""
         if self.size == 1:
             return number
         largest = torch.tensor(number)
         distributed.all_reduce(largest, distributed.ReduceOp.MAX)
         return int(largest)
 
-    def wait(self) -> None:
-        """Until all ranks are here; all together."""
-        self.largest(0)
+    def barrier(self) -> None:
+        """Wait for all ranks. Collective."""
+        self.max(0)
 
     def gather(self, value: Value) -> list[Value]:
-        """On rank 0 every rank's value, in their order; elsewhere this one's alone. All together."""
+        """Return every rank's value, in order, on rank 0; only its own value on the others. Collective."""
         if self.size == 1:
             return [value]
         values = [None] * self.size if self.is_main else None
         distributed.gather_object(value, values)
         return values if self.is_main else [value]
 
-    def once(self, function: Callable[..., Value], *arguments: object) -> Value:
-        """What the function gives on rank 0, which alone calls it, on every rank; all together."""
+    def on_rank_zero(self, function: Callable[..., Value], *arguments: object) -> Value:
+        """Call the function on rank 0 and return its result on every rank. Collective."""
         values = [function(*arguments) if self.is_main else None]
         if self.size > 1:
             distributed.broadcast_object_list(values)
         return values[0]
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
-    """This process among those that torchrun started; `ALONE` without it. The process ends with the block.
+def join_ranks() -> Iterator[Ranks]:
+    """Join the processes started by torchrun; yield `SINGLE_PROCESS` without it.
 
-    Inside the block all but rank 0 are silent.
+    Inside the block only rank 0 prints. With several ranks the process ends with the block.
 
     Raises:
-        InputError: in place of PyTorch's own words, where another rank is lost, which it says itself.
+        InputError: if another rank is lost; replaces PyTorch's own message.
     """
     ranks = _ranks_from_environment()
     if ranks.size == 1:
         yield ranks
         return
-    with _lost_ranks_in_one_line(), ExitStack() as stack:
-        _join(ranks)
+    with _lost_rank_as_input_error(), ExitStack() as stack:
+        _init_process_group(ranks)
         if not ranks.is_main:
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))
+            devnull = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(devnull))
+            stack.enter_context(redirect_stderr(devnull))
         yield ranks
-        # All is written and closed. On a busy machine, taking down the group has now and then ended a process by
-        # "terminate called without an active exception" in place of 0: so the processes leave together, as they are.
-        ranks.wait()
+        # Every file is written and closed here. Destroying the process group on a busy machine sometimes aborts a
+        # process with "terminate called without an active exception" (gloo). So all ranks leave together without
+        # destroying it, and os._exit skips the destructors that would.
+        ranks.barrier()
         sys.__stdout__.flush()
         os._exit(0)
 
 
 def _ranks_from_environment() -> Ranks:
-    """LOCAL_RANK is torchrun's own; the other names are used by clusters as well, for what they start."""
+    # Only LOCAL_RANK is specific to torchrun: clusters set the other names for their own jobs.
     if "LOCAL_RANK" not in os.environ:
-        return ALONE
+        return SINGLE_PROCESS
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
     rank, size, local_rank, nodes, restarts = (int(os.environ.get(name, 0)) for name in names)
     return Ranks(rank, size, local_rank, nodes, restarts)
 
 
-def _join(ranks: Ranks) -> None:
+def _init_process_group(ranks: Ranks) -> None:
     store, *_ = next(distributed.rendezvous("env://"))
-    # torchrun keeps its store over a restart, and the addresses in it of processes that are gone.
+    # torchrun reuses its store after a restart, with the addresses of processes that no longer exist.
     store = distributed.PrefixStore(f"{ranks.restarts} restarts, {ranks.size} processes", store)
-    # Small things that the processes tell each other go through gloo, which keeps no GPU waiting.
+    # gloo carries small Python objects, so that no GPU waits for them.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size)
 
 
 @contextmanager
-def _lost_ranks_in_one_line() -> Iterator[None]:
+def _lost_rank_as_input_error() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
         raise InputError(
-            f"another process of this run was lost, and says why itself ({str(error).split('. ')[0]}); "
-            "the same command with --resume continues from the last evaluation"
+            f"another process of this run was lost and reports the reason itself ({str(error).split('. ')[0]}); "
+            "run the same command with --resume to continue from the last evaluation"
         ) from None

@@ -1,0 +1,327 @@
+"""State of a training run: counters, running losses, checkpoints, and all that a bit-for-bit resume needs."""
+
+import random
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.checkpoint import (
+    STATES,
+    has_training_state,
+    load_state,
+    read_checkpoint,
+    require_classes,
+    save_checkpoint,
+)
+from utils.errors import InputError
+from utils.run.ranks import SINGLE_PROCESS, Ranks
+
+
+class StepOutcome(NamedTuple):
+    """Outcome of a training step, as tensors on the device. Reading a value waits for the step."""
+
+    terms: dict[str, Tensor]  # loss terms and their total, detached scalars, averaged over ranks
+    finite: Tensor  # bool: whether the weights were updated
+
+
+class Batches(Protocol):
+    """Endless iterator over training batches whose position can be saved and restored."""
+
+    video_ids: Sequence[str]  # of the last batch
+
+    def __next__(self) -> Sequence[Tensor]: ...
+    def state_dict(self) -> dict:
+        """Return the state from which the next batch is drawn."""
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a state returned by `state_dict`."""
+
+
+class Training:
+    """State of a training run, saved as a whole and resumed as if it had never stopped.
+
+    Every method that reads or writes files is collective: all ranks call it, rank 0 accesses the files, and it returns
+    on all ranks when the files are complete.
+
+    Attributes:
+        iteration: number of steps taken.
+        metrics: of the last evaluation; None if a step was taken since.
+        chosen: iteration and score of each chosen checkpoint by name; `best` is best.pt.
+        skipped: number of steps whose loss or gradient was not finite, and which therefore changed nothing.
+        untrained: metrics before the first step, None if not evaluated.
+        checkpoints: folder of the checkpoint files.
+
+    Args:
+        net: network, already on its device.
+        optimizer: its optimizer.
+        loader: its batches.
+        identity: `architecture`, `classes` and `options`, saved in every checkpoint.
+        run_dir: folder of the run.
+        ranks: processes that train together.
+        max_iter: number of steps of the whole run.
+        eval_every: number of steps between evaluations.
+        skip_nonfinite: number of non-finite steps to tolerate before the run stops.
+    """
+
+    def __init__(
+        self,
+        net: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loader: Batches,
+        identity: dict,
+        run_dir: Path,
+        ranks: Ranks = SINGLE_PROCESS,
+        *,
+        max_iter: int,
+        eval_every: int,
+        skip_nonfinite: int = 0,
+    ):
+        self.net, self.optimizer, self.loader, self.identity, self.ranks = net, optimizer, loader, identity, ranks
+        self.max_iter, self.eval_every, self.skip_nonfinite = max_iter, eval_every, skip_nonfinite
+        self.checkpoints = Path(run_dir) / "checkpoints"
+        self.iteration, self.metrics, self.untrained = 0, None, None
+        self.chosen: dict[str, dict] = {}
+        self.skipped = 0
+        self._sums: dict[str, Tensor] = {}  # of the loss terms since the last evaluation
+        self._count: Tensor | int = 0  # of the finite steps since then
+        self._unchecked: deque[tuple[int, StepOutcome, Sequence[Tensor], list[str]]] = deque()
+
+    @property
+    def is_due(self) -> bool:
+        """True if an evaluation follows the last step: on schedule, or at the end of the run."""
+        return self._is_scheduled(self.iteration) or self.iteration == self.max_iter
+
+    def batches(self) -> Iterator[Sequence[Tensor]]:
+        """Yield batches until the run has `max_iter` steps. `advance` must follow each."""
+        while self.iteration < self.max_iter:
+            yield next(self.loader)
+
+    def advance(self, outcome: StepOutcome, batch: Sequence[Tensor]) -> None:
+        """Count a step and add its loss terms to the running means.
+
+        A CPU step is checked for non-finite values here. A GPU step is checked when the next one is under way, so that
+        the GPU never waits for the host, but always before an evaluation, a save or a stop.
+
+        Args:
+            outcome: of the step.
+            batch: last batch of the loader, on which the step was taken.
+
+        Raises:
+            InputError: if more than `skip_nonfinite` steps were not finite. fault.pt then has the state and the batch.
+        """
+        self.iteration += 1
+        self.metrics = None
+        self._count = self._count + outcome.finite
+        for name, value in outcome.terms.items():  # summed on the device, without waiting for it
+            self._sums[name] = self._sums.get(name, 0.0) + torch.where(outcome.finite, value, 0.0).double()
+        self._unchecked.append((self.iteration, outcome, batch, list(self.loader.video_ids)))
+        self._check_steps(delay=1 if outcome.finite.is_cuda and not self.is_due else 0)
+
+    def losses(self) -> dict[str, float]:
+        """Return the mean of each loss term over the finite steps since the last evaluation; {} without any."""
+        count = int(self._count)
+        return {name: value.item() / count for name, value in self._sums.items()} if count else {}
+
+    def save(self, metrics: dict, scores: dict[str, list[float]]) -> None:
+        """Save last.pt, and NAME.pt for each score that is the highest of its name so far.
+
+        An evaluation off the schedule, at the end of a run, cannot replace a chosen checkpoint. A longer run that
+        resumes from it must equal a run that was never stopped there.
+
+        Args:
+            metrics: of the evaluation of the current weights.
+            scores: by name of the chosen checkpoint. Lists are compared from the left.
+        """
+        self.metrics = metrics
+        is_scheduled = self._is_scheduled(self.iteration)
+        if is_scheduled:
+            self._sums, self._count = {}, 0
+        for name, score in scores.items():
+            if name not in self.chosen or (is_scheduled and score > self.chosen[name]["score"]):
+                self.chosen[name] = {"iteration": self.iteration, "score": score}
+                self._save(self.checkpoints / f"{name}.pt", self._weights())
+        self.save_last()
+
+    def save_last(self) -> None:
+        """Save last.pt: the weights and all that the next step depends on. The file before it becomes previous.pt."""
+        self._check_steps()
+        last, previous = (self.checkpoints / name for name in STATES)
+        self._save(last, {**self._weights(), "training": self._state()}, previous)
+
+    def resume(self, seed: int) -> None:
+        """Continue from last.pt, or from previous.pt if last.pt is damaged or missing; do nothing without both.
+
+        Args:
+            seed: of the run. With another number of ranks than before, dropout continues with new random streams.
+
+        Raises:
+            InputError: if there is a state but it cannot be used.
+        """
+        path, checkpoint = self.ranks.on_rank_zero(self._read_newest_state)
+        if checkpoint is None:
+            return
+        require_classes(checkpoint, self.identity["classes"], path)
+        load_state(self.net, checkpoint, path)
+        try:
+            self._load_state(checkpoint, checkpoint["training"])
+            self._load_random_states(checkpoint["training"], seed)
+        except Exception as error:  # setters of PyTorch and Python raise almost any exception for an invalid state
+            raise InputError(f"{path}: training state cannot be used ({type(error).__name__}: {error})") from None
+        if self.iteration < self.max_iter:
+            self.chosen = {n: choice for n, choice in self.chosen.items() if self._is_scheduled(choice["iteration"])}
+
+    def _is_scheduled(self, iteration: int) -> bool:
+        return iteration % self.eval_every == 0
+
+    def _check_steps(self, delay: int = 0) -> None:
+        """Report non-finite steps among all but the last `delay` steps."""
+        while len(self._unchecked) > delay:
+            iteration, outcome, batch, video_ids = self._unchecked.popleft()
+            if not outcome.finite:
+                self._skip(iteration, outcome.terms, batch, video_ids)
+
+    def _skip(self, iteration: int, terms: dict[str, Tensor], batch: Sequence[Tensor], video_ids: list[str]) -> None:
+        self.skipped += 1
+        values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+        fault = f"the loss or its gradient is not finite at iteration {iteration} ({values})"
+        batches = self.ranks.gather((video_ids, *(part.cpu() for part in batch[:2])))
+        video_ids = [video_id for ids, *_ in batches for video_id in ids]
+        videos = ", ".join(video_ids)
+        if self.skipped <= self.skip_nonfinite:
+            tqdm.write(f"skipped: {fault}, videos {videos}", file=sys.stderr)
+            return
+        path = self.checkpoints / "fault.pt"
+        features, labels = (torch.cat(parts) for parts in list(zip(*batches, strict=True))[1:])
+        step = {"terms": terms, "video_ids": video_ids, "features": features, "labels": labels}
+        self._save(path, {**self._weights(), "training": self._state(), "fault": step})
+        raise InputError(
+            f"{fault} with the videos {videos}; lower --lr, check the features with python -m utils.features DIR "
+            f"--check, or tolerate such steps with --skip-nonfinite N; {path} has the state before that step and its "
+            "batch"
+        )
+
+    def _save(self, path: Path, checkpoint: dict, previous: Path | None = None) -> None:
+        if self.ranks.is_main:
+            save_checkpoint(path, checkpoint, previous)
+        self.ranks.barrier()
+
+    def _weights(self) -> dict:
+        return {
+            **self.identity,
+            "model": self.net.state_dict(),
+            "iteration": self.iteration,
+            "metrics": self.metrics,
+        }
+
+    def _state(self) -> dict:
+        own, *others = self.ranks.gather(random_states())
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "batches": self.loader.state_dict(),
+            "random": own,
+            "random_of_other_ranks": others,
+            "losses": {"sums": self._sums, "count": int(self._count)},
+            "chosen": self.chosen,
+            "untrained": self.untrained,
+            "skipped": self.skipped,
+        }
+
+    def _load_state(self, checkpoint: dict, state: dict) -> None:
+        self.iteration, self.metrics = int(checkpoint["iteration"]), checkpoint["metrics"]
+        self.optimizer.load_state_dict(state["optimizer"] if "optimizer" in state else state["optimiser"])  # older
+        for group in self.optimizer.param_groups:  # an older run may have used another implementation of Adam
+            group.update({name: self.optimizer.defaults[name] for name in ("fused", "foreach")})
+        for parameter, values in self.optimizer.state.items():
+            if not values["exp_avg"].shape == values["exp_avg_sq"].shape == parameter.shape:
+                raise ValueError("the optimizer's state does not fit the network")
+        self.loader.load_state_dict(state["batches"])
+        device = next(self.net.parameters()).device
+        self._sums = {name: value.to(device) for name, value in state["losses"]["sums"].items()}
+        self._count = state["losses"]["count"]
+        if not isinstance(state["untrained"], dict | None):
+            raise TypeError("expected `untrained` to be a dict or None")
+        self.untrained, self.skipped = state["untrained"], int(state.get("skipped", 0))
+        self.chosen = {
+            name: {"iteration": int(choice["iteration"]), "score": choice["score"]}
+            for name, choice in state["chosen"].items()
+        }
+
+    def _load_random_states(self, state: dict, seed: int) -> None:
+        states = [state["random"], *state.get("random_of_other_ranks", [])]
+        if len(states) == self.ranks.size:
+            restore_random_states(states[self.ranks.rank])
+            return
+        seed_everything(seed, self.ranks.rank, self.iteration)
+        print(
+            f"number of processes changed from {len(states)} to {self.ranks.size}: "
+            "the batches continue, dropout uses new random streams"
+        )
+
+    def _read_newest_state(self) -> tuple[Path, dict | None]:
+        """Return the newest intact state; rename a damaged newer one, so that it never replaces an intact one."""
+        if not has_training_state(self.checkpoints):
+            return self.checkpoints, None
+        last, previous = (self.checkpoints / name for name in STATES)
+        try:
+            return last, _read_state(last)
+        except InputError as error:
+            if not previous.exists():
+                raise
+            checkpoint = _read_state(previous)
+            print(f"{error}; resuming from {previous}, iteration {checkpoint['iteration']}", file=sys.stderr)
+            if last.exists():
+                last.replace(last.with_name("damaged.pt"))
+            return previous, checkpoint
+
+
+def _read_state(path: Path) -> dict:
+    checkpoint = read_checkpoint(path)
+    if not {"training", "iteration", "metrics"} <= set(checkpoint):
+        raise InputError(f"{path}: has weights but no training state; it cannot be resumed from")
+    return checkpoint
+
+
+def seed_everything(seed: int, rank: int = 0, iteration: int = 0) -> None:
+    """Seed the global random generators of Python, NumPy and PyTorch.
+
+    Args:
+        seed: of the run.
+        rank: each rank draws from its own streams.
+        iteration: number of steps already taken, for a run that continues without its random states.
+    """
+    if rank or iteration:
+        seed = int(np.random.SeedSequence([seed, rank, iteration]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - extensions may draw from the global generator
+    torch.manual_seed(seed)
+
+
+def random_states() -> dict:
+    """Return the states of the global random generators, in values that a checkpoint can store."""
+    numpy_state = np.random.get_state()  # noqa: NPY002 - the state of the global generator is wanted
+    states = {
+        "python": random.getstate(),
+        "numpy": [numpy_state[0], torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def restore_random_states(states: dict) -> None:
+    """Set the global random generators to the states that `random_states` returned."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
