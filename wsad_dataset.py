@@ -28,7 +28,7 @@ class WeakVideoDataset:
         missing_features: "error", or "skip" to leave out videos without features.
         min_snippets: Shorter videos are left out.
         video_ids: The videos to use, None for the whole subset.
-        device: Where all features are kept in memory; None to read them from the store each time.
+        device: Device that stores all features; None to read them from the store each time.
 
     Attributes:
         video_ids: The N videos, in the order of `video_ids` or of the annotations.
@@ -38,8 +38,7 @@ class WeakVideoDataset:
         too_short: Videos with fewer than min_snippets snippets.
 
     Raises:
-        InputError: A subset, a video or its features are not found, no video is left, or the features do not fit into
-            memory.
+        InputError: A video or its features are not found, no video is left, or the features do not fit into memory.
     """
 
     def __init__(
@@ -53,6 +52,7 @@ class WeakVideoDataset:
         video_ids: Sequence[str] | None = None,
         device: torch.device | str | None = "cpu",
     ):
+        min_snippets = max(1, min_snippets)
         videos = {video.video_id: video for video in annotations.subset(subset)}
         if video_ids is not None:
             if unknown := [video_id for video_id in video_ids if video_id not in videos]:
@@ -68,8 +68,8 @@ class WeakVideoDataset:
                 "extract them, or leave them out with --missing-features skip"
             )
         lengths = {video_id: store.num_snippets(video_id) for video_id in videos if video_id in store}
-        self.video_ids = [video_id for video_id, length in lengths.items() if length >= max(1, min_snippets)]
-        self.too_short = [video_id for video_id, length in lengths.items() if length < max(1, min_snippets)]
+        self.video_ids = [video_id for video_id, length in lengths.items() if length >= min_snippets]
+        self.too_short = [video_id for video_id, length in lengths.items() if length < min_snippets]
         if not self.video_ids:
             raise InputError(
                 f"subset '{subset}': no video can be used; {len(self.skipped)} have no features, "
@@ -264,5 +264,5 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether PyTorch raised an error because memory ran out, on a GPU or on the CPU."""
+    """Return True for the error that PyTorch raises when memory of a GPU or the CPU runs out."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
