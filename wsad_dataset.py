@@ -3,6 +3,7 @@
 Nothing here reads when an action happens: of a `Video`, only its id and its weak labels are used.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
@@ -28,7 +29,7 @@ class WeakVideoDataset:
         missing_features: "error", or "skip" to leave out videos without features.
         min_snippets: Shorter videos are left out.
         video_ids: The videos to use, None for the whole subset.
-        device: Where all features are kept in memory; None to read them from the store each time.
+        device: Device that stores all features; None to read them from the store each time.
 
     Attributes:
         video_ids: The N videos, in the order of `video_ids` or of the annotations.
@@ -38,8 +39,7 @@ class WeakVideoDataset:
         too_short: Videos with fewer than min_snippets snippets.
 
     Raises:
-        InputError: A subset, a video or its features are not found, no video is left, or the features do not fit into
-            memory.
+        InputError: A video or its features are not found, no video is left, or the features do not fit into memory.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class WeakVideoDataset:
         video_ids: Sequence[str] | None = None,
         device: torch.device | str | None = "cpu",
     ):
+        min_snippets = max(1, min_snippets)
         videos = {video.video_id: video for video in annotations.subset(subset)}
         if video_ids is not None:
             if unknown := [video_id for video_id in video_ids if video_id not in videos]:
@@ -68,8 +69,8 @@ class WeakVideoDataset:
                 "extract them, or leave them out with --missing-features skip"
             )
         lengths = {video_id: store.num_snippets(video_id) for video_id in videos if video_id in store}
-        self.video_ids = [video_id for video_id, length in lengths.items() if length >= max(1, min_snippets)]
-        self.too_short = [video_id for video_id, length in lengths.items() if length < max(1, min_snippets)]
+        self.video_ids = [video_id for video_id, length in lengths.items() if length >= min_snippets]
+        self.too_short = [video_id for video_id, length in lengths.items() if length < min_snippets]
         if not self.video_ids:
             raise InputError(
                 f"subset '{subset}': no video can be used; {len(self.skipped)} have no features, "
@@ -196,10 +197,10 @@ class BatchLoader:
         self._generator = np.random.default_rng([seed, 1])  # of snippets, independent of the sampler
         self._own_rows = rank_rows(batch_size, num_pairs, rank, num_ranks)
         self._pairs = torch.arange(2 * len(range(rank, num_pairs, num_ranks))).view(-1, 2)
-        shape = len(self._own_rows), num_snippets, sum(dataset.modality_dims)
-        pin_memory = pin_memory and dataset.device.type == "cpu"
+        self._shape = len(self._own_rows), num_snippets, sum(dataset.modality_dims)  # (B, T, D) of this rank
+        options = {"device": dataset.device, "pin_memory": pin_memory and dataset.device.type == "cpu"}
         count = 3 if prefetch else 2  # the batch in use, the one before it, and the prefetched one
-        self._buffers = [torch.empty(shape, device=dataset.device, pin_memory=pin_memory) for _ in range(count)]
+        self._buffers = itertools.cycle([torch.empty(self._shape, **options) for _ in range(count)])
         self._state = self._generator_states()
         self._thread = ThreadPoolExecutor(1, "batches") if prefetch else None
         self._prefetched: Future | None = None
@@ -222,8 +223,7 @@ class BatchLoader:
         snippets = stratified_snippets(self.dataset.lengths[indices], self.num_snippets, self._generator)  # (B, T)
         state = self._generator_states()
         indices, snippets = indices[self._own_rows], snippets[self._own_rows]
-        features = self._buffers.pop(0)
-        self._buffers.append(features)
+        features = next(self._buffers)
         self.dataset.gather(indices, snippets, features)
         labels = torch.from_numpy(self.dataset.labels[indices]).float()
         labels, pairs = (to_device(part, features.device) for part in (labels, self._pairs.clone()))
@@ -231,8 +231,8 @@ class BatchLoader:
 
     def example(self, device: torch.device) -> Batch:
         """Return a batch of zeros with the shapes and dtypes of all batches."""
-        labels = torch.zeros(len(self._own_rows), len(self.dataset.classes))
-        return Batch(*(part.to(device) for part in (torch.zeros_like(self._buffers[0]), labels, self._pairs)))
+        labels = torch.zeros(len(self._own_rows), len(self.dataset.classes), device=device)
+        return Batch(torch.zeros(self._shape, device=device), labels, self._pairs.to(device))
 
     def close(self) -> None:
         """End the prefetching thread; no batch can be drawn any more."""
@@ -264,5 +264,5 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether PyTorch raised an error because memory ran out, on a GPU or on the CPU."""
+    """Return True for the error that PyTorch raises when memory of a GPU or the CPU runs out."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -117,8 +117,8 @@ def test_damage_in_a_chunk_is_reported_when_it_is_read(tmp_path):
 
 def test_a_truncated_file_gives_no_rows(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((9, 4), dtype=np.float32))
-    says = "row 9 ends at byte 288, after the end of the file"
-    with (tmp_path / "x.npy").open("rb") as file, pytest.raises(ValueError, match=says):
+    message = "row 9 ends at byte 288, after the end of the file"
+    with (tmp_path / "x.npy").open("rb") as file, pytest.raises(ValueError, match=message):
         read_rows(file.fileno(), 128, np.dtype("f4"), 4, np.array([2, 9]))
 
 

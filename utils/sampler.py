@@ -155,7 +155,7 @@ class ShardSampler:
 def rank_rows(batch_size: int, num_pairs: int, rank: int, num_ranks: int) -> np.ndarray:
     """Return the rows of a batch that one of several processes takes.
 
-    Rank r takes the pairs p with p mod num_ranks = r, both rows of each, and then as many other rows as give it
+    Rank r takes both rows of the pairs p with p mod num_ranks = r. Other rows fill its share of
     batch_size / num_ranks rows.
 
     Raises:

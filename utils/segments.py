@@ -58,8 +58,8 @@ def runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def soft_nms(segments: np.ndarray, scores: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
     """Apply Gaussian soft-NMS (Bodla et al., ICCV 2017) as in the release.
 
-    Take the segment with the highest score, multiply the score of every other one by exp(-overlap^2 / sigma), and
-    repeat until none is left. Overlap counts lengths + 1, and no score is cut off. Ties go to the first in input order.
+    Take the segment with the highest score and multiply every other score by exp(-overlap^2 / sigma); repeat until no
+    segment is left. Overlap counts lengths + 1, and no score is cut off. Ties go to the first in input order.
 
     Time and memory grow with the number of overlapping pairs, which is small among the nested runs of a few thresholds.
 

@@ -26,7 +26,7 @@ def shard_name(number: int, count: int) -> str:
 
 
 def is_shard(path: Path) -> bool:
-    """Return whether a path has the name of a shard."""
+    """Return True for the path of a shard, judging by its name."""
     return _NAME.fullmatch(path.name) is not None
 
 

@@ -48,7 +48,8 @@ class Source(Protocol):
         """Return how the modality was extracted, None if it is not stored."""
 
     def shape(self, modality: str, video_id: str) -> tuple[int, ...]:
-        """Return the stored shape without reading values."""
+        """Return the stored shape, without reading values where the format allows it."""
+        return self.read(modality, video_id).shape
 
     def read(self, modality: str, video_id: str) -> np.ndarray:
         """Return the stored array."""
@@ -99,9 +100,9 @@ class HDF5Source(Source):
     def rate(self, modality: str) -> Rate | None:
         """Return the rate in the attributes of the modality's group, or else of the file."""
         with self._reading(f"fps and stride of '{modality}' cannot be read"):
-            places = self._file.attrs, self._groups[modality].attrs  # later ones take precedence
-            found = [(place, name) for place in places for name in ("fps", "stride") if name in place]
-            attributes = {name: _read_number(place, name) for place, name in found}
+            attributes = {}
+            for level in (self._file.attrs, self._groups[modality].attrs):  # the group takes precedence
+                attributes |= {name: _read_number(level, name) for name in ("fps", "stride") if name in level}
         return checked_rate(attributes, f"{self.path}: the attributes of '{modality}'") if attributes else None
 
     def shape(self, modality: str, video_id: str) -> tuple[int, ...]:
@@ -222,10 +223,6 @@ class JointSource(Source):
         """Return the rate of the releases' features."""
         return RELEASE_RATE
 
-    def shape(self, modality: str, video_id: str) -> tuple[int, ...]:
-        """Return the shape of one half of the channels."""
-        return self.read(modality, video_id).shape
-
     def read(self, modality: str, video_id: str) -> np.ndarray:
         """Return one half of the channels, a view."""
         joint = self._videos[video_id]
@@ -303,7 +300,7 @@ def checked_rate(attributes: Mapping[str, object], where: str) -> Rate:
 
 
 def is_modality_folder(path: Path) -> bool:
-    """Return whether a path is a folder of .npy files that are features."""
+    """Return True for a folder of .npy files that can be features."""
     return path.is_dir() and not path.name.endswith(RELEASE_SUFFIX) and any(path.glob("*.npy"))
 
 

@@ -62,7 +62,7 @@ class FeatureStore:
         return video_id in self._known
 
     def describe(self) -> dict:
-        """Return the path and the format of the features, and whether they are simulated."""
+        """Return the path and the format of the features, and if they are simulated."""
         return {"path": str(self.source.path), "form": self.source.form, "simulated": self.source.simulated}
 
     @cached_property
@@ -120,7 +120,7 @@ class FeatureStore:
         """Return why these numbers of snippets, by stored modality, cannot belong to one video; None if they can.
 
         At equal rates the numbers must be equal. At different rates the durations may differ by two snippets of the
-        lower rate or by a tenth, because extractors drop frames that do not fill a snippet.
+        lower rate, or by a tenth: extractors drop frames that do not fill a snippet.
         """
         by_stored = dict(zip(self.stored_modalities, self._snippet_rates, strict=True))
         rates = [by_stored[stored] for stored in lengths]
