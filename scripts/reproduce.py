@@ -15,7 +15,7 @@ from scripts.reproduction import execute, render, results
 from scripts.reproduction.cost import format_duration, measure_cost
 from scripts.reproduction.figure5 import draw_figure5
 from scripts.reproduction.plan import ROOT, PlannedRun, Setting, Table, planned_runs, read_tables
-from utils.engine import PROTOCOLS
+from utils.engine import TABLE_PROTOCOLS
 from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.features.convert import features_in
 from utils.features.simulate import simulate_demo
@@ -116,7 +116,12 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         help="submit the runs to a SLURM cluster, with these parameters of submitit's executor",
     )
     add("--plan", action="store_true", help="print the runs and their estimated time, and stop")
-    add("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help=f"protocol of the table (default: {PROTOCOLS[0]})")
+    add(
+        "--protocol",
+        choices=TABLE_PROTOCOLS,
+        default=TABLE_PROTOCOLS[0],
+        help=f"protocol of the table (default: {TABLE_PROTOCOLS[0]})",
+    )
     add(
         "--markdown", type=Path, metavar="FILE", help="Markdown file (default: TABLE.md beside the runs; results: none)"
     )

@@ -149,6 +149,19 @@ class Training:
                 self._save(self.checkpoints / f"{name}.pt", self._weights())
         self.save_last()
 
+    def table_rows(self, metrics: dict) -> list[tuple[str, int, dict]]:
+        """Return name, iteration and metrics of each checkpoint for the final table.
+
+        Args:
+            metrics: Metrics of the last checkpoint.
+        """
+        rows = [("untrained", 0, self.untrained)] if self.untrained else []
+        rows.append(("last", self.iteration, metrics))
+        for name in self.chosen:
+            checkpoint = read_checkpoint(self.checkpoints / f"{name}.pt")
+            rows.append((name, checkpoint["iteration"], checkpoint["metrics"]))
+        return rows
+
     def save_last(self) -> None:
         """Save last.pt: the weights and all that the next step depends on. The file before it becomes previous.pt."""
         self._check_steps()

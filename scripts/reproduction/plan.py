@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from options import default_options, parse_args, resume_options
+from options import complete_options, parse_args, resume_options
 from utils.datasets import DATASETS
 from utils.errors import InputError
 from utils.formats.files import read_json, read_yaml
@@ -69,7 +69,7 @@ class PlannedRun:
         """
         if not (self.folder / "metrics.json").is_file():
             return False
-        require_same_options(self.folder / "options.yaml", resume_options(self.options), default_options())
+        require_same_options(self.folder / "options.yaml", resume_options(self.options), complete_options)
         dataset, expected = Path(read_yaml(self.folder / "options.yaml")["path_dataset"]), self.options.path_dataset
         if dataset.exists() and dataset.resolve() != Path(expected).resolve():
             raise InputError(f"{self.folder} was trained on {dataset}, not {expected}; choose another --run-dir")

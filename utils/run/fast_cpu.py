@@ -34,11 +34,12 @@ def use_fast_dropout(net: nn.Module) -> None:
         for (name, layer), (next_name, next_layer) in zip(layers, layers[1:], strict=False):
             if isinstance(layer, nn.LeakyReLU) and type(next_layer) is nn.Dropout:
                 sequential[int(name)] = nn.Identity()
-                sequential[int(next_name)] = FastDropout(next_layer.p, layer.negative_slope)
+                fast = FastDropout(next_layer.p, layer.negative_slope)
+                sequential[int(next_name)] = fast.train(next_layer.training)
     for module in list(net.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
-                setattr(module, name, FastDropout(child.p))
+                setattr(module, name, FastDropout(child.p).train(child.training))
 
 
 class FastDropout(nn.Dropout):

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,15 +38,15 @@ class RunFolder:
         run_dir: the folder. Created if it does not exist.
         options: options that must be unchanged when the run is resumed.
         resume: whether to continue a run that the folder already has.
-        defaults: default options, for those that did not exist when an older run was saved.
+        complete: Function that completes the saved options of an older run.
 
     Raises:
         InputError: if another process uses the folder, it has a run and `resume` is off, its run has other options, or
             it cannot be created.
     """
 
-    def __init__(self, run_dir: str | Path, options: dict, resume: bool, defaults: dict):
-        self.path, self._options, self._resume, self._defaults = Path(run_dir), options, resume, defaults
+    def __init__(self, run_dir: str | Path, options: dict, resume: bool, complete: Callable[[dict], dict]):
+        self.path, self._options, self._resume, self._complete = Path(run_dir), options, resume, complete
         self._lock = FileLock(self.path / LOCK, timeout=0, fallback_to_soft=False)
 
     def __enter__(self) -> "RunFolder":
@@ -57,7 +58,7 @@ class RunFolder:
                     raise InputError(
                         f"{self.path}: already has a run; continue it with --resume or choose another --run-dir"
                     )
-                require_same_options(self.path / "options.yaml", self._options, self._defaults)
+                require_same_options(self.path / "options.yaml", self._options, self._complete)
                 for name in read_checksums(self.path):
                     if (self.path / name).exists():
                         verify_checksum(self.path / name)
@@ -114,18 +115,18 @@ class RunFolder:
                 raise InputError(f"{self.path}: cannot be created ({error.strerror})") from None
 
 
-def require_same_options(path: Path, options: dict, defaults: dict) -> None:
+def require_same_options(path: Path, options: dict, complete: Callable[[dict], dict]) -> None:
     """Raise InputError if the options.yaml of a run has other options.
 
     Args:
         path: the options.yaml.
         options: expected values.
-        defaults: values of options that the file does not list.
+        complete: Function that completes the saved options of an older run.
     """
     before = read_yaml(path)
     if not isinstance(before, dict):
         raise InputError(f"{path}: not the options of a run; move the folder away")
-    before = {**defaults, **before}
+    before = complete(before)
     for name, value in options.items():
         if before.get(name) != value:
             raise InputError(
