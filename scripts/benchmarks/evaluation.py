@@ -22,7 +22,7 @@ ACTIVITYNET_SECONDS = {("thumos14", 40_000): 19.6, ("activitynet12", 240_000): 9
 
 NOTES = (
     f"plain: one detection after another, numpy inside, same run; not run for more than {PLAIN_UNTIL:,} detections",
-    "peak MB: the whole process, interpreter and input included; each list in a process of its own",
+    "peak MB: the whole process, interpreter, PyTorch and input included; each list in a process of its own",
     "* not run here: ActivityNet's code on lists of these sizes, measured once on one core of another machine",
 )
 

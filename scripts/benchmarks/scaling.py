@@ -17,14 +17,14 @@ from scripts.benchmarks.command import run_main
 from scripts.benchmarks.measure import Settings, time_in_turns
 from scripts.benchmarks.synthetic import (
     THUMOS14,
-    Scale,
+    equal_videos,
     make_detections,
     make_ground_truth,
     make_outputs,
     write_dataset_files,
 )
 from scripts.benchmarks.table import ResultTable
-from utils.datasets import DATASETS, SNIPPET_RATE
+from utils.datasets import DATASETS
 from utils.engine import choose_device
 
 LINEAR = 1.1  # largest exponent that counts as linear growth
@@ -117,8 +117,7 @@ def _trainings(settings: Settings) -> Iterator[dict]:
     dim, snippets = (QUICK_DIM, QUICK_SNIPPETS) if settings.quick else (DIM, SNIPPETS)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         data, first = Path(folder) / "data", None
-        train_scale = Scale(VIDEOS, VIDEOS, CLASSES, (snippets / SNIPPET_RATE + 0.1, 0.0), (3.0, 0.0), "train")
-        write_dataset_files(data, train_scale, replace(train_scale, videos=2, segments=2, subset="test"), dim)
+        write_dataset_files(data, equal_videos(VIDEOS, snippets, "train"), equal_videos(2, snippets, "test"), dim)
         options = ["--dataset", "demo", "--path-dataset", str(data), "--num-snippets", str(snippets)]
         options += ["--device", settings.device, "--max-iter", str(2 if settings.quick else ITERATIONS)]
         for processes in tqdm(PROCESSES[: 1 if settings.quick else None], "torchrun", leave=False):

@@ -38,6 +38,11 @@ THUMOS14 = Scale(212, 3358, 20, (160.0, 0.8), (3.2, 0.8))
 ACTIVITYNET12 = Scale(2383, 3582, 100, (110.0, 0.6), (26.0, 1.3), "validation")
 
 
+def equal_videos(videos: int, snippets: int, subset: str) -> Scale:
+    """Return a scale of videos with equal numbers of snippets, and one segment per video."""
+    return Scale(videos, videos, 20, ((snippets + 0.5) / SNIPPET_RATE, 0.0), (3.0, 0.0), subset)
+
+
 def make_durations(scale: Scale, seed: int = 0) -> np.ndarray:
     """Return the seconds of each video."""
     return _lognormal(np.random.default_rng([seed, 2]), scale.video_seconds, scale.videos)
