@@ -29,7 +29,7 @@ ALL = {"0.1:0.7": [0, 1, 2]}
 
 def evaluated(truth, found, videos="uvw", protocol="seconds"):
     """truth: rows (video, label, start, end); found: the same and a score."""
-    table = make_table([(*row, None) for row in truth], videos, "abc", scored=False)
+    table = make_table(truth, videos, "abc")
     return evaluate_detections(table, make_table(found), THRESHOLDS, protocol=protocol)
 
 
@@ -166,7 +166,7 @@ def test_command_with_one_file_gives_its_intervals(run):
     status, out, _ = run([found_until(5)], "--protocol", "snippet", "--seed", 5)
     assert status == 0
     assert out.splitlines()[-1].split() == ["0.1:0.9", "100.00", "[100.00,", "100.00]"]
-    assert out.splitlines()[1].startswith("grid of the snippet protocols: 1.5625 snippets a second (the default of")
+    assert out.splitlines()[1].startswith("grid of the snippet protocols: 1.5625 snippets per second (the default of")
     assert " p" not in out.splitlines()[3]
 
 
@@ -187,10 +187,10 @@ def test_command_takes_the_grid_from_the_files_if_they_agree(run):
     for files in ([at_rate(2.5), at_rate(2.5)], [at_rate(2.5), found_until(5)]):
         status, out, _ = run(files, *on_grid)
         assert status == 0
-        assert "\ngrid of the snippet protocols: 2.5 snippets a second (as " in out
+        assert "\ngrid of the snippet protocols: 2.5 snippets per second (from " in out
     status, out, err = run([at_rate(2.5), at_rate(1)], *on_grid)
     assert (status, out) == (2, "")
-    assert err.startswith("error: the detections are on different grids") and err.count("\n") == 1
+    assert err.startswith("error: the detection files have different snippet rates") and err.count("\n") == 1
     assert "0.json has 2.5, " in err and "1.json has 1; choose --snippet-rate" in err
     assert run([at_rate(2.5), at_rate(1)], *on_grid, "--snippet-rate", 2)[0] == 0
     assert run([at_rate(2.5), at_rate(1)], "--resamples", 9)[0] == 0  # in seconds it does not matter

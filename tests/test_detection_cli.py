@@ -90,7 +90,7 @@ def test_a_mean_goes_by_the_name_of_a_range_only_if_it_is_that(run, thresholds, 
     ("told", "options", "rate", "source"),
     [
         ({}, [], "1.5625", "the default of thumos14"),
-        ({"snippet_rate": 2.5}, [], "2.5", "as "),
+        ({"snippet_rate": 2.5}, [], "2.5", "from "),
         ({"snippet_rate": None}, [], "1.5625", "the default of thumos14"),
         ({"snippet_rate": 2.5}, ["--snippet-rate", 4], "4", "--snippet-rate"),
     ],
@@ -99,7 +99,7 @@ def test_the_grid_is_that_of_the_detections(run, tmp_path, told, options, rate, 
     options = ["--protocol", "snippet", "--json", tmp_path / "o.json", *options]
     status, out, _ = run(TRUTH, {**FOUND, **told}, *options)
     assert status == 0
-    assert out.startswith(f"grid of the snippet protocols: {rate} snippets a second ({source}")
+    assert out.startswith(f"grid of the snippet protocols: {rate} snippets per second ({source}")
     found = json.loads((tmp_path / "o.json").read_text())
     on_grid = evaluate_detections(TRUTH, FOUND, found["tiou_thresholds"], protocol="snippet", snippet_rate=float(rate))
     assert found["map"] == on_grid.map.tolist()
@@ -114,7 +114,7 @@ def test_annotated_videos_without_an_entry_are_said_and_can_be_left_out(run):
     status, out, _ = run(truth, found, "--tiou-thresholds", 0.5)
     assert status == 0
     assert (
-        "note: 2 annotated videos have no entry in the detections; their instances count as missed "
+        "note: 2 annotated videos have no entry in the detections; their segments count as missed "
         "(--only-detected leaves them out)\n"
     ) in out
     assert out.splitlines()[-1].split()[1] == "12.50"
@@ -176,9 +176,9 @@ def row(**changes):
         ({"results": {"a": 3}}, "video 'a': expected a list"),
         (TRUTH, "no 'results'"),
         ([], "no 'results'"),
-        ({**FOUND, "snippet_rate": 0}, "found.json: 'snippet_rate' is 0, expected a positive number"),
-        ({**FOUND, "snippet_rate": "fast"}, "found.json: 'snippet_rate' is 'fast'"),
-        ({**FOUND, "snippet_rate": float("nan")}, "found.json: 'snippet_rate' is nan"),
+        ({**FOUND, "snippet_rate": 0}, "found.json: 'snippet_rate': expected a positive number, got 0"),
+        ({**FOUND, "snippet_rate": "fast"}, "found.json: 'snippet_rate': expected a positive number, got 'fast'"),
+        ({**FOUND, "snippet_rate": float("nan")}, "found.json: 'snippet_rate': expected a positive number, got nan"),
         ({"results": {"two\nlines": 3}}, "video 'two lines'"),
         ("", "the file is empty"),
         (json.dumps(FOUND)[:-5], "not valid JSON"),

@@ -31,7 +31,7 @@ THUMOS = DATASETS["thumos14"].tiou_thresholds
 
 def evaluated(truth, found, thresholds=(0.5,), protocol="seconds"):
     """truth: rows (video, label, start, end); found: the same and a score."""
-    table = make_table([(*row, None) for row in truth], scored=False)
+    table = make_table(truth)
     return evaluate_detections(table, make_table(found), thresholds, protocol=protocol)
 
 
@@ -139,7 +139,7 @@ def test_on_the_snippet_grid_lengths_are_in_seconds():
     result = evaluated(truth, [("v", "run", 0, 2.9, 1)], protocol="snippet")
     assert [part["instances"] for part in diagnose(result)["characteristics"]["length in s"]] == [0, 1, 1, 0, 0]
     slow = evaluate_detections(
-        make_table([(*row, None) for row in truth], scored=False),
+        make_table(truth),
         make_table([("v", "run", 0, 2.9, 1)]),
         (0.5,),
         protocol="snippet",
@@ -300,7 +300,7 @@ def test_command_knows_the_grid_and_what_was_detected(run, tmp_path):
     snippet = ["--protocol", "snippet", "--json", tmp_path / "out.json"]
     status, out, err = run(json.dumps(found), *snippet)
     assert (status, err) == (0, "")
-    assert out.startswith("grid of the snippet protocols: 1 snippets a second (as ")
+    assert out.startswith("grid of the snippet protocols: 1 snippets per second (from ")
     seconds = json.loads((tmp_path / "out.json").read_text())["characteristics"]["length in s"]
     assert [part["instances"] for part in seconds] == [0, 1, 0, 0, 0]  # 4 s; divided by 25/16 Hz they would be 2.6
     assert run(json.dumps(found), *snippet, "--snippet-rate", 2)[1].startswith("grid of the snippet protocols: 2 ")
