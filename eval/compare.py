@@ -149,8 +149,8 @@ def resampled_map(result: DetectionResult, counts: np.ndarray) -> np.ndarray:
 def bootstrap_interval(value: np.ndarray, samples: np.ndarray, confidence: float = 0.95) -> np.ndarray:
     """Compute a confidence interval from resamples.
 
-    This is the basic interval (Davison and Hinkley, 1997, Section 5.2), centered: [value - upper quantile of the errors,
-    value - lower quantile], where errors are the distances of the resamples from their own mean.
+    This is the basic interval (Davison and Hinkley, 1997, Section 5.2), centered. It is [value - upper quantile of the
+    errors, value - lower quantile], where errors are the distances of the resamples from their own mean.
 
     Centering is needed because mAP falls as videos are added. For one list, mAP@0.1:0.7 is 43.8 on random halves of
     THUMOS14 and 42.4 on all of it. A resample has 63 % of the different videos and lies above the list by half a
@@ -194,8 +194,8 @@ def _errors(samples: np.ndarray) -> np.ndarray:
 def _weighted_ap(weights: np.ndarray, hit: np.ndarray, positives: np.ndarray) -> np.ndarray:
     """Return AP (R, T) of one class whose detections, by falling score, occur `weights` (R, n) times.
 
-    hit (T, n) marks the hits, positives (R,) counts the drawn segments; without any, AP is 0. Precision rises within the
-    copies of a hit, so all of them have the interpolated precision of the last copy: hits / rank, both with copies.
+    hit (T, n) marks the hits. positives (R,) counts the drawn segments; without any, AP is 0. Precision rises within
+    the copies of a hit, so all of them have the interpolated precision of the last copy: hits / rank, with copies.
     """
     rank = np.maximum(np.cumsum(weights, axis=1), 1)
     ap = np.zeros((len(weights), len(hit)))
@@ -240,8 +240,8 @@ def _check_comparable(results: Sequence[DetectionResult]) -> None:
 def _parse_args() -> argparse.Namespace:
     parser = OneLineParser(
         prog="python -m eval.compare",
-        description="Compute mAP with 95 % confidence intervals by bootstrap over videos, of one detection file or of two "
-        "and their difference.",
+        description="Compute mAP of one or two detection files, and their difference, with 95 % confidence intervals "
+        "by bootstrap over videos.",
     )
     add = parser.add_argument
     add("predictions", nargs="+", metavar="FILE", help="one or two detection files, A and B: ActivityNet JSON or CSV")
