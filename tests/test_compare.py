@@ -97,9 +97,7 @@ def test_interval_and_p_value_by_hand():
     errors = np.arange(-49, 50) / 100  # quantiles -0.4655 and 0.4655
     skewed = np.array([-0.1, -0.1, -0.1, 0.0, 0.3])
     assert bootstrap_interval(0.6, errors + 0.7) == pytest.approx([0.6 - 0.4655, 0.6 + 0.4655])
-    assert bootstrap_interval(0.6, skewed, 1.0) == pytest.approx(
-        [0.3, 0.7]
-    )  # errors are skewed upwards, so the interval is shifted down
+    assert bootstrap_interval(0.6, skewed, 1.0) == pytest.approx([0.3, 0.7])  # skewed upwards
     assert two_sided_p_value(0.15, skewed + 5) == pytest.approx(2 * (1 + 1) / 6)
     assert two_sided_p_value(-0.2, skewed + 5) == pytest.approx(2 / 6)  # the smallest possible value
     assert two_sided_p_value(0.0, np.zeros(5)) == 1

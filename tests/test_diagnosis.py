@@ -349,7 +349,5 @@ def test_real_list(reference, tmp_path):
         "background",
     }
     on_grid = [part["instances"] for part in diagnoses["snippet"]["characteristics"]["length in s"]]
-    assert (
-        np.abs(np.subtract(on_grid, [1626, 851, 730, 114, 37])).max() < 80
-    )  # only instances near an edge change their bin
+    assert np.abs(np.subtract(on_grid, [1626, 851, 730, 114, 37])).max() < 80  # only those near an edge change bins
     diagnosis_figure(first, tmp_path / "thumos14.png")
