@@ -51,7 +51,7 @@ def run_test_set(
     indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
     localize = LOCALIZATIONS[localization].localize
     results = {}
-    with tqdm(total=len(indices), desc="evaluating", leave=False, unit="video") as bar:
+    with tqdm(total=len(indices), desc="evaluating", leave=False, unit="video", disable=None) as bar:
         for index, outputs in network_outputs(net, dataset, indices):
             video_id = dataset.video_ids[index]
             ambiguous = seconds_to_snippets(annotations.videos[video_id].ambiguous, snippet_rate)
