@@ -53,7 +53,7 @@ def measure(settings: Settings) -> list[ResultTable]:
             THUMOS14.resize(8 if settings.quick else 200, "validation"),
             THUMOS14.resize(4 if settings.quick else 212, "test"),
             16 if settings.quick else 1024,
-            ("--config", "configs/thumos14.yaml"),
+            ("--config", "configs/thumos14.yaml", *(("--num-snippets", "24") if settings.quick else ())),
             trainings[-1:] if settings.quick else trainings,
         )
     ]
