@@ -17,7 +17,7 @@ from scripts.reproduction.figure5 import draw_figure5
 from scripts.reproduction.plan import ROOT, PlannedRun, Setting, Table, planned_runs, read_tables
 from utils.engine import PROTOCOLS
 from utils.errors import InputError, OneLineParser, exit_on_input_error
-from utils.features.convert import features_in
+from utils.features.convert import find_features
 from utils.features.simulate import simulate_demo
 from utils.formats.files import write_text
 
@@ -154,7 +154,7 @@ def _setting(args: argparse.Namespace, table: Table, main_options: list[str]) ->
             raise InputError("--path-dataset is missing: the folder with annotations.json and the features")
         default, command = SIMULATED[base.stem]
         dataset = Path(os.path.relpath(ROOT / default))
-        if base.stem == "demo" and not any(features_in(dataset)):
+        if base.stem == "demo" and not any(find_features(dataset)):
             simulate_demo(dataset)
         elif not dataset.is_dir():
             raise InputError(f"--path-dataset is missing and {dataset} does not exist; create it with: {command}")
