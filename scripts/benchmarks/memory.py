@@ -7,10 +7,8 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from scripts.benchmarks.command import run_main
-from scripts.benchmarks.measure import Settings
+from scripts.benchmarks.measure import Settings, progress
 from scripts.benchmarks.synthetic import THUMOS14, Scale, equal_videos, write_dataset_files
 from scripts.benchmarks.table import ResultTable
 from scripts.benchmarks.yardstick import precisions
@@ -64,7 +62,7 @@ def measure(settings: Settings) -> list[ResultTable]:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         rows = (row for dataset in datasets for row in _run_trainings(dataset, Path(folder), settings))
         total = sum(len(dataset.trainings) for dataset in datasets)
-        rows = list(tqdm(rows, "memory", total, leave=False, unit="training"))
+        rows = list(progress(rows, "memory", total, unit="training"))
     return [ResultTable("memory", "main.py, as a user runs it", rows, NOTES, missing)]
 
 

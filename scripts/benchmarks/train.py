@@ -8,12 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.benchmark import timer
-from tqdm import tqdm
 
 from model import CO2Net
 from scripts.benchmarks import plain_step, yardstick
-from scripts.benchmarks.machine import peak_memory
-from scripts.benchmarks.measure import Settings, time_in_turns
+from scripts.benchmarks.measure import Settings, device_name, device_peak_mb, progress, time_in_turns
 from scripts.benchmarks.synthetic import THUMOS14, make_dataset
 from scripts.benchmarks.table import ResultTable
 from scripts.benchmarks.yardstick import Yardstick, count_flops, precisions
@@ -94,7 +92,7 @@ def measure(settings: Settings) -> list[ResultTable]:
     kinds, missing = precisions(device)
     sizes = QUICK_SIZES if settings.quick else SIZES
     jobs = [(*size, *way, settings) for size, way in product(sizes, product(kinds, MODES[device.type]))]
-    results = [settings.run_apart(measure_step, *job) for job in tqdm(jobs, "train", leave=False, delay=2)]
+    results = [settings.run_apart(measure_step, *job) for job in progress(jobs, "train")]
     title = f"one step with Adam, {BATCH_SIZE} videos, {NUM_CLASSES} classes"
     return [
         ResultTable("train", title, [row for row, _ in results], NOTES, missing),
@@ -110,7 +108,7 @@ def measure_step(dim: int, snippets: int, precision: str, mode: str, settings: S
     ours = our_trainee(dim, NUM_CLASSES, precision, device, mode == "compiled")
     for _ in range(3):  # the state of Adam exists from the second step on
         ours.step(next(loader))
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+    peak_mb = device_peak_mb(device)
     plain = plain_trainee(dim, NUM_CLASSES, precision, device)
     difference = largest_difference(ours, plain, next(loader), device)
 
@@ -122,12 +120,12 @@ def measure_step(dim: int, snippets: int, precision: str, mode: str, settings: S
     key = {"size": format_size(dim, snippets), "precision": precision, "mode": mode}
     row = {
         **key,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "device": device_name(device),
         "GFLOP": flops / 1e9,
         "seconds": seconds,
         "snippets/s": BATCH_SIZE * snippets / seconds,
         **best.rates(flops, seconds, best_seconds),
-        "peak MB": peak / 1e6,
+        "peak MB": peak_mb,
         "plain seconds": plain_seconds,
         "ratio": plain_seconds / seconds,
         "difference": difference,
