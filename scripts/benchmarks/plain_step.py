@@ -1,4 +1,4 @@
-"""Plain training step: network, losses and step as the paper states them, to measure our step against.
+"""Plain training step: network, losses and step as the paper states them, to measure the fast step against.
 
 Layers are stock, channels first. Losses loop over videos and pairs of videos, as the code of this field does. Adam
 updates one parameter after another, and the host reads every loss in every step. Parameters have CO2Net's names.

@@ -58,7 +58,7 @@ class Trainee:
     step: Callable[[Batch], object]
 
 
-def our_trainee(dim: int, num_classes: int, precision: str, device: torch.device, compiled: bool = False) -> Trainee:
+def fast_trainee(dim: int, num_classes: int, precision: str, device: torch.device, compiled: bool = False) -> Trainee:
     """Build the step of main.py."""
     net, objective = CO2Net(num_classes, (dim, dim)).to(device).train(), CO2Loss()
     optimizer = build_optimizer(net.parameters(), **ADAM)
@@ -105,15 +105,15 @@ def measure_step(dim: int, snippets: int, precision: str, mode: str, settings: S
     settings.apply()
     device = choose_device(settings.device)
     loader = make_loader(dim, snippets, device)
-    ours = our_trainee(dim, NUM_CLASSES, precision, device, mode == "compiled")
+    fast = fast_trainee(dim, NUM_CLASSES, precision, device, mode == "compiled")
     for _ in range(3):  # the state of Adam exists from the second step on
-        ours.step(next(loader))
+        fast.step(next(loader))
     peak_mb = device_peak_mb(device)
     plain = plain_trainee(dim, NUM_CLASSES, precision, device)
-    difference = largest_difference(ours, plain, next(loader), device)
+    difference = largest_difference(fast, plain, next(loader), device)
 
     best, calls = Yardstick(device, precision, settings.quick), STEPS_PER_TURN[device.type]
-    functions = (lambda: ours.step(next(loader)), lambda: plain.step(next(loader)), *best.functions)
+    functions = (lambda: fast.step(next(loader)), lambda: plain.step(next(loader)), *best.functions)
     times = time_in_turns(*functions, budget=settings.budget(25.0), rounds=20, calls=calls)
     seconds, plain_seconds, *best_seconds = times
     flops = count_flops(functions[1])
@@ -132,7 +132,7 @@ def measure_step(dim: int, snippets: int, precision: str, mode: str, settings: S
     }
     parts = []
     # Hooks see the parts; a compiled step does not call hooks.
-    for name, trainee, whole in (("ours", ours, seconds), ("plain", plain, plain_seconds)) if mode == "eager" else ():
+    for name, trainee, whole in (("fast", fast, seconds), ("plain", plain, plain_seconds)) if mode == "eager" else ():
         split = split_step(lambda: next(loader), trainee, rounds=2 if settings.quick else 3 * calls)
         ms = {f"{part} ms": 1000 * took for part, took in split.items()}
         parts.append({**key, "step": name, **ms, "sum ms": sum(ms.values()), "whole step ms": 1000 * whole})
