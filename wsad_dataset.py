@@ -138,7 +138,9 @@ class WeakVideoDataset:
                 f"{size:,.1f} GB of features do not fit into {device.type} memory; use --cache {cache}"
             ) from None
         videos = zip(self.video_ids, self._offsets, self.lengths, strict=True)
-        for video_id, start, length in tqdm(videos, "loading features", len(self), leave=False, unit="video"):
+        for video_id, start, length in tqdm(
+            videos, "loading features", len(self), leave=False, unit="video", disable=None
+        ):
             rows[start : start + length] = torch.from_numpy(self.store[video_id])
         return rows
 

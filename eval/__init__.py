@@ -1,0 +1,1 @@
+"""Localization of actions and evaluation of detections. Needs no PyTorch."""

@@ -1,19 +1,19 @@
-"""Matched detections -> interpolated average precision, bit-equal to ActivityNet's (numpy only)."""
+"""Interpolated average precision of matched detections, equal to ActivityNet's to the last bit."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-SAME_TIOU = 1e-9  # 0.3 and linspace's 0.30000000000000004 are the same threshold to a mean over thresholds
+SAME_TIOU = 1e-9  # for means over thresholds, 0.3 and linspace's 0.30000000000000004 are the same
 
 
 def score_order(scores: np.ndarray) -> np.ndarray:
-    """Rows by falling score (N,); among equal scores the later row comes first.
+    """Return the rows (N,) by falling score; among equal scores the later row comes first.
 
-    That is a stable ascending sort read backwards, which is what ActivityNet's reversed argsort gives on
-    small input; on large input its order of ties depends on the processor.
+    This is a stable ascending sort read backwards, which equals ActivityNet's reversed argsort on small input. On
+    large input, ActivityNet's order of equal scores depends on the processor.
     """
-    order = np.argsort(scores)  # much faster than a stable sort, and the same where no score is repeated
+    order = np.argsort(scores)  # much faster than a stable sort, and equal if no score is repeated
     ascending = scores[order]
     if (ascending[1:] == ascending[:-1]).any():
         order = np.argsort(scores, kind="stable")
@@ -21,15 +21,20 @@ def score_order(scores: np.ndarray) -> np.ndarray:
 
 
 def average_precisions(labels: np.ndarray, matched: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """AP (T, C) of detections by falling score; NaN for a class without ground truth.
+    """Compute average precision at each threshold, per class.
 
-    labels (N,) class numbers; matched (T, N), negative where a detection is a false positive at a
-    threshold; positives (C,) ground truths a class.
+    Args:
+        labels: (N,) class index of each detection, by falling score.
+        matched: (T, N) ground-truth row that each detection takes at each threshold; negative for a false positive.
+        positives: (C,) number of ground-truth segments per class.
+
+    Returns:
+        (T, C) float64; NaN for a class without ground truth.
     """
-    rank = _class_ranks(labels, len(positives))
-    threshold, hit = np.nonzero(matched >= 0)
-    column = threshold * len(positives) + labels[hit]
-    by_column = np.argsort(column, kind="stable")  # within a column hits stay in order of score
+    rank = _class_ranks(labels, len(positives))  # (N,)
+    threshold, hit = np.nonzero(matched >= 0)  # (H,) each
+    column = threshold * len(positives) + labels[hit]  # one column per threshold and class
+    by_column = np.argsort(column, kind="stable")  # within a column, hits stay in order of score
     bounds = np.searchsorted(column[by_column], np.arange(len(matched) * len(positives) + 1))
     ranks = rank[hit[by_column]]
     ap = [
@@ -40,24 +45,26 @@ def average_precisions(labels: np.ndarray, matched: np.ndarray, positives: np.nd
 
 
 def average_precision(ranks: np.ndarray, num_positives: int) -> float:
-    """Interpolated average precision (VOC 2010), summed in ActivityNet's order.
+    """Compute interpolated average precision (VOC 2010), summed in ActivityNet's order.
 
-    ranks (K,): the places of the hits in the list by score, from 1, ascending; num_positives >= 1.
+    Args:
+        ranks: (K,) ranks of the hits in the list by score, counted from 1, ascending.
+        num_positives: Number of ground-truth segments, at least 1.
     """
     hits = np.arange(1, len(ranks) + 1)
     precision, recall = hits / ranks, hits / num_positives
-    # Precision falls between hits, so the best precision at or beyond a recall is found at a hit.
+    # Precision falls between hits, so the best precision at or beyond a recall lies at a hit.
     interpolated = np.maximum.accumulate(precision[::-1])[::-1]
     terms = recall * interpolated
     terms[1:] = (recall[1:] - recall[:-1]) * interpolated[1:]
     if len(ranks) < num_positives:
-        terms = np.append(terms, 0.0)  # the recall never reached: one more term in the pairwise sum
+        terms = np.append(terms, 0.0)  # ActivityNet sums one more term if full recall is not reached
     return float(terms.sum())
 
 
 def _class_ranks(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """The place of each row within its class (N,), from 1."""
-    # numpy sorts 8- and 16-bit integers by radix, ten times faster than others
+    """Return the rank of each row within its class (N,), counted from 1."""
+    # numpy sorts 8- and 16-bit integers by radix, ten times faster than others.
     by_class = np.argsort(labels.astype(np.min_scalar_type(num_classes)), kind="stable")
     first = np.searchsorted(labels[by_class], np.arange(num_classes))
     ranks = np.empty(len(labels), dtype=np.int64)
@@ -66,14 +73,21 @@ def _class_ranks(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def range_name(bounds: tuple[float, float]) -> str:
-    """`0.1:0.7`, as tables name the mean over these thresholds."""
+    """Return the name of a mean over tIoU thresholds, such as `0.1:0.7`."""
     return f"{bounds[0]:g}:{bounds[1]:g}"
 
 
-def mean_over_range(tiou_thresholds: np.ndarray, mean_ap: np.ndarray, low: float, high: float) -> float:
-    """Mean of mAP (T,) over the tIoU thresholds (T,) from low to high, both included; NaN if there are none.
+def mean_over_range(tiou_thresholds: Sequence[float], mean_ap: Sequence[float], low: float, high: float) -> float:
+    """Compute the mean of mAP over the tIoU thresholds from low to high, both included.
 
-    An mAP of None counts as NaN, and so makes the mean NaN.
+    Args:
+        tiou_thresholds: (T,) thresholds.
+        mean_ap: (T,) mAP at each threshold; None counts as NaN.
+        low: Lower end of the range.
+        high: Upper end of the range.
+
+    Returns:
+        The mean; NaN if no threshold lies in the range or an mAP in it is undefined.
     """
     rows = _rows_within(tiou_thresholds, low, high)
     return float(np.asarray(mean_ap, dtype=np.float64)[rows].mean()) if len(rows) else float("nan")
@@ -87,10 +101,18 @@ def nan_to_none(value: float) -> float | None:
 def named_means(
     tiou_thresholds: Sequence[float], usual: Sequence[float], ranges: Iterable[tuple[float, float]]
 ) -> dict[str, np.ndarray]:
-    """The means of mAP that go by a name: {name: which of the evaluated thresholds (T,) it is over}.
+    """Find the means of mAP that tables can show.
 
-    A published `low:high` is the mean over the `usual` thresholds in the range, so it is there only if all of
-    them were evaluated, and over them only. Where no range is there: `mean`, over all that were evaluated.
+    A published `low:high` is the mean over a dataset's usual thresholds in that range. It is defined only if all of
+    them are evaluated, and further thresholds do not enter it.
+
+    Args:
+        tiou_thresholds: Evaluated thresholds.
+        usual: The dataset's usual thresholds.
+        ranges: (low, high) of each published mean.
+
+    Returns:
+        {name: indices of the evaluated thresholds it averages}; `mean` over all of them if no range is defined.
     """
     evaluated, usual = np.asarray(tiou_thresholds), np.asarray(usual)
     means = {}

@@ -1,4 +1,4 @@
-"""Video-level classification: average precision a class (numpy only)."""
+"""Average precision of video-level classification."""
 
 import numpy as np
 
@@ -6,12 +6,20 @@ from utils.errors import InputError
 
 
 def classification_map(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
-    """Average precision of each class (C,) and their mean, as fractions.
+    """Compute the average precision of each class, and their mean.
 
-    scores (N, C), labels (N, C) multi-hot; N videos. AP is the mean, over a class's positive videos, of the
-    precision at their rank, uninterpolated (the release's classificationMAP). Among equal scores the earlier
-    video ranks first. A class without a positive video has AP NaN and is left out of the mean.
-    Raises InputError for shapes that do not fit and for scores that are not finite.
+    AP is the mean precision at the ranks of a class's positive videos, without interpolation, as in the release's
+    classificationMAP. Among equal scores the earlier video ranks first.
+
+    Args:
+        scores: (N, C) score of each video for each class.
+        labels: (N, C) multi-hot labels.
+
+    Returns:
+        AP (C,) and its mean, as fractions. A class without a positive video has AP NaN and does not enter the mean.
+
+    Raises:
+        InputError: The shapes differ or a score is not finite.
     """
     scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(labels) > 0
     if scores.ndim != 2 or scores.shape != positive.shape:

@@ -1,4 +1,4 @@
-"""What the evaluation commands share: their options, and what is to be evaluated by them."""
+"""Options and inputs that the evaluation commands share."""
 
 import argparse
 import math
@@ -18,108 +18,119 @@ from utils.formats.files import read_json
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """One or several lists of detections, and what they are to be evaluated on."""
+    """One or several lists of detections, and the settings of their evaluation."""
 
     truth: GroundTruth
     detections: list[Table]
     tiou_thresholds: tuple[float, ...]
     means: dict[str, np.ndarray]  # see eval.average_precision.named_means
     snippet_rate: float  # Hz
-    grid: str  # a line on that rate and where it comes from; empty where no protocol is on the grid
-    videos: tuple[str, ...] | None  # evaluated on these only; None for all
+    grid: str  # one line that states the snippet rate and its source; empty if no protocol needs it
+    videos: tuple[str, ...] | None  # the only videos to evaluate on; None for all
 
-    def coverage_notes(self, counted: Table, detections: Table) -> list[str]:
-        """What a reader must know where detections do not cover the annotated videos that count."""
+    def coverage_notes(self, evaluated: Table, detections: Table) -> list[str]:
+        """Return a note if the detections do not cover all annotated videos.
+
+        Args:
+            evaluated: Ground truth that the protocol counts.
+            detections: One of the lists, as it was read.
+        """
         if self.videos is None:
-            missing = _with_instances(counted) - set(detections.videos)
-            lost = "no entry in the detections; their instances count as missed (--only-detected leaves them out)"
-            return [f"{len(missing)} annotated videos have {lost}"] if missing else []
-        kept, annotated = set(self.videos), _with_instances(self.truth.segments)
-        note = f"{len(annotated & kept)} of {len(annotated)} annotated videos are evaluated: those with an entry"
-        dropped = sum(detections.videos[number] not in kept for number in detections.video)
+            missing = _videos_with_segments(evaluated) - set(detections.videos)
+            problem = "have no entry in the detections; their segments count as missed"
+            return [f"{len(missing)} annotated videos {problem} (--only-detected leaves them out)"] if missing else []
+        chosen, annotated = set(self.videos), _videos_with_segments(self.truth.segments)
+        note = f"{len(annotated & chosen)} of {len(annotated)} annotated videos are evaluated: those with an entry"
+        dropped = sum(detections.videos[number] not in chosen for number in detections.video)
         return [f"{note}; {dropped} detections of other videos are dropped" if dropped else note]
 
 
-def _with_instances(table: Table) -> set[str]:
+def _videos_with_segments(table: Table) -> set[str]:
     return {table.videos[number] for number in np.unique(table.video)}
 
 
 def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
-    """The options that `read_inputs` reads; the command itself adds its detections and --protocol."""
+    """Add the options that `read_inputs` reads; the command itself adds its detections and --protocol."""
     add = parser.add_argument
-    add("--ground-truth", required=True, help="annotations.json (ActivityNet's schema), or a folder")
+    add("--ground-truth", required=True, help="annotations.json (ActivityNet's schema) or a dataset folder")
     add(
         "--dataset",
         choices=sorted(DATASETS),
         default="thumos14",
-        help="gives the defaults of --subset, --snippet-rate and --tiou-thresholds, the ranges of tIoU that are "
-        "averaged, and the bins of a diagnosis; default: thumos14",
+        help="dataset that defines the defaults of --subset, --snippet-rate and --tiou-thresholds, the averaged "
+        "ranges of tIoU, and the bins of a diagnosis; default: thumos14",
     )
-    add("--subset", help="subset of the ground truth; default: the dataset's")
+    add("--subset", help="subset of the ground truth; default: the dataset's test subset")
     add(
         "--snippet-rate",
         type=float,
         metavar="HZ",
-        help="snippets a second, the grid of the snippet protocols; default: what the detections say "
-        "('snippet_rate' beside 'results'), else the dataset's",
+        help="snippets per second of the grid of the snippet protocols; default: the detection file's "
+        "'snippet_rate', else the dataset's",
     )
-    add("--tiou-thresholds", type=float, nargs="+", metavar="TIOU", help="those of mAP@tIoU; default: the dataset's")
+    add("--tiou-thresholds", type=float, nargs="+", metavar="TIOU", help="tIoU thresholds; default: the dataset's")
     add(
         "--only-detected",
         action="store_true",
-        help="evaluate only on videos with an entry in the detections (of both, where two are compared); an empty "
-        "list is an entry. Default: on all videos of the subset",
+        help="evaluate only on videos with an entry in the detections (in both files of a comparison); an empty "
+        "list is an entry. Default: all videos of the subset",
     )
 
 
 def read_inputs(args: argparse.Namespace, paths: Sequence[str]) -> Inputs:
-    """What the options ask for, of the detections in `paths`. InputError, one line, for what cannot be used."""
+    """Read the ground truth and the detections of a command.
+
+    Args:
+        args: Parsed options, those of `add_evaluation_options` and --protocol.
+        paths: Detection files.
+
+    Raises:
+        InputError: A file cannot be used, or the files state different snippet rates.
+    """
     spec = DATASETS[args.dataset]
     truth = read_ground_truth(args.ground_truth, args.subset or spec.test_subset)
     detections = [read_detections(path) for path in paths]
     thresholds = tuple(args.tiou_thresholds or spec.tiou_thresholds)
     on_grid = args.protocol == "all" or PROTOCOLS[args.protocol].on_grid
     rate, source = _snippet_rate(args, paths if on_grid else ())
+    videos = None
+    if args.only_detected:
+        listed = set.intersection(*(set(table.videos) for table in detections))
+        videos = tuple(video for video in truth.segments.videos if video in listed)
     return Inputs(
         truth=truth,
         detections=detections,
         tiou_thresholds=thresholds,
         means=named_means(thresholds, spec.tiou_thresholds, spec.average_ranges),
         snippet_rate=rate,
-        grid=f"grid of the snippet protocols: {rate:.10g} snippets a second ({source})" if on_grid else "",
-        videos=_listed_by_all(truth, detections) if args.only_detected else None,
+        grid=f"grid of the snippet protocols: {rate:.10g} snippets per second ({source})" if on_grid else "",
+        videos=videos,
     )
 
 
-def _listed_by_all(truth: GroundTruth, detections: Sequence[Table]) -> tuple[str, ...]:
-    listed = set.intersection(*(set(table.videos) for table in detections))
-    return tuple(video for video in truth.segments.videos if video in listed)
-
-
 def _snippet_rate(args: argparse.Namespace, paths: Sequence[str]) -> tuple[float, str]:
-    """The rate in Hz, and who says so."""
+    """Return the snippet rate in Hz, and its source."""
     if args.snippet_rate is not None:
         return args.snippet_rate, "--snippet-rate"
-    told = {path: rate for path in paths if (rate := told_snippet_rate(path)) is not None}
-    if len(set(told.values())) > 1:
-        rates = ", ".join(f"{path} has {rate:.10g}" for path, rate in told.items())
-        raise InputError(f"the detections are on different grids, in snippets a second: {rates}; choose --snippet-rate")
-    if told:
-        path, rate = next(iter(told.items()))
-        return rate, f"as {path} says"
+    stored = {path: rate for path in paths if (rate := _stored_snippet_rate(path)) is not None}
+    if len(set(stored.values())) > 1:
+        rates = ", ".join(f"{path} has {rate:.10g}" for path, rate in stored.items())
+        raise InputError(f"the detection files have different snippet rates (Hz): {rates}; choose --snippet-rate")
+    for path, rate in stored.items():
+        return rate, f"from {path}"
     return DATASETS[args.dataset].snippet_rate, f"the default of {args.dataset}"
 
 
-def told_snippet_rate(path: str | Path) -> float | None:
-    """The snippets a second that a file of detections says they were made with; None if it does not say."""
+def _stored_snippet_rate(path: str | Path) -> float | None:
+    """Return the snippet rate that a detection file states, or None."""
     content = read_json(Path(path)) if Path(path).suffix.lower() == ".json" else {}
-    told = content.get("snippet_rate") if isinstance(content, dict) else None
-    if told is None:
+    stored = content.get("snippet_rate") if isinstance(content, dict) else None
+    if stored is None:
         return None
     try:
-        rate = float(told)
+        rate = float(stored)
     except (TypeError, ValueError, OverflowError):
         rate = math.nan
     if not 0 < rate < math.inf:
-        raise InputError(f"{path}: 'snippet_rate' is {shorten(told)}, expected a positive number of snippets a second")
+        raise InputError(f"{path}: 'snippet_rate': expected a positive number, got {shorten(stored)}")
     return rate

@@ -3,13 +3,13 @@
     python -m eval.compare A.json B.json --ground-truth annotations.json
     python -m eval.compare A.json --ground-truth annotations.json
 
-Videos are drawn with replacement, as many as there are, and each drawn copy brings its own ground truth and
-detections. A copy is matched like its original, so nothing is matched again: a resample only counts each detection
-and each instance as often as its video was drawn. The copies of a detection are all hits or all false positives, so
-their order among themselves changes nothing; they stand together, so the order of the list decides between equal
-scores of different videos, as it does in the evaluation itself.
+A resample draws as many videos as there are, with replacement (Efron, 1979). Each copy of a video brings its own
+ground truth and detections, which match as in the original. So nothing is matched again: a resample only counts each
+detection and each segment as often as its video is drawn. The copies of a detection are all hits or all false
+positives, and they are neighbors in the list by score. Equal scores of different videos keep the order of the
+evaluation itself.
 
-What this leaves out: other seeds of the same training. Their spread has to be measured by training again.
+The intervals do not cover other seeds of the same training. Their spread must be measured by training again.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from eval.protocols import PROTOCOLS
 from eval.tables import format_table
 from utils.errors import InputError, OneLineParser, exit_on_input_error
 
-BLOCK = 1 << 17  # numbers in one (resamples, detections of a class) array: about what fits into the cache
+BLOCK = 1 << 17  # elements of one (resamples, detections of a class) array, which should fit into the cache
 
 
 def compare(
@@ -35,14 +35,22 @@ def compare(
     seed: int = 0,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[dict]:
-    """MAP with its 95 % interval at each threshold and as each mean over thresholds, of one list or of two.
+    """Compute mAP with its 95 % interval, at each threshold and for each mean over thresholds.
 
-    results: one, or two that were evaluated on the same ground truth under the same protocol and thresholds; both
-        are resampled with the same videos, so what is easy or hard for both cancels in the difference.
-    means: {name: numbers of the thresholds}; see eval.average_precision.named_means.
+    Args:
+        results: One result, or two on the same ground truth under the same protocol and thresholds. Both are
+            resampled with the same videos, so difficulty that they share cancels in the difference.
+        means: Means over thresholds, {name: indices of the thresholds}; see `eval.average_precision.named_means`.
+        resamples: Number of resamples.
+        seed: Random seed of the resamples.
+        progress: Wrapper of the iterator over blocks of resamples, such as tqdm.
 
-    Returns a row a figure: `tiou`, `map` and `interval` (one of each a list of detections) and, of two lists, the
-    second's `difference` from the first, `difference_interval` and `p_value`. Fractions.
+    Returns:
+        One row per threshold and mean, in fractions: `tiou`, `map` and `interval`, the latter two with one entry per
+        result. For two results also `difference` (second minus first), `difference_interval` and `p_value`.
+
+    Raises:
+        InputError: The results cannot be compared, or there are fewer than two videos.
     """
     samples = bootstrap_maps(results, resamples, seed, progress)
     rows = [(f"{threshold:g}", [index]) for index, threshold in enumerate(results[0].tiou_thresholds)]
@@ -70,8 +78,7 @@ def _row(name: str, maps: list[float], samples: list[np.ndarray]) -> dict:
 def comparison_table(rows: Sequence[dict]) -> str:
     """Return the rows of `compare` as text, mAP and intervals in percent."""
     paired = "p_value" in rows[0]
-    header = ["tIoU", "A", "95 %", *(["B", "95 %", "B - A", "95 %", "p"] if paired else [])]
-    table = [header]
+    table = [["tIoU", "A", "95 %", *(["B", "95 %", "B - A", "95 %", "p"] if paired else [])]]
     for row in rows:
         cells = [row["tiou"]]
         for value, (low, high) in zip(row["map"], row["interval"], strict=True):
@@ -90,13 +97,19 @@ def bootstrap_maps(
     seed: int = 0,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[np.ndarray]:
-    """MAP of the same resamples of videos for every result: a (R, T) array each, fractions.
+    """Compute the mAP of every result on the same resamples of videos.
 
-    results: evaluated on the same ground truth under the same protocol and thresholds.
-    progress: wraps the iterator over blocks of resamples, as tqdm does.
+    Args:
+        results: Results on the same ground truth under the same protocol and thresholds.
+        resamples: Number of resamples.
+        seed: Random seed of the resamples.
+        progress: Wrapper of the iterator over blocks of resamples, such as tqdm.
 
-    R is `resamples`, less those in which no drawn video has an instance. InputError if the results cannot be
-    compared, or if there are fewer than two videos to draw from.
+    Returns:
+        (R, T) fractions per result. R is `resamples` minus the resamples without any annotated segment.
+
+    Raises:
+        InputError: The results cannot be compared, or there are fewer than two videos.
     """
     if resamples < 1 or seed < 0:
         raise InputError(f"expected at least 1 resample and a seed of at least 0, got {resamples} and {seed}")
@@ -110,11 +123,16 @@ def bootstrap_maps(
 
 
 def resampled_map(result: DetectionResult, counts: np.ndarray) -> np.ndarray:
-    """MAP (R, T) of resamples that hold video v `counts[:, v]` times.
+    """Compute the mAP of resamples.
 
-    counts (R, V + 1): the last column is for detections of videos that the ground truth lacks. A class whose
-    instances were not drawn is left out of the mean, as the evaluation leaves out a class without ground truth.
-    NaN where no instance was drawn at all.
+    A class without a drawn segment does not enter the mean, as a class without ground truth does not in the evaluation.
+
+    Args:
+        result: Result of the original videos.
+        counts: (R, V + 1) copies of each video. The last column counts the videos that the ground truth lacks.
+
+    Returns:
+        (R, T) fractions; NaN for a resample without any annotated segment.
     """
     total = np.zeros((len(counts), len(result.tiou_thresholds)))
     defined = np.zeros((len(counts), 1))
@@ -129,25 +147,40 @@ def resampled_map(result: DetectionResult, counts: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_interval(value: np.ndarray, samples: np.ndarray, confidence: float = 0.95) -> np.ndarray:
-    """The interval of figures (...) by the errors of their resamples (R, ...): its two ends, (2, ...).
+    """Compute a confidence interval from resamples.
 
-    The errors are the resamples' distances from their own mean, and the interval is [value - upper quantile of the
-    errors, value - lower quantile]: the basic interval (Davison and Hinkley, 1997, Section 5.2), centerd.
+    This is the basic interval (Davison and Hinkley, 1997, Section 5.2), centered. It is [value - upper quantile of the
+    errors, value - lower quantile], where errors are the distances of the resamples from their own mean.
 
-    Why centerd: mAP falls as videos are added (of one list, mAP@0.1:0.7 is 43.8 on random halves of THUMOS14 and 42.4
-    on all of it), and a resample, with 63 % of the different videos, lies above the list by half a standard deviation.
-    So this is the interval of the mAP to expect on other test sets of the same size, which is what tables compare. It
-    held that in 93 to 97 % of 400 trials on this list; at tIoU 0.9, where few instances are found, in 89 %.
+    Centering is needed because mAP falls as videos are added. For one list, mAP@0.1:0.7 is 43.8 on random halves of
+    THUMOS14 and 42.4 on all of it. A resample has 63 % of the different videos and lies above the list by half a
+    standard deviation. So this is the interval of the mAP to expect on other test sets of the same size, which is what
+    tables compare. It covered that mAP in 93 to 97 % of 400 trials on this list, and in 89 % at tIoU 0.9.
+
+    Args:
+        value: (...) value on the original videos.
+        samples: (R, ...) values on the resamples.
+        confidence: Coverage of the interval.
+
+    Returns:
+        (2, ...) lower and upper end.
     """
     low, high = np.quantile(_errors(samples), [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return np.array([value - high, value - low])
 
 
 def two_sided_p_value(difference: np.ndarray, samples: np.ndarray) -> np.ndarray:
-    """P of "there is no difference", where chance alone would make the errors of the resamples (R, ...).
+    """Compute the p-value of "there is no difference" from resamples of the difference.
 
-    difference (...): of the two lists. 2 (1 + the smaller of the numbers of errors >= difference and <= difference) /
-    (1 + R), at most 1: the level at which the interval begins to hold 0. Never 0; the smallest value is 2 / (1 + R).
+    It is 2 (1 + n) / (1 + R), at most 1, where n is the smaller of the numbers of errors >= and <= the difference. This
+    is the level at which the confidence interval begins to contain 0. The smallest p-value is 2 / (1 + R).
+
+    Args:
+        difference: (...) difference on the original videos.
+        samples: (R, ...) differences on the resamples.
+
+    Returns:
+        (...) p-values.
     """
     errors = _errors(samples)
     smaller = np.minimum((errors >= difference).sum(axis=0), (errors <= difference).sum(axis=0))
@@ -159,27 +192,27 @@ def _errors(samples: np.ndarray) -> np.ndarray:
 
 
 def _weighted_ap(weights: np.ndarray, hit: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """AP (R, T) of one class whose detections, by falling score, occur weights (R, n) times; 0 without positives.
+    """Return AP (R, T) of one class whose detections, by falling score, occur `weights` (R, n) times.
 
-    hit (T, n) bool; positives (R,). Within the copies of a hit precision only rises, so all of them take the
-    interpolated precision of the last one, and that is hits / rank with both counted through.
+    hit (T, n) marks the hits. positives (R,) counts the drawn segments; without any, AP is 0. Precision rises within
+    the copies of a hit, so all of them have the interpolated precision of the last copy: hits / rank, with copies.
     """
     rank = np.maximum(np.cumsum(weights, axis=1), 1)
     ap = np.zeros((len(weights), len(hit)))
     for threshold, here in enumerate(hit):
         hits = weights[:, here]
         precision = np.cumsum(hits, axis=1) / rank[:, here]
-        # A hit that was not drawn stands at or below the precision of the last one that was: harmless in the maximum.
+        # A hit that is not drawn has at most the precision of the last drawn hit, so the maximum is unaffected.
         interpolated = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         ap[:, threshold] = np.einsum("rk,rk->r", hits, interpolated)
     return ap / np.maximum(positives, 1)[:, None]
 
 
 def _draw(results: Sequence[DetectionResult], resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each resample holds each video, (R, V + 1) float64.
+    """Draw resamples of the videos with a segment or a detection; return the copies of each video, (R, V + 1) float64.
 
-    Drawn are the videos that hold an instance or a detection. The last column, which the video number -1 finds, is
-    for detections of videos that the ground truth lacks: nobody can draw these, they stay, once, in every resample.
+    The last column, which video number -1 indexes, stands for the videos that the ground truth lacks. These cannot be
+    drawn and stay once in every resample.
     """
     numbers = [table.video for result in results for table in (result.ground_truth, result.detections)]
     videos = np.unique(np.concatenate(numbers))
@@ -193,7 +226,7 @@ def _draw(results: Sequence[DetectionResult], resamples: int, rng: np.random.Gen
 
 
 def _check_comparable(results: Sequence[DetectionResult]) -> None:
-    """InputError unless all were evaluated on the same instances at the same thresholds."""
+    """Raise an InputError unless all results have the same segments and thresholds."""
     first = results[0]
     for other in results[1:]:
         columns = [(first.tiou_thresholds, other.tiou_thresholds)]
@@ -207,19 +240,20 @@ def _check_comparable(results: Sequence[DetectionResult]) -> None:
 def _parse_args() -> argparse.Namespace:
     parser = OneLineParser(
         prog="python -m eval.compare",
-        description="mAP with 95 % intervals by bootstrap over videos, of one detection file or of two, paired.",
+        description="Compute mAP of one or two detection files, and their difference, with 95 % confidence intervals "
+        "by bootstrap over videos.",
     )
     add = parser.add_argument
-    add("predictions", nargs="+", metavar="FILE", help="detections A, or A and B: ActivityNet JSON, or CSV")
+    add("predictions", nargs="+", metavar="FILE", help="one or two detection files, A and B: ActivityNet JSON or CSV")
     add_evaluation_options(parser)
-    add("--protocol", choices=list(PROTOCOLS), default="seconds", help="default: seconds")
-    add("--resamples", type=int, default=1000, help="how often the videos are drawn; default: 1000")
-    add("--seed", type=int, default=0, help="of the draws; default: 0")
+    add("--protocol", choices=list(PROTOCOLS), default="seconds", help="evaluation protocol; default: seconds")
+    add("--resamples", type=int, default=1000, help="number of resamples of the videos; default: 1000")
+    add("--seed", type=int, default=0, help="random seed of the resamples; default: 0")
     return parser.parse_args()
 
 
 def main() -> None:
-    """The command line: one table on the screen."""
+    """Print mAP and its intervals as a table."""
     args = _parse_args()
     if len(args.predictions) > 2:
         raise InputError(f"expected one or two detection files, got {len(args.predictions)}")

@@ -1,11 +1,13 @@
-"""Detections and ground truth -> mAP@tIoU: ActivityNet's evaluation, exactly, under every published protocol.
+"""Mean average precision of detections: ActivityNet's evaluation, exactly, under every published protocol.
 
     python -m eval.detection --ground-truth annotations.json --predictions detections.json --protocol all
 
-Where it departs from ActivityNet's code: ties have a stable order (among equal scores the later row of the
-file ranks first; among equal tIoU see eval.matching.match); two zero-length segments do not match
-(0 / 0 is a hit there); numbers that are not finite and inverted segments are refused; detections of a class
-without any annotation are dropped and reported (a KeyError there).
+It departs from ActivityNet's code in four points:
+
+* Ties have a stable order. Among equal scores the later row ranks first; for equal tIoU see `eval.matching.match`.
+* Two zero-length segments do not match (there, 0 / 0 is a hit).
+* Numbers that are not finite and inverted segments are refused.
+* Detections of a class without any annotation are dropped and reported (there, a KeyError).
 """
 
 import argparse
@@ -35,26 +37,24 @@ from utils.formats.files import write_json
 
 @dataclass(frozen=True, eq=False)
 class DetectionResult:
-    """mAP of one list of detections under one protocol; fractions, NaN where undefined.
+    """mAP of one list of detections under one protocol, as fractions; NaN where undefined.
 
-    The last three say which detection is a hit, so that nothing that builds on it has to match again: the
-    tables as the protocol left them (detections by falling score), and `matched[t, d]`, the ground-truth row
-    that detection d takes at threshold t, or -1.
+    The last three attributes tell which detections are hits, so that other analyses need not match again.
     """
 
     protocol: str
     classes: tuple[str, ...]
     tiou_thresholds: np.ndarray  # (T,)
     ap: np.ndarray  # (T, C); NaN for a class without ground truth
-    map: np.ndarray  # (T,) mean over the defined classes
+    map: np.ndarray  # (T,) mean over the classes with ground truth
     average_map: float  # mean over the thresholds
-    notes: tuple[str, ...]  # what was not counted as it stands, a line each
-    ground_truth: Table = field(repr=False)
-    detections: Table = field(repr=False)
-    matched: np.ndarray = field(repr=False)  # (T, N) int32
+    notes: tuple[str, ...]  # one line for each kind of detection or video that is not counted as given
+    ground_truth: Table = field(repr=False)  # as the protocol changed it
+    detections: Table = field(repr=False)  # likewise, by falling score
+    matched: np.ndarray = field(repr=False)  # (T, N) int32; ground-truth row of each detection, or -1
 
     def as_dict(self) -> dict:
-        """What is written to disk: fractions at full precision, None for what is undefined."""
+        """Return the scores as JSON stores them: fractions at full precision, None where undefined."""
         return {
             "protocol": self.protocol,
             "classes": list(self.classes),
@@ -77,79 +77,92 @@ def evaluate_detections(
     videos: Iterable[str] | None = None,
     classes: Iterable[str] | None = None,
 ) -> DetectionResult:
-    """Mean average precision at each tIoU threshold.
+    """Compute average precision per class and mAP at each tIoU threshold.
 
-    ground_truth: annotations (a path or the dict of an ActivityNet-form file), a Table, or a structured array
-        with the fields video, label, start, end; what `read_ground_truth` returned saves reading twice.
-    detections: a path (.json, .csv), an ActivityNet-form dict, a Table, or a structured array with scores.
-    tiou_thresholds: in (0, 1], used as given (0.3 and linspace's 0.30000000000000004 are two thresholds).
-    subset: of the annotations; None for `test` where there is one, else the only one.
-    protocol: a name in `eval.protocols.PROTOCOLS`. All input is in seconds; `snippet_rate` (Hz) is the grid.
-    videos, classes: evaluate on these only. Classes are also the columns of `.ap`; by default the
-        annotations' own list, else the classes of the subset in order of first appearance.
+    Detections of videos that the subset lacks count as false positives. Detections of unknown classes are dropped.
+    Both are reported in the result's `notes`.
 
-    Detections of videos that the subset lacks are false positives, those of unknown classes are dropped; both
-    are reported in `.notes`. Raises InputError, one line, for whatever cannot be used.
+    Args:
+        ground_truth: Annotations in any form that `eval.tables.read_ground_truth` takes, in seconds.
+        detections: Detections in any form that `eval.tables.read_detections` takes, in seconds.
+        tiou_thresholds: Thresholds in (0, 1], used exactly as given: 0.3 and 0.30000000000000004 differ.
+        subset: Subset of the annotations; None for `test` if it exists, else for the only subset.
+        protocol: Name in `eval.protocols.PROTOCOLS`.
+        snippet_rate: Snippets per second of the grid that some protocols round to.
+        videos: Evaluate on these videos only.
+        classes: Evaluate on these classes only, in this order. Default: the annotations' own list, else the classes
+            of the subset in order of first appearance.
+
+    Raises:
+        InputError: An argument cannot be used, or no annotated segment is left to evaluate on.
     """
-    thresholds = _checked_thresholds(tiou_thresholds)
+    thresholds = np.array(list(tiou_thresholds), dtype=np.float64)
+    if thresholds.ndim != 1 or len(thresholds) == 0 or not ((thresholds > 0) & (thresholds <= 1)).all():
+        raise InputError(f"tIoU thresholds must lie in (0, 1], got {thresholds.tolist()}")
     if protocol not in PROTOCOLS:
         raise InputError(f"unknown protocol '{protocol}'; choose one of {sorted(PROTOCOLS)}")
     if not (np.isfinite(snippet_rate) and snippet_rate > 0):
-        raise InputError(f"snippet rate must be a positive number of snippets a second, got {snippet_rate}")
-    truth, found = read_ground_truth(ground_truth, subset), read_detections(detections)
-    truth, found, notes = _align(truth, found, videos, classes)
-    segments, found = apply_protocol(PROTOCOLS[protocol], truth, found, snippet_rate)
+        raise InputError(f"snippet rate: expected a positive number of snippets per second, got {snippet_rate}")
+    truth, detections = read_ground_truth(ground_truth, subset), read_detections(detections)
+    truth, detections, notes = _align(truth, detections, videos, classes)
+    segments, detections = apply_protocol(PROTOCOLS[protocol], truth, detections, snippet_rate)
     if len(segments) == 0:
         raise InputError("ground truth: no annotated segment to evaluate on")
 
-    found = found.select(score_order(found.score))
-    matched = match(segments, found, thresholds)
-    positives = np.bincount(segments.label, minlength=len(segments.classes))
-    ap = average_precisions(found.label, matched, positives)
-    counted = ~np.isnan(ap[0])
-    mean = np.ascontiguousarray(ap[:, counted]).mean(axis=1)
+    detections = detections.select(score_order(detections.score))
+    matched = match(segments, detections, thresholds)  # (T, N)
+    positives = np.bincount(segments.label, minlength=len(segments.classes))  # (C,)
+    ap = average_precisions(detections.label, matched, positives)  # (T, C)
+    # Contiguous rows make the sum's order, and so its last bit, ActivityNet's.
+    mean_ap = np.ascontiguousarray(ap[:, positives > 0]).mean(axis=1)
     return DetectionResult(
-        protocol, segments.classes, thresholds, ap, mean, float(mean.mean()), notes, segments, found, matched
+        protocol=protocol,
+        classes=segments.classes,
+        tiou_thresholds=thresholds,
+        ap=ap,
+        map=mean_ap,
+        average_map=float(mean_ap.mean()),
+        notes=notes,
+        ground_truth=segments,
+        detections=detections,
+        matched=matched,
     )
 
 
 def _align(
-    truth: GroundTruth, found: Table, videos: Iterable[str] | None, classes: Iterable[str] | None
+    truth: GroundTruth, detections: Table, videos: Iterable[str] | None, classes: Iterable[str] | None
 ) -> tuple[GroundTruth, Table, tuple[str, ...]]:
-    """The same numbering of videos and classes for all, checked, and notes on what had to be set aside."""
+    """Check all rows and number videos and classes alike; return notes on the detections without ground truth."""
     segments, ambiguous = truth.segments, truth.ambiguous
     _check_rows(segments, "ground truth")
-    _check_rows(found, "detections")
-    names = segments.videos if videos is None else tuple(videos)
-    columns = segments.classes if classes is None else tuple(classes)
-    if unknown := sorted(set(names) - set(segments.videos)):
-        raise InputError(f"videos: the ground truth lacks {_named(unknown)}")
+    _check_rows(detections, "detections")
+    video_names = segments.videos if videos is None else tuple(videos)
+    class_names = segments.classes if classes is None else tuple(classes)
+    if unknown := sorted(set(video_names) - set(segments.videos)):
+        raise InputError(f"videos: the ground truth lacks {_first_names(unknown)}")
     if videos is not None:
-        kept = set(names)
-        found = found.select(np.array([name in kept for name in found.videos], dtype=bool)[found.video])
-    segments, aligned = segments.renumbered(names, columns), found.renumbered(names, columns)
+        chosen = set(video_names)
+        is_chosen = np.array([name in chosen for name in detections.videos], dtype=bool)
+        detections = detections.select(is_chosen[detections.video])
+    segments, aligned = (table.renumbered(video_names, class_names) for table in (segments, detections))
     segments = segments.select((segments.video >= 0) & (segments.label >= 0))
 
     notes = []
-    if (strangers := aligned.video < 0).any():
-        lost = sorted({str(found.videos[number]) for number in np.unique(found.video[strangers])})
-        notes.append(
-            f"{strangers.sum()} detections of {len(lost)} videos that the ground truth lacks count as false "
-            f"positives: {_named(lost)}"
-        )
-    if (strangers := aligned.label < 0).any():
-        lost = sorted({str(found.classes[number]) for number in np.unique(found.label[strangers])})
-        notes.append(
-            f"{strangers.sum()} detections of {len(lost)} classes that the ground truth lacks are dropped: "
-            f"{_named(lost)}"
-        )
-        aligned = aligned.select(~strangers)
-    ambiguous = ambiguous.renumbered(names, ambiguous.classes)
-    return replace(truth, segments=segments, ambiguous=ambiguous), aligned, tuple(notes)
+    if (unknown := aligned.video < 0).any():
+        names = sorted({str(detections.videos[number]) for number in np.unique(detections.video[unknown])})
+        lacks = f"of {len(names)} videos that the ground truth lacks count as false positives"
+        notes.append(f"{unknown.sum()} detections {lacks}: {_first_names(names)}")
+    if (unknown := aligned.label < 0).any():
+        names = sorted({str(detections.classes[number]) for number in np.unique(detections.label[unknown])})
+        lacks = f"of {len(names)} classes that the ground truth lacks are dropped"
+        notes.append(f"{unknown.sum()} detections {lacks}: {_first_names(names)}")
+        aligned = aligned.select(~unknown)
+    ambiguous = ambiguous.renumbered(video_names, ambiguous.classes)
+    return GroundTruth(segments, ambiguous), aligned, tuple(notes)
 
 
 def _check_rows(table: Table, where: str) -> None:
-    """InputError naming the first row that is not finite or ends before it starts."""
+    """Raise an InputError that names the first row that is not finite or ends before it starts."""
     finite = np.isfinite(table.start) & np.isfinite(table.end)
     if table.score is not None:
         finite &= np.isfinite(table.score)
@@ -161,35 +174,26 @@ def _check_rows(table: Table, where: str) -> None:
         raise InputError(f"{where}: video '{table.videos[table.video[row]]}', row {row}: {segment} {problem}")
 
 
-def _checked_thresholds(tiou_thresholds: Iterable[float]) -> np.ndarray:
-    thresholds = np.array(list(tiou_thresholds), dtype=np.float64)
-    if thresholds.ndim != 1 or len(thresholds) == 0 or not ((thresholds > 0) & (thresholds <= 1)).all():
-        raise InputError(f"tIoU thresholds must lie in (0, 1], got {thresholds.tolist()}")
-    return thresholds
-
-
-def _named(names: list[str], most: int = 5) -> str:
+def _first_names(names: list[str], most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def evaluate_inputs(inputs: Inputs, protocol: str) -> list[DetectionResult]:
-    """What a command was asked to evaluate: a result for each list of detections, their coverage among its notes."""
-    results = [
-        evaluate_detections(
+    """Evaluate each list of detections of a command; notes on videos without detections are added to the result."""
+    results = []
+    for detections in inputs.detections:
+        result = evaluate_detections(
             inputs.truth,
-            found,
+            detections,
             inputs.tiou_thresholds,
             protocol=protocol,
             snippet_rate=inputs.snippet_rate,
             videos=inputs.videos,
         )
-        for found in inputs.detections
-    ]
-    return [
-        replace(result, notes=(*result.notes, *inputs.coverage_notes(result.ground_truth, found)))
-        for result, found in zip(results, inputs.detections, strict=True)
-    ]
+        coverage = inputs.coverage_notes(result.ground_truth, detections)
+        results.append(replace(result, notes=(*result.notes, *coverage)))
+    return results
 
 
 def map_table(results: Sequence[DetectionResult], means: Mapping[str, Sequence[int]]) -> str:
@@ -210,30 +214,31 @@ def _parse_args() -> argparse.Namespace:
     protocols = "\n".join(f"  {name:<18} {protocol.papers}" for name, protocol in PROTOCOLS.items())
     parser = OneLineParser(
         prog="python -m eval.detection",
-        description="mAP@tIoU of a detection file under the published protocols.",
-        epilog=f"protocols and who uses them:\n{protocols}",
+        description="Compute mAP@tIoU of a detection file under the published protocols.",
+        epilog=f"protocols and the papers that use them:\n{protocols}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--predictions", required=True, help="detections: ActivityNet JSON, or CSV")
+    add("--predictions", required=True, help="detection file: ActivityNet JSON or CSV")
     add_evaluation_options(parser)
     add(
         "--protocol",
         choices=[*PROTOCOLS, "all"],
         default="seconds",
-        help="see below; all: every one that means something on this ground truth, a line each; default: seconds",
+        help="evaluation protocol, see below; all: one row per protocol that applies to this ground truth; "
+        "default: seconds",
     )
     add(
         "--json",
         type=Path,
         metavar="FILE",
-        help="write per-class AP and mAP here; with --protocol all a dict of them, by protocol",
+        help="JSON file to write with AP per class and mAP; with --protocol all, these for each protocol",
     )
     return parser.parse_args()
 
 
 def main() -> None:
-    """The command line: one table on the screen, one JSON file on request."""
+    """Print mAP as a table and write it to a JSON file on request."""
     args = _parse_args()
     inputs = read_inputs(args, [args.predictions])
     protocols = applicable_protocols(inputs.truth) if args.protocol == "all" else [args.protocol]

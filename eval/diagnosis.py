@@ -1,11 +1,13 @@
-"""Where detections go wrong, after DETAD (Alwassel et al., "Diagnosing Error in Temporal Action Detectors", ECCV 2018).
+"""Diagnosis of errors after DETAD (Alwassel et al., "Diagnosing Error in Temporal Action Detectors", ECCV 2018).
 
     python -m eval.diagnosis --ground-truth annotations.json --predictions detections.json --figure diagnosis.png
 
-Everything starts from an evaluated list, so that nothing is matched twice. Where it departs from DETAD's code: of
-equally overlapping instances of two classes a detection is judged by that of its own class (there: the first in the
-file); a detection is set aside for another bin's instance at the threshold where it hits that instance (there: at
-all thresholds); coverage above 1 counts as XL (there: left out).
+It starts from an evaluated list, so nothing is matched twice. As in DETAD, annotated segments are called instances.
+It departs from DETAD's code in three points:
+
+* If instances of two classes overlap a detection equally, the one of its own class decides (there, the first row).
+* A hit of another bin's instance is set aside at the threshold of the hit only (there, at all thresholds).
+* Coverage above 1 counts as XL (there, it is left out).
 """
 
 import argparse
@@ -24,14 +26,14 @@ from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.formats.files import write_json
 from utils.segments import snippets_to_seconds, tiou
 
-# In this order the code numbers them. The first is not an error.
+# In the order of their numbers. The first is not an error.
 KINDS = ("true positive", "double detection", "wrong label", "localization", "confusion", "background")
-MIN_TIOU = 0.1  # a detection that overlaps every instance by less lies in the background
-MIN_PRECISION = 0.05  # an instance counts as found only while the normalized precision is above this
-NUM_SLICES = 10  # the profile's slices, from 1G to 10G
+MIN_TIOU = 0.1  # a detection with less overlap is background
+MIN_PRECISION = 0.05  # instances hit at a lower normalized precision count as not found
+NUM_SLICES = 10  # of the profile, 1G to 10G
 
 SIZES = ("XS", "S", "M", "L", "XL")
-# Upper edges of the bins, which belong to them; DETAD's, for each of its datasets.
+# Upper edges of the bins, included in them; DETAD's values for its datasets.
 _THUMOS14_BINS = {
     "length in s": (3, 6, 12, 18, np.inf),
     "coverage": (0.02, 0.04, 0.06, 0.08, np.inf),  # length / duration of the video
@@ -42,7 +44,7 @@ _ACTIVITYNET_BINS = {
     "coverage": (0.2, 0.4, 0.6, 0.8, np.inf),
     "instances": (1, 4, 8, np.inf),
 }
-_AVE_BINS = {**_ACTIVITYNET_BINS, "length in s": (2, 4, 6, 8, np.inf)}  # clips of 10 s; ours, DETAD has no AVE
+_AVE_BINS = {**_ACTIVITYNET_BINS, "length in s": (2, 4, 6, 8, np.inf)}  # clips of 10 s; DETAD has no AVE
 BINS = {
     "thumos14": _THUMOS14_BINS,
     "activitynet12": _ACTIVITYNET_BINS,
@@ -52,44 +54,53 @@ BINS = {
 
 
 def error_kinds(result: DetectionResult) -> np.ndarray:
-    """What each detection is at each threshold, a number in KINDS: (T, N) int8.
+    """Classify each detection at each threshold.
 
-    Of those without a match, the instance (of any class) that they overlap most decides. At the threshold or above:
-    double detection if it is of their class, else wrong label. Below, but at least MIN_TIOU: localization if it is
-    of their class, else confusion. Less: background.
+    For a detection without a match, the instance of any class that it overlaps most decides:
+
+    * tIoU at or above the threshold: double detection if the classes agree, else wrong label.
+    * tIoU below, but at least MIN_TIOU: localization if the classes agree, else confusion.
+    * Less: background.
+
+    Args:
+        result: Evaluated detections.
+
+    Returns:
+        (T, N) int8 indices of KINDS.
     """
     own, other = _best_overlaps(result)
-    top, right, thresholds = np.maximum(own, other), own >= other, result.tiou_thresholds[:, None]
-    overlaps, touches = top >= thresholds, top >= MIN_TIOU
-    cases = [result.matched >= 0, overlaps & right, overlaps, touches & right, np.broadcast_to(touches, overlaps.shape)]
+    highest, own_class = np.maximum(own, other), own >= other  # (N,) each
+    overlaps = highest >= result.tiou_thresholds[:, None]  # (T, N)
+    touches = np.broadcast_to(highest >= MIN_TIOU, overlaps.shape)
+    cases = [result.matched >= 0, overlaps & own_class, overlaps, touches & own_class, touches]
     return np.select(cases, range(len(cases)), default=len(cases)).astype(np.int8)
 
 
 def _best_overlaps(result: DetectionResult) -> tuple[np.ndarray, np.ndarray]:
-    """The highest tIoU of each detection with an instance of its own class and of another one: (N,) each."""
-    truth, found = result.ground_truth, result.detections
-    own, other = np.zeros((2, len(found)))
-    segments = np.stack([found.start, found.end], axis=1)
+    """Return each detection's highest tIoU with instances of its own class and of other classes, (N,) each."""
+    truth, detections = result.ground_truth, result.detections
+    own, other = np.zeros((2, len(detections)))
+    segments = np.stack([detections.start, detections.end], axis=1)
     instances = np.stack([truth.start, truth.end], axis=1)
-    by_video = dict(zip(*_grouped(found.video), strict=True))
-    for video, its_truth in zip(*_grouped(truth.video), strict=True):
-        rows = by_video.get(video, its_truth[:0])
-        overlap = tiou(instances[its_truth], segments[rows][:, None])  # (n, instances of the video)
-        same = found.label[rows][:, None] == truth.label[its_truth]
+    by_video = dict(zip(*_grouped(detections.video), strict=True))
+    for video, truth_rows in zip(*_grouped(truth.video), strict=True):
+        rows = by_video.get(video, truth_rows[:0])
+        overlap = tiou(instances[truth_rows], segments[rows][:, None])  # (n, instances of the video)
+        same = detections.label[rows][:, None] == truth.label[truth_rows]
         own[rows] = np.where(same, overlap, 0).max(axis=1, initial=0)
         other[rows] = np.where(same, 0, overlap).max(axis=1, initial=0)
     return own, other
 
 
 def _grouped(numbers: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
-    """The different numbers, and the rows (in order) that hold each."""
+    """Return the distinct numbers and, for each, its rows in order."""
     order = np.argsort(numbers, kind="stable")
     names, first = np.unique(numbers[order], return_index=True)
     return names.tolist(), np.split(order, first)[1:]
 
 
 class _Classes:
-    """The evaluated list, class by class, to recompute AP without some of its detections.
+    """Evaluated list grouped by class, to recompute AP without some of the detections.
 
     AP_N normalizes precision as DETAD does: as if every class had the mean number of instances.
     """
@@ -102,41 +113,41 @@ class _Classes:
         self.rows = {label: np.flatnonzero(self.label == label) for label in np.flatnonzero(self.positives)}
 
     def ranks(self) -> np.ndarray:
-        """The place of each detection in its class (N,), from 0; those of a class without instances come last."""
+        """Return the rank of each detection in its class (N,), from 0; in a class without instances it is huge."""
         ranks = np.full(len(self.label), np.iinfo(np.int64).max)
         for rows in self.rows.values():
             ranks[rows] = np.arange(len(rows))
         return ranks
 
     def average_map(self, keep: np.ndarray, positives: np.ndarray | None = None, normalized: bool = True) -> float:
-        """Mean of AP over thresholds and classes of the detections to `keep` (T, N) or (N,); a fraction.
+        """Return the mean of AP over thresholds and classes for the detections in the mask `keep`, (T, N) or (N,).
 
-        positives: instances of each class (C,) that can be found; default: all.
+        `positives` (C,) counts the instances per class that can be hit; default: all.
         """
         keep, positives = np.broadcast_to(keep, self.hit.shape), self.positives if positives is None else positives
         aps = []
         for label in np.flatnonzero(positives):
-            kept = keep[:, self.rows[label]]
-            hit = self.hit[:, self.rows[label]] & kept
-            precision = _precision(hit, kept, self.mean_positives / positives[label] if normalized else 1.0)
+            counted = keep[:, self.rows[label]]
+            hit = self.hit[:, self.rows[label]] & counted
+            precision = _precision(hit, counted, self.mean_positives / positives[label] if normalized else 1.0)
             interpolated = np.maximum.accumulate(np.where(hit, precision, 0)[:, ::-1], axis=1)[:, ::-1]
             aps.append((interpolated * hit).sum(axis=1) / positives[label])
         return float(np.mean(aps))
 
-    def found(self) -> np.ndarray:
-        """Which hits count as found instances (T, N): those before the normalized precision falls too low."""
-        found = self.hit.copy()
+    def early_hits(self) -> np.ndarray:
+        """Mark the hits (T, N) at a normalized precision above MIN_PRECISION."""
+        early = self.hit.copy()
         for label, rows in self.rows.items():
             hit = self.hit[:, rows]
             precision = _precision(hit, np.ones_like(hit), self.mean_positives / self.positives[label])
-            found[:, rows] &= precision > MIN_PRECISION
-        return found
+            early[:, rows] &= precision > MIN_PRECISION
+        return early
 
 
-def _precision(hit: np.ndarray, kept: np.ndarray, weight: float) -> np.ndarray:
-    """Precision (T, n) at each place of one class's list, where a hit counts `weight` times and a miss once."""
+def _precision(hit: np.ndarray, counted: np.ndarray, weight: float) -> np.ndarray:
+    """Return precision (T, n) at each rank of one class, counting a hit `weight` times and a miss once."""
     hits = np.cumsum(hit, axis=1)
-    misses = np.cumsum(kept, axis=1) - hits
+    misses = np.cumsum(counted, axis=1) - hits
     return hits * weight / np.maximum(hits * weight + misses, 1e-12)
 
 
@@ -146,20 +157,29 @@ def diagnose(
     dataset: str = "thumos14",
     snippet_rate: float | None = None,
 ) -> dict:
-    """Error profile, what each kind of error costs, sensitivity to characteristics of the instances, AP by class.
+    """Compute error profile, cost of each kind of error, sensitivity to instance characteristics, and AP by class.
 
-    durations: {video_id: seconds}; without one for every annotated video, coverage is left out, with a note.
-    dataset: whose bins are used, a name in BINS.
-    snippet_rate: Hz, what `result` was evaluated with; default: the dataset's. Under a protocol on the snippet
-        grid an instance is as long as its rounded borders say, divided by this rate: it can fall in the bin beside.
+    Args:
+        result: Evaluated detections.
+        durations: {video_id: seconds}. If an annotated video has no duration, coverage is left out with a note.
+        dataset: Name in BINS of the dataset whose bins are used.
+        snippet_rate: Snippets per second that `result` was evaluated with; default: the dataset's. Under a protocol on
+            the snippet grid, an instance's length is that of its rounded borders and may fall into a neighboring bin.
 
-    Returns what json can write: fractions, None where undefined. `profile` counts the detections of each kind, [T]
-    [slice k][KINDS]: slice k holds the places from (k - 1) G to k G of each class, G the number of its instances.
-    `removal` is the gain in average mAP of the whole list, and in DETAD's average mAP_N of the top 10G, when the
-    detections of one kind are taken out. `not_found` are shares of instances, [T].
+    Returns:
+        Content for JSON: fractions, None where undefined. Among its entries:
+
+        * `profile` [T][slice k][KINDS]: number of detections of each kind. Slice k has the ranks from (k - 1) G to k G
+          of each class, where G is the number of its instances.
+        * `removal`: gain in average mAP of the whole list, and in DETAD's average mAP_N of the top 10G, if the
+          detections of one kind are removed.
+        * `not_found` [T]: share of instances.
+
+    Raises:
+        InputError: There are no bins for the dataset.
     """
     if dataset not in BINS:
-        raise InputError(f"no bins for the dataset '{dataset}'; choose one of {sorted(BINS)}")
+        raise InputError(f"no bins for dataset '{dataset}'; choose one of {sorted(BINS)}")
     kinds, classes = error_kinds(result), _Classes(result)
     found = _found_instances(result, classes)
     bins, notes = _bins(result, durations, dataset, snippet_rate or DATASETS[dataset].snippet_rate)
@@ -182,12 +202,12 @@ def diagnose(
 
 
 def _in_top(classes: _Classes) -> np.ndarray:
-    """Which detections (N,) are among the first 10G of their class."""
+    """Mark the detections (N,) among the first 10G of their class."""
     return classes.ranks() < NUM_SLICES * classes.positives[classes.label]
 
 
 def _profile(kinds: np.ndarray, classes: _Classes) -> np.ndarray:
-    """Number of detections (T, slices, kinds)."""
+    """Count the detections per threshold, slice and kind, (T, slices, kinds)."""
     top = _in_top(classes)
     slices = classes.ranks()[top] // classes.positives[classes.label[top]]
     cells = slices * len(KINDS) + kinds[:, top]
@@ -196,7 +216,7 @@ def _profile(kinds: np.ndarray, classes: _Classes) -> np.ndarray:
 
 
 def _removal(kinds: np.ndarray, classes: _Classes) -> dict:
-    """Gain in average mAP and mAP_N without the detections of each kind of error."""
+    """Return the gain in average mAP and mAP_N without the detections of each kind of error."""
     top = _in_top(classes)
     base, base_top = classes.average_map(np.True_, normalized=False), classes.average_map(top)
     return {
@@ -210,7 +230,7 @@ def _removal(kinds: np.ndarray, classes: _Classes) -> dict:
 
 
 def _bins(result: DetectionResult, durations: Mapping | None, dataset: str, rate: float) -> tuple[dict, list[str]]:
-    """The bin of every instance (G,) and the upper edges, by characteristic; notes on what had to be left out."""
+    """Return the bin of every instance (G,) and the upper edges per characteristic, and notes on omissions."""
     truth, durations = result.ground_truth, durations or {}
     length = truth.end - truth.start
     if PROTOCOLS[result.protocol].on_grid:
@@ -221,7 +241,7 @@ def _bins(result: DetectionResult, durations: Mapping | None, dataset: str, rate
     seconds = np.array([durations.get(video) or np.nan for video in truth.videos], dtype=float)[truth.video]
     if np.isnan(seconds).any():
         unknown = [truth.videos[number] for number in np.unique(truth.video[np.isnan(seconds)])]
-        notes.append(f"coverage is left out: no duration is known of {len(unknown)} videos, such as {unknown[0]}")
+        notes.append(f"coverage is left out: the duration of {len(unknown)} videos is unknown, such as {unknown[0]}")
     else:
         values["coverage"] = length / seconds
     edges = BINS[dataset]
@@ -231,12 +251,12 @@ def _bins(result: DetectionResult, durations: Mapping | None, dataset: str, rate
 def _by_bin(
     result: DetectionResult, classes: _Classes, found: np.ndarray, bins: np.ndarray, edges: tuple
 ) -> Iterator[dict]:
-    """Instances, average mAP_N and shares not found of each bin. found (T, G), bins (G,)."""
+    """Yield the scores of each bin. found (T, G) marks instances; bins (G,)."""
     bin_of_match = np.append(bins, -1)[result.matched]  # (T, N); -1 for a false positive
     for number, upper in enumerate(edges):
         inside = bins == number
         positives = np.bincount(result.ground_truth.label[inside], minlength=len(result.classes))
-        keep = (bin_of_match == number) | (bin_of_match == -1)  # hits of other bins are neither right nor wrong
+        keep = (bin_of_match == number) | (bin_of_match == -1)  # hits of other bins do not count
         yield {
             "bin": SIZES[number],
             "above": 0 if number == 0 else edges[number - 1],
@@ -248,15 +268,15 @@ def _by_bin(
 
 
 def _found_instances(result: DetectionResult, classes: _Classes) -> np.ndarray:
-    """Which instances (T, G) are found; see MIN_PRECISION."""
+    """Mark the instances (T, G) that are found; see MIN_PRECISION."""
     found = np.zeros((len(result.tiou_thresholds), len(result.ground_truth)), dtype=bool)
-    threshold, row = np.nonzero(classes.found())
+    threshold, row = np.nonzero(classes.early_hits())
     found[threshold, result.matched[threshold, row]] = True
     return found
 
 
 def _by_class(result: DetectionResult, classes: _Classes) -> list[dict]:
-    """Instances, and AP at each threshold and on average, of every class that has any; best class first."""
+    """Return the number of instances and AP of every class with instances, best class first."""
     return [
         {
             "class": result.classes[label],
@@ -269,18 +289,21 @@ def _by_class(result: DetectionResult, classes: _Classes) -> list[dict]:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = OneLineParser(prog="python -m eval.diagnosis", description=__doc__.splitlines()[0])
+    parser = OneLineParser(
+        prog="python -m eval.diagnosis",
+        description="Diagnose the errors of a detection file, after DETAD (Alwassel et al., ECCV 2018).",
+    )
     add = parser.add_argument
-    add("--predictions", required=True, help="detections: ActivityNet JSON, or CSV")
+    add("--predictions", required=True, help="detection file: ActivityNet JSON or CSV")
     add_evaluation_options(parser)
-    add("--protocol", choices=list(PROTOCOLS), default="seconds", help="default: seconds")
-    add("--json", type=Path, metavar="FILE", help="write everything here")
-    add("--figure", type=Path, metavar="FILE", help="draw it here (.png, .pdf, .svg)")
+    add("--protocol", choices=list(PROTOCOLS), default="seconds", help="evaluation protocol; default: seconds")
+    add("--json", type=Path, metavar="FILE", help="JSON file to write with the whole diagnosis")
+    add("--figure", type=Path, metavar="FILE", help="figure to draw (.png, .pdf, .svg)")
     return parser.parse_args()
 
 
 def main() -> None:
-    """The command line: a table on the screen, a JSON file and a figure on request."""
+    """Print the diagnosis as tables; write a JSON file and draw a figure on request."""
     args = _parse_args()
     inputs = read_inputs(args, [args.predictions])
     (result,) = evaluate_inputs(inputs, args.protocol)
@@ -297,7 +320,7 @@ def main() -> None:
             diagnosis_figure(diagnosis, args.figure)
         except InputError:
             raise
-        except ValueError as error:  # a kind of picture that matplotlib does not write
+        except ValueError as error:  # a file type that matplotlib does not support
             raise InputError(f"{args.figure}: cannot be drawn ({error})") from None
 
 

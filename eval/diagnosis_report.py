@@ -1,4 +1,4 @@
-"""What `eval.diagnosis.diagnose` returns, as a table and as a picture."""
+"""Print and draw the result of `eval.diagnosis.diagnose`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from eval.tables import format_table
 from utils.formats.files import save_figure
 
-COLORS = ("#2a9d4a", "#9ad1a8", "#3465a4", "#edae49", "#d1495b", "#bbbbbb")  # one a kind; the first is no error
+COLORS = ("#2a9d4a", "#9ad1a8", "#3465a4", "#edae49", "#d1495b", "#bbbbbb")  # one per kind; the first is not an error
 BAR, MISSED, BASELINE = "#3465a4", "#d1495b", "#333333"
-LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # so that no line runs through a number
+LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # keeps lines from crossing numbers
 
 
 def diagnosis_table(diagnosis: dict) -> str:
-    """All of it in percent, as means over the tIoU thresholds; '-' where undefined."""
+    """Return the diagnosis as text: percent, means over the tIoU thresholds, '-' where undefined."""
     thresholds = " ".join(f"{threshold:g}" for threshold in diagnosis["tiou_thresholds"])
     head = f"{diagnosis['detections']} detections, {diagnosis['instances']} instances (G), {diagnosis['protocol']}"
     parts = [
@@ -62,7 +62,7 @@ def _class_lines(diagnosis: dict) -> list[str]:
 
 
 def _profile_shares(diagnosis: dict) -> np.ndarray:
-    """Shares (slices, kinds) of the detections in each slice, mean over thresholds; NaN in an empty slice."""
+    """Return the share of each kind per slice (slices, kinds), mean over thresholds; NaN in an empty slice."""
     counts = np.array(diagnosis["profile"], dtype=float).mean(axis=0)
     with np.errstate(invalid="ignore"):
         return counts / counts.sum(axis=1, keepdims=True)
@@ -90,7 +90,16 @@ def _mean(values: list[float] | None) -> float | None:
 
 
 def diagnosis_figure(diagnosis: dict, path: str | Path) -> None:
-    """Five panels: profile, cost of each kind of error, sensitivity, instances not found, AP by class."""
+    """Draw five panels: profile, cost of each kind of error, sensitivity, instances not found, AP by class.
+
+    Args:
+        diagnosis: Result of `eval.diagnosis.diagnose`.
+        path: Image file to write; the suffix selects its type.
+
+    Raises:
+        InputError: The file cannot be written.
+        ValueError: matplotlib does not support the file type.
+    """
     figure = Figure(figsize=(14, 13), layout="constrained")
     panels = figure.subplot_mosaic([["profile", "removal"], ["sensitivity", "missed"], ["classes", "classes"]])
     thresholds = ", ".join(f"{threshold:g}" for threshold in diagnosis["tiou_thresholds"])
@@ -130,7 +139,7 @@ def _draw_removal(axes: Axes, diagnosis: dict) -> None:
 
 
 def _draw_bins(axes: Axes, diagnosis: dict, groups: list[list], color: str, baseline: float) -> None:
-    """Bars of all bins side by side, a gap between characteristics; `baseline` over all instances, dashed."""
+    """Draw the bars of all bins side by side, and the value over all instances as a dashed line."""
     first, ticks, names = 0, [], []
     for (name, bins), values in zip(diagnosis["characteristics"].items(), groups, strict=True):
         places = np.arange(first, first + len(bins))
@@ -148,7 +157,7 @@ def _draw_bins(axes: Axes, diagnosis: dict, groups: list[list], color: str, base
 def _draw_classes(axes: Axes, classes: list[dict]) -> None:
     names = [f"{entry['class']} ({entry['instances']})" for entry in classes]
     axes.bar(range(len(names)), [100 * entry["average_ap"] for entry in classes], color=BAR)
-    axes.set_xticks(range(len(names)), names, parse_math=False)  # a dollar sign in a name is no formula
+    axes.set_xticks(range(len(names)), names, parse_math=False)  # names may contain dollar signs
     axes.tick_params(axis="x", rotation=90, labelsize=9 if len(names) <= 40 else 6)
     axes.margins(x=0.01)
     axes.set(title="AP by class (number of instances)", ylabel="average AP in percent")

@@ -1,14 +1,14 @@
-"""Which detection takes which ground truth: ActivityNet's greedy matching, exactly, by array operations.
+"""Match detections to ground truth by ActivityNet's greedy rule, exactly, with array operations.
 
-The rule (ActivityNet's `compute_average_precision_detection`): within a class, in order of score, each
-detection takes, among the ground truth of its video that is still free and reaches the threshold, the one of
-highest tIoU. Each threshold is on its own.
+The rule (ActivityNet's `compute_average_precision_detection`): within a class, detections choose in order of score.
+Each takes the segment of highest tIoU among the free segments of its video that reach the threshold. Thresholds are
+independent of each other.
 
-How it is done at once: every detection asks for its best ground truth; each ground truth keeps the
-best-scored of those who ask and turns the others down; these, and whoever was replaced, ask for their next
-best, until nobody is turned down (deferred acceptance: Gale and Shapley, 1962). Because all ground truths
-rank the detections alike, by score, there is one stable outcome: that of the sequential rule. Detections come
-in blocks of falling score, and pairs whose ground truth is taken drop out early: memory stays linear.
+The array form is deferred acceptance (Gale and Shapley, 1962). Every detection asks for its best segment. Each segment
+accepts the best-scored detection that asks and refuses the others. Refused and replaced detections ask for their next
+best segment, until none is refused. Because all segments rank detections by score, there is one stable outcome: that
+of the sequential rule. Detections come in blocks of falling score, and pairs whose segment is already taken drop out
+early, so memory stays linear.
 """
 
 from collections.abc import Iterator
@@ -18,21 +18,27 @@ import numpy as np
 from eval.tables import Table
 from utils.segments import tiou
 
-FIRST_BLOCK, LARGEST_BLOCK = 1 << 13, 1 << 17  # pairs; the first ones take most of the ground truth
+FIRST_BLOCK, LARGEST_BLOCK = 1 << 13, 1 << 17  # pairs; the first block takes most of the ground truth
 FREE = np.iinfo(np.int64).max
-SORTED_STABLY = 16  # elements that numpy's quicksort, which ActivityNet orders tIoU by, leaves in order if equal
+SORTED_STABLY = 16  # up to this many elements, the quicksort by which ActivityNet orders tIoU is stable
 
 
 def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -> np.ndarray:
-    """The ground-truth row that each detection takes at each threshold, or -1: (T, N) int32.
+    """Match detections to ground truth at each threshold.
 
-    Detections come by falling score: the earlier row goes first. Both tables number videos and classes alike;
-    a video that the ground truth lacks is -1. Thresholds (T,) > 0, in any order.
+    Among segments of equal tIoU a detection takes the last row, as in ActivityNet's code if a video has at most 16
+    segments of a class. With more, ActivityNet's choice is an accident of its quicksort. Here it is the segment whose
+    center is farthest from the detection's, then the last row. This is stable and reproduces the published scores of
+    STPN to every digit.
 
-    Among ground truths of equal tIoU the last row is taken, as ActivityNet does where a video has at most 16
-    instances of a class. Where it has more, ActivityNet's choice is an accident of its quicksort; here it is the
-    instance whose center is farthest from the detection's (then the last row), which is stable and gives the
-    published figures of STPN to every digit.
+    Args:
+        ground_truth: Annotated segments (G rows).
+        detections: Detections (N rows) by falling score, numbering videos and classes as the ground truth does. The
+            video is -1 if the ground truth lacks it.
+        tiou_thresholds: (T,) thresholds above 0, in any order.
+
+    Returns:
+        (T, N) int32: the ground-truth row that each detection takes at each threshold, or -1.
     """
     thresholds = np.asarray(tiou_thresholds, dtype=np.float64)
     matched = np.full((len(thresholds), len(detections)), -1, dtype=np.int32)
@@ -42,9 +48,9 @@ def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -
     crowd = _group_sizes(ground_truth)[rows]
     truth = np.stack([ground_truth.start, ground_truth.end], axis=1)[rows]
     segments = np.stack([detections.start, detections.end], axis=1)
-    # holder[t, g]: the first detection d that asked for ground truth g at threshold t, as t * N + d
+    # holder[t, g]: the best-scored detection d that asked for segment g at threshold t, as t * N + d
     holder = np.full((len(thresholds), len(rows)), FREE)
-    # A block costs a look at all holders, so it is not much smaller than they are.
+    # Each block scans all holders, so blocks are not much smaller than `holder`.
     for begin, stop in _blocks(high - low, max(LARGEST_BLOCK, holder.size // 4)):
         detection, which = _pairs(low[begin:stop], high[begin:stop])  # (P,) each
         detection += begin
@@ -66,7 +72,7 @@ def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -
 def _preference(
     detection: np.ndarray, overlap: np.ndarray, rows: np.ndarray, distance: np.ndarray, crowd: np.ndarray
 ) -> np.ndarray:
-    """The order of the pairs (P,): detection by detection, each one's by falling tIoU, then by the tie rule."""
+    """Return the order of the pairs (P,): by detection, then by falling tIoU, then by the tie rule."""
     order = np.lexsort((-overlap, detection))
     tied = (np.diff(detection[order]) == 0) & (np.diff(overlap[order]) == 0)
     if not tied.any():
@@ -75,15 +81,15 @@ def _preference(
 
 
 def _assign(holder: np.ndarray, asker: np.ndarray, asked: np.ndarray) -> None:
-    """Deferred acceptance among the pairs (asker, asked), (P,) each; `holder` (thresholds, G) is updated.
+    """Run deferred acceptance among the pairs (asker, asked), (P,) each, and update `holder` (T, G) in place.
 
-    Pairs come threshold by threshold, asker by asker in order of score, each asker's in its order of
-    preference. Every round moves those who were turned down one choice on, so the work is linear in P.
+    Pairs are sorted by threshold, then by the asker's score, then by the asker's preference. Every round moves each
+    refused asker to its next choice, so the work is linear in P.
     """
     flat = holder.reshape(-1)
     possible = asker < flat[asked]
     asker, asked = asker[possible], asked[possible]
-    askers, choice = np.unique(asker, return_index=True)  # the current choice of each, a position in `asked`
+    askers, choice = np.unique(asker, return_index=True)  # current choice of each asker, an index of `asked`
     last_choice = np.append(choice[1:], len(asked)) - 1
     active = np.arange(len(askers))
     while len(active):
@@ -98,17 +104,17 @@ def _assign(holder: np.ndarray, asker: np.ndarray, asked: np.ndarray) -> None:
 
 
 def _group_sizes(ground_truth: Table) -> np.ndarray:
-    """How many instances each row's video has of its class, (G,)."""
+    """Return the number of segments of the same video and class as each row, (G,)."""
     key = ground_truth.video * len(ground_truth.classes) + ground_truth.label
     _, group, sizes = np.unique(key, return_inverse=True, return_counts=True)
     return sizes[group]
 
 
 def _candidates(ground_truth: Table, detections: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An interval search inside (video, class): which ground truth can overlap which detection.
+    """Find the ground truth that can overlap each detection, by interval search within (video, class).
 
-    Returns ground-truth rows (G,) sorted by group and start, and for each detection the range [low, high) of
-    that list outside which nothing overlaps it (N,) (N,); an empty range where its group has no ground truth.
+    Returns the ground-truth rows (G,) sorted by group and start, and the range [low, high) of this list for each
+    detection, (N,) each. Nothing outside the range overlaps the detection; without ground truth the range is empty.
     """
     num_classes = len(ground_truth.classes)
     key = ground_truth.video * num_classes + ground_truth.label
@@ -118,12 +124,12 @@ def _candidates(ground_truth: Table, detections: Table) -> tuple[np.ndarray, np.
     last = np.append(first[1:], len(rows))
 
     key = np.where(detections.video < 0, -1, detections.video * num_classes + detections.label)
-    known = np.argsort(key)  # group by group: a search along the line finds its surroundings in the cache
+    known = np.argsort(key)  # sorted, so that the search stays in the cache
     group = np.minimum(np.searchsorted(groups, key[known]), len(groups) - 1)
     has_truth = groups[group] == key[known]
     known, group = known[has_truth], group[has_truth]
 
-    # All groups laid end to end on one line. Rounding there keeps the order (x < y gives X <= Y), so with
+    # Lay all groups end to end on one line. Rounding there preserves the order (x < y gives X <= Y), so with
     # non-strict comparisons the range can only be too wide.
     earliest, span = start.min(), end.max() - start.min() + 1.0
     offset = np.arange(len(groups)) * span - earliest
@@ -138,7 +144,7 @@ def _candidates(ground_truth: Table, detections: Table) -> tuple[np.ndarray, np.
 
 
 def _blocks(counts: np.ndarray, largest: int) -> Iterator[tuple[int, int]]:
-    """Cut detections with these numbers of pairs (N,) into ranges [begin, stop), each twice the last one at most."""
+    """Cut detections with these numbers of pairs (N,) into ranges, each at most twice the size of the last."""
     until, begin, size = np.cumsum(counts), 0, FIRST_BLOCK
     while begin < len(counts):
         done = until[begin - 1] if begin else 0
@@ -148,7 +154,7 @@ def _blocks(counts: np.ndarray, largest: int) -> Iterator[tuple[int, int]]:
 
 
 def _pairs(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All (i, j) with low[i] <= j < high[i], by i and then j: two arrays (P,)."""
+    """Return all (i, j) with low[i] <= j < high[i], by i and then j, as two arrays (P,)."""
     count = high - low
     first = np.repeat(np.arange(len(count)), count)
     within = np.arange(len(first)) - np.repeat(np.cumsum(count) - count, count)

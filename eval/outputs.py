@@ -1,7 +1,7 @@
-"""outputs.h5 of a run: what the network said of each test video, for pictures.
+"""File `outputs.h5` of a run: outputs of the network for each test video, for pictures.
 
-HDF5, a group a video with `cas` (T, C + 1), `attention` (T,) and, of a network that has it, `modality_attention`
-(2, T), float16; the classes and the snippets a second are attributes of the file.
+It has one HDF5 group per video with `cas` (T, C + 1), `attention` (T,) and, if the network has it,
+`modality_attention` (2, T), all float16. The classes and the snippet rate are attributes of the file.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,11 +26,21 @@ from utils.formats.hdf5 import (
 )
 
 CURVES = ("cas", "attention", "modality_attention")
-OPTIONAL = ("modality_attention",)  # not every network has it; without it there are no rows
+OPTIONAL = ("modality_attention",)  # a network without it has zero rows, which are not stored
 
 
 def write_outputs(path: str | Path, results: Sequence, classes: Sequence[str], snippet_rate: float) -> None:
-    """Write utils.engine.VideoResult of the test videos; `snippet_rate` in snippets a second."""
+    """Write the outputs of the test videos.
+
+    Args:
+        path: File to write.
+        results: Outputs of each video, with the attributes of a `VideoResult`.
+        classes: Class names of the columns of `cas`, without the background.
+        snippet_rate: Snippets per second.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     with atomic_write(path) as partial, create_hdf5(partial) as file:
         set_attributes(file, {"classes": [name.encode() for name in classes], "snippet_rate": snippet_rate})
         for result in results:
@@ -42,17 +52,16 @@ def write_outputs(path: str | Path, results: Sequence, classes: Sequence[str], s
 
 
 class Outputs:
-    """An open outputs.h5: `outputs[video_id]` is a dict of the three arrays.
+    """Open outputs.h5: `outputs[video_id]` is a dict of the three arrays.
 
     Attributes:
-        classes: of the columns of `cas`, without the background, which is the last one.
-        snippet_rate: snippets a second.
-        video_ids: those it has.
+        classes: Class names of the columns of `cas`, without the background, which is the last column.
+        snippet_rate: Snippets per second.
+        video_ids: Videos in the file.
     """
 
-    def __init__(self, file: h5py.File, size: int):
-        """size: of the file, in bytes."""
-        self._file, self._bytes = file, size
+    def __init__(self, file: h5py.File, num_bytes: int):
+        self._file, self._num_bytes = file, num_bytes
         self.classes = [name.decode() for name in file.attrs["classes"].tolist()]
         self.snippet_rate = float(file.attrs["snippet_rate"])
         self.video_ids = [unquote(name) for name in file]
@@ -69,14 +78,24 @@ class Outputs:
     def _read(self, path: str) -> np.ndarray:
         dataset = follow(self._file, path)
         check_no_external_data(dataset)
-        check_stored_size(dataset, self._bytes)
+        check_stored_size(dataset, self._num_bytes)
         check_chunks(dataset)
         return dataset[()].astype(np.float32)
 
 
 @contextmanager
 def open_outputs(path: str | Path) -> Iterator[Outputs]:
-    """InputError, also for what is read from it inside the block: no such file, a damaged one, or one of others."""
+    """Open outputs.h5 for reading, as a context manager.
+
+    Args:
+        path: File to read.
+
+    Yields:
+        The open file.
+
+    Raises:
+        InputError: The file is missing, damaged or of another kind; also for reads inside the block.
+    """
     path = Path(path)
     try:
         verify_checksum(path)
@@ -84,11 +103,11 @@ def open_outputs(path: str | Path) -> Iterator[Outputs]:
             yield Outputs(file, path.stat().st_size)
     except InputError:
         raise
-    except Exception as error:  # for flipped bits h5py raises almost anything
+    except Exception as error:  # h5py raises almost any exception for flipped bits
         raise InputError(f"{path}: not the outputs of a run ({error!s:.300})") from None
 
 
 def _group_name(video_id: str) -> str:
-    """Any text as the name of one HDF5 group: a slash would nest it, and a lone dot is the file itself."""
+    """Quote any text as the name of one HDF5 group: a slash would nest groups, and a dot is the file itself."""
     name = quote(video_id, safe=" !#$&'()*+,:;=?@[]^`{|}~<>\"\\")
     return name if name.strip(".") else name.replace(".", "%2E")

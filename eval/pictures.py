@@ -1,4 +1,4 @@
-"""Draw ground truth, detections and activations of videos."""
+"""Pictures of videos: ground truth, detections, attention and T-CAM over time."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from utils.segments import snippets_to_seconds
 
 GROUND_TRUTH, DETECTION, FUSED = "#2a9d4a", "#3465a4", "#333333"
 MODALITY = ("#d1495b", "#edae49")
-SHOWN_DETECTIONS = 12  # the best-scored of a video; the rest are soft-NMS's decayed ones
+SHOWN_DETECTIONS = 12  # best-scored per video; the scores of the others are decayed by soft-NMS
 
 
 def plot_videos(
@@ -25,17 +25,23 @@ def plot_videos(
     title: str,
     count: int = 4,
 ) -> None:
-    """A picture of some videos: ground truth and detections, attention, and the T-CAM of the video's class.
+    """Draw some videos: ground truth and detections, attention, and the T-CAM of the video's class.
 
     Args:
-        results: utils.engine.VideoResult of the test videos.
-        snippet_rate: snippets a second.
-        modalities: names of the two.
-        title: says what made the results, and whether the data are simulated.
+        path: Image file to write.
+        results: Outputs and detections of the test videos, with the attributes of a `VideoResult`.
+        annotations: Ground truth of these videos.
+        snippet_rate: Snippets per second.
+        modalities: Names of the modalities.
+        title: Title of the picture: the source of the results, and whether the data are simulated.
+        count: Number of videos to draw.
+
+    Raises:
+        InputError: The file cannot be written.
     """
     chosen = _varied(results, annotations, count)
     figure = Figure(figsize=(11, 2.9 * len(chosen)), layout="constrained")
-    figure.suptitle(title, parse_math=False)  # a path may hold a $
+    figure.suptitle(title, parse_math=False)  # a path may contain a $
     for part, result in zip(np.atleast_1d(figure.subfigures(len(chosen), 1)), chosen, strict=True):
         video = annotations.videos[result.video_id]
         _plot_video(part, result, video, annotations.classes, snippet_rate, modalities)
@@ -43,7 +49,7 @@ def plot_videos(
 
 
 def _varied(results: Sequence, annotations: Annotations, count: int) -> list:
-    """The first video of each class in turn, then whatever is left."""
+    """Return the first video of each class, then further videos, `count` in total."""
     first_of_class = {}
     for result in results:
         label = _main_class(annotations.videos[result.video_id], annotations.classes)
@@ -84,7 +90,7 @@ def _plot_video(
 
 
 def _main_class(video: Video, classes: Sequence[str]) -> str:
-    """The class that a video shows for the longest time; its first label where no segment is known."""
+    """Return the class with the longest total duration in a video; its first label if it has no segments."""
     shown = dict.fromkeys(video.labels or classes[:1], 0.0)
     for label, (start, end) in zip(video.segment_labels, video.segments, strict=True):
         shown[label] = shown.get(label, 0.0) + end - start

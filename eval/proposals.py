@@ -1,7 +1,7 @@
-"""T-CAM and attention of one video -> detections (numpy only).
+"""Localize actions: from the T-CAM and attention of one video to detections.
 
-Two ways: `outer_inner` of arXiv:2107.12589 (Section 3.6), and the two-stage thresholding of W-TALC (Paul et al., ECCV
-2018), which the audio-visual paper follows (its Section 4.2).
+`outer_inner` is Section 3.6 of arXiv:2107.12589. `two_stage` is the thresholding of W-TALC (Paul et al., ECCV 2018),
+which the audio-visual paper uses (its Section 4.2).
 """
 
 from collections.abc import Callable
@@ -17,15 +17,17 @@ ATTENTION_THRESHOLDS = np.linspace(0.1, 0.9, 10)
 
 
 def video_scores(cas: np.ndarray, attention: np.ndarray, topk_divisor: int = 10) -> np.ndarray:
-    """Class probabilities of a video (C + 1,), background last: softmax of the top-k mean of A * S.
+    """Compute class probabilities of one video: softmax of the top-k mean of A * S over time.
 
-    cas (T, C + 1) logits, attention (T,); k = max(1, T // topk_divisor).
+    Args:
+        cas: (T, C + 1) logits, background last.
+        attention: (T,).
+        topk_divisor: k = max(1, T // topk_divisor).
+
+    Returns:
+        (C + 1,) probabilities, background last.
     """
-    suppressed = attention[:, None] * cas
-    k = max(1, len(suppressed) // topk_divisor)
-    logits = np.partition(suppressed, -k, axis=0)[-k:].mean(axis=0)
-    exponentials = np.exp(logits - logits.max())
-    return exponentials / exponentials.sum()
+    return _softmax(_topk_mean(attention[:, None] * cas, topk_divisor))
 
 
 def localize(
@@ -40,16 +42,32 @@ def localize(
     topk_divisor: int = 10,
     ambiguous: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Detections of one video, class by class, each class in the order of soft-NMS.
+    """Detect the actions of one video by outer-inner contrast (Section 3.6).
 
-    cas (T, C + 1) logits, background last; attention (T,) in [0, 1]; ambiguous (M, 2) snippets: detections
-    that share a snippet with one of these segments are deleted, whatever their class (THUMOS14).
-    Returns a structured array (N,): label (class index), start, end (snippets, end exclusive), score.
-    Raises InputError for shapes that do not fit and for values that are not finite.
+    Proposals are the runs of snippets whose attention exceeds one of several thresholds. The score of a proposal is its
+    outer-inner contrast plus the weighted class probability.
+
+    Args:
+        cas: (T, C + 1) logits, background last.
+        attention: (T,) in [0, 1].
+        class_threshold: Lowest probability of a class that is localized; without one, the best class is.
+        attention_thresholds: Thresholds of the proposals.
+        outer_margin: Margin on either side of a proposal, as a share of its length.
+        class_weight: Weight of the class probability in the score.
+        nms_sigma: Width of soft-NMS.
+        topk_divisor: Divisor of the video-level scores; see `video_scores`.
+        ambiguous: (M, 2) segments in snippets. Detections that share a snippet with one are deleted (THUMOS14).
+
+    Returns:
+        Structured array (N,), class by class, each class in the order of soft-NMS: label (class index), start and end
+        (snippets, end exclusive), score.
+
+    Raises:
+        InputError: The shapes do not fit or a value is not finite.
     """
     cas, attention = _checked(cas, attention)
-    scores = video_scores(cas, attention, topk_divisor)[:-1]
-    labels = np.flatnonzero(scores >= class_threshold)
+    scores = video_scores(cas, attention, topk_divisor)[:-1]  # (C,)
+    labels = np.flatnonzero(scores >= class_threshold)  # (L,)
     if len(labels) == 0:
         labels = scores.argmax(keepdims=True)
 
@@ -61,18 +79,21 @@ def localize(
     for row, label, score in zip(detections, labels, (contrast + class_weight * scores[labels]).T, strict=True):
         order, row["score"] = soft_nms(segments, score, nms_sigma)
         row["label"], row["start"], row["end"] = label, start[order], end[order]
-    detections = detections.ravel()
-    return detections if ambiguous is None else detections[~_touches(detections, ambiguous)]
+    return _without_ambiguous(detections.ravel(), ambiguous)
 
 
 def probability_scores(cas: np.ndarray, attention: np.ndarray, topk_divisor: int = 8) -> np.ndarray:
-    """Video-level scores (C + 1,), background last: top-k mean over time of the snippets' class probabilities.
+    """Compute class probabilities of one video: top-k mean over time of the snippets' class probabilities.
 
-    cas (T, C + 1) logits or log probabilities; attention is not looked at; k = max(1, T // topk_divisor), W-TALC's 8.
+    Args:
+        cas: (T, C + 1) logits or log probabilities, background last.
+        attention: Not used; `cas` contains it already.
+        topk_divisor: k = max(1, T // topk_divisor); 8 in W-TALC.
+
+    Returns:
+        (C + 1,) scores, background last.
     """
-    probabilities = _probabilities(cas)
-    k = max(1, len(probabilities) // topk_divisor)
-    return np.partition(probabilities, -k, axis=0)[-k:].mean(axis=0)
+    return _topk_mean(_softmax(cas), topk_divisor)
 
 
 def localize_two_stage(
@@ -83,29 +104,40 @@ def localize_two_stage(
     class_weight: float = 0.7,
     ambiguous: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Detections of one video by two thresholds, class by class, each class in order of time.
+    """Detect the actions of one video by two thresholds.
 
-    The first keeps the classes whose video-level score is at least the mean over all action classes. The second runs
-    over time, at a share (`activation_threshold`) of the way from a class's lowest to its highest probability; each
-    run of snippets at or above it is a detection, scored by its highest probability plus `class_weight` times the
-    video-level score. The paper gives neither value; both are those of W-TALC's code. Arguments and result as
-    `localize` has them; the attention is in the probabilities already.
+    The first threshold selects the classes whose video-level score is at least the mean over all action classes. The
+    second selects the runs of snippets with a high class probability. The score of a run is its highest probability
+    plus the weighted video-level score. The paper gives neither value; the defaults are those of W-TALC's code.
+
+    Args:
+        cas: (T, C + 1) logits or log probabilities, background last.
+        attention: (T,). Only checked; `cas` contains it already.
+        activation_threshold: Second threshold, from 0 (the class's lowest probability) to 1 (its highest).
+        class_weight: Weight of the video-level score.
+        ambiguous: (M, 2) segments in snippets. Detections that share a snippet with one are deleted.
+
+    Returns:
+        Structured array (N,) as from `localize`, class by class, each class in order of time.
+
+    Raises:
+        InputError: The shapes do not fit or a value is not finite.
     """
     cas, attention = _checked(cas, attention)
-    scores = probability_scores(cas, attention)[:-1]
-    labels = np.flatnonzero(scores >= scores.mean())
-    activation = _probabilities(cas)[:, labels].T  # (L, T)
+    scores = probability_scores(cas, attention)[:-1]  # (C,)
+    labels = np.flatnonzero(scores >= scores.mean())  # (L,)
+    activation = _softmax(cas)[:, labels].T  # (L, T)
     low, high = activation.min(axis=1, keepdims=True), activation.max(axis=1, keepdims=True)
     row, start, end = runs(activation >= low + activation_threshold * (high - low))
     detections = np.empty(len(row), dtype=DETECTION)
     detections["label"], detections["start"], detections["end"] = labels[row], start, end
-    highest = [activation[place, first:last].max() for place, first, last in zip(row, start, end, strict=True)]
+    highest = [activation[index, first:last].max() for index, first, last in zip(row, start, end, strict=True)]
     detections["score"] = np.array(highest) + class_weight * scores[labels[row]]
-    return detections if ambiguous is None else detections[~_touches(detections, ambiguous)]
+    return _without_ambiguous(detections, ambiguous)
 
 
 class Localization(NamedTuple):
-    """A way from T-CAM and attention to video-level scores (C + 1,), and one to detections."""
+    """Pair of functions of (cas, attention): video-level scores (C + 1,), and detections."""
 
     video_scores: Callable[..., np.ndarray]
     localize: Callable[..., np.ndarray]
@@ -118,24 +150,31 @@ LOCALIZATIONS = {
 
 
 def outer_inner_contrast(activation: np.ndarray, segments: np.ndarray, margin: float) -> np.ndarray:
-    """Mean activation inside a segment minus that of its margins, `margin` of its length on either side.
+    """Compute the mean activation inside each segment minus the mean in its margins.
 
-    activation (T, L), segments (N, 2) snippets -> (N, L). Margins end where the video ends and are rounded
-    towards its first snippet, as in the release; where none is left, their mean is 0.
+    Margins end at the borders of the video and are rounded towards its first snippet, as in the release. The mean of
+    an empty margin is 0.
+
+    Args:
+        activation: (T, L) activation of L classes.
+        segments: (N, 2) in snippets.
+        margin: Margin on either side, as a share of the segment's length.
+
+    Returns:
+        (N, L) contrast.
     """
     start, end = segments[:, 0], segments[:, 1]
     reach = margin * (end - start)
     outer_start = np.maximum(0, (start - reach).astype(np.int64))
     outer_end = np.minimum(len(activation), (end - 1 + reach).astype(np.int64) + 1)
     until = np.concatenate([np.zeros((1, activation.shape[1])), np.cumsum(activation, axis=0)])  # (T + 1, L)
-    inner = until[end] - until[start]
+    inner = until[end] - until[start]  # (N, L)
     outer = (until[outer_end] - until[outer_start]) - inner
     outer_length = (outer_end - outer_start) - (end - start)
     return inner / (end - start)[:, None] - outer / np.maximum(outer_length, 1)[:, None]
 
 
 def _checked(cas: np.ndarray, attention: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64, or InputError."""
     cas, attention = np.asarray(cas, dtype=np.float64), np.asarray(attention, dtype=np.float64)
     if cas.ndim != 2 or cas.shape[0] < 1 or cas.shape[1] < 2 or attention.shape != cas.shape[:1]:
         raise InputError(
@@ -149,14 +188,22 @@ def _checked(cas: np.ndarray, attention: np.ndarray) -> tuple[np.ndarray, np.nda
     return cas, attention
 
 
-def _probabilities(cas: np.ndarray) -> np.ndarray:
-    """Softmax over the classes and the background, (T, C + 1)."""
-    exponentials = np.exp(cas - cas.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def _touches(detections: np.ndarray, ambiguous: np.ndarray) -> np.ndarray:
-    """Which detections (N,) share at least one snippet with an ambiguous segment of (M, 2)."""
+def _topk_mean(values: np.ndarray, topk_divisor: int) -> np.ndarray:
+    """Average the T // topk_divisor (at least one) largest of values (T, C) over time, per class."""
+    k = max(1, len(values) // topk_divisor)
+    return np.partition(values, -k, axis=0)[-k:].mean(axis=0)  # (C,)
+
+
+def _without_ambiguous(detections: np.ndarray, ambiguous: np.ndarray | None) -> np.ndarray:
+    """Delete the detections that share at least one snippet with an ambiguous segment of (M, 2)."""
+    if ambiguous is None:
+        return detections
     ambiguous = np.asarray(ambiguous).reshape(-1, 2)
     latest_start = np.maximum(detections["start"][:, None], ambiguous[:, 0])  # (N, M)
-    return (latest_start < np.minimum(detections["end"][:, None], ambiguous[:, 1])).any(axis=1)
+    earliest_end = np.minimum(detections["end"][:, None], ambiguous[:, 1])
+    return detections[~(latest_start < earliest_end).any(axis=1)]

@@ -1,4 +1,4 @@
-"""Snippet accuracy, AVE's measure: the share of snippets whose class, background included, is the annotated one."""
+"""Snippet accuracy, the measure of AVE: the share of snippets with the annotated class, background included."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,18 @@ from utils.annotations import Annotations, Video
 
 
 def snippet_classes(video: Video, classes: Sequence[str], num_snippets: int, rate: float) -> np.ndarray:
-    """The annotated class of each snippet (T,), len(classes) being the background; `rate` in snippets a second.
+    """Return the annotated class of each snippet.
 
-    A snippet has the class of the segment in which its middle lies, of several the first one.
+    A snippet has the class of the first segment that contains its middle.
+
+    Args:
+        video: Annotated video.
+        classes: Names that the result indexes.
+        num_snippets: Number of snippets T.
+        rate: Snippets per second.
+
+    Returns:
+        (T,) class indices; len(classes) is the background.
     """
     middle = (np.arange(num_snippets) + 0.5) / rate
     result = np.full(num_snippets, len(classes))
@@ -23,14 +32,20 @@ def snippet_classes(video: Video, classes: Sequence[str], num_snippets: int, rat
 def snippet_accuracy(
     activations: dict[str, np.ndarray], annotations: Annotations, subsets: Sequence[str], rate: float
 ) -> dict[str, dict]:
-    """The accuracy on each subset (`val+test` is both), and what it is worth.
+    """Compute the accuracy on each subset, and a baseline.
 
     Args:
-        activations: by video_id (T, C + 1), the background last; the highest one is what is predicted.
+        activations: (T, C + 1) activation per video_id, background last; the highest one is the prediction.
+        annotations: Ground truth.
+        subsets: Names of subsets; `val+test` is the union of both.
+        rate: Snippets per second.
 
     Returns:
-        By subset: `accuracy`; `class_everywhere`, the accuracy of putting each video's true class on all of its
-        snippets, which knows nothing of when; `videos` and `snippets`. InputError: a subset that does not exist.
+        Per subset: `accuracy`; `class_everywhere`, the accuracy of predicting each video's true class for all of its
+        snippets; the numbers of `videos` and `snippets`.
+
+    Raises:
+        InputError: A subset does not exist.
     """
     result = {}
     for subset in subsets:
@@ -48,7 +63,7 @@ def snippet_accuracy(
 
 
 def accuracy_note(scores: dict[str, dict]) -> str:
-    """What a reader must know of the accuracies in a table."""
+    """Return the note below a table of accuracies: sizes of the subsets, and the baseline."""
     sizes = "; ".join(f"{subset}: {score['videos']} videos" for subset, score in scores.items())
     worth = " and ".join(f"{100 * score['class_everywhere']:.1f} ({subset})" for subset, score in scores.items())
-    return f"snippet accuracy in percent ({sizes}); putting the true class on all of a video's seconds scores {worth}"
+    return f"snippet accuracy in percent ({sizes}); predicting a video's true class for all its seconds scores {worth}"

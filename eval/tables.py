@@ -1,8 +1,8 @@
-"""Tables of segments, and the files they are read from and written to.
+"""Tables of segments: read them, write them, and print tables as text.
 
-Ground truth: whatever `utils.annotations` reads. Detections: ActivityNet's JSON
-(`{"results": {video: [{"label", "score", "segment": [start, end]}, ...]}}`) or CSV with a header
-(`video-id,t-start,t-end,label,score`). Times in seconds, as numbers or strings.
+Ground truth is anything that `utils.annotations` reads. Detections are ActivityNet's JSON
+(`{"results": {video: [{"label", "score", "segment": [start, end]}, ...]}}`) or CSV with the header
+`video-id,t-start,t-end,label,score`. Times are in seconds, as numbers or strings.
 """
 
 import csv
@@ -14,15 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from eval.average_precision import mean_over_range, range_name
+from eval.proposals import DETECTION
 from eval.snippet_accuracy import accuracy_note
-from utils.annotations import (
-    Annotations,
-    Video,
-    checked_name,
-    load_annotations,
-    parse_annotations,
-    start_and_end,
-)
+from utils.annotations import Annotations, Video, checked_name, load_annotations, parse_annotations, start_and_end
 from utils.datasets import DatasetSpec
 from utils.errors import InputError, shorten
 from utils.formats.files import read_json, write_json
@@ -33,15 +27,13 @@ CSV_COLUMNS = ("video-id", "t-start", "t-end", "label", "score")
 
 @dataclass(frozen=True)
 class Table:
-    """Segments in columns, a row each. `video` and `label` index `videos` and `classes`; a video that nobody
-    knows is -1. Ground truth has no score.
-    """
+    """Segments in columns: detections, or ground truth without scores."""
 
-    videos: tuple[str, ...]
-    classes: tuple[str, ...]
-    video: np.ndarray  # (N,) int
-    label: np.ndarray  # (N,) int
-    start: np.ndarray  # (N,) float64; seconds unless said otherwise
+    videos: tuple[str, ...]  # names that `video` indexes
+    classes: tuple[str, ...]  # names that `label` indexes
+    video: np.ndarray  # (N,) int; -1 for a video that `videos` lacks
+    label: np.ndarray  # (N,) int; -1 for a class that `classes` lacks
+    start: np.ndarray  # (N,) float64, seconds unless stated otherwise
     end: np.ndarray  # (N,) float64
     score: np.ndarray | None = None  # (N,) float64
 
@@ -49,134 +41,139 @@ class Table:
         return len(self.start)
 
     def select(self, rows: np.ndarray) -> "Table":
-        """The same table with these rows only (mask or indices)."""
+        """Return a table with these rows only, given as a mask or as indices."""
         columns = {name: getattr(self, name)[rows] for name in ("video", "label", "start", "end")}
         return replace(self, **columns, score=None if self.score is None else self.score[rows])
 
     def renumbered(self, videos: tuple[str, ...], classes: tuple[str, ...]) -> "Table":
-        """The same rows with other name lists; what these lack becomes -1."""
-        return replace(
-            self,
-            videos=videos,
-            classes=classes,
-            video=_renumber(self.videos, videos)[self.video],
-            label=_renumber(self.classes, classes)[self.label],
-        )
+        """Return the same rows indexing other lists of names; a name that a list lacks becomes -1."""
+        # The appended -1 is what the index -1 finds.
+        video = np.append(_positions(self.videos, videos), -1)[self.video]
+        label = np.append(_positions(self.classes, classes), -1)[self.label]
+        return replace(self, videos=videos, classes=classes, video=video, label=label)
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What detections are compared with."""
+    """Annotated segments of one subset."""
 
-    segments: Table  # the annotated instances
-    ambiguous: Table  # segments that some protocols do not judge; one nameless class
+    segments: Table
+    ambiguous: Table  # segments that some protocols do not judge, all of one nameless class
 
 
 GroundTruthSource = GroundTruth | Annotations | Table | np.ndarray | dict | str | Path
 DetectionSource = Table | np.ndarray | dict | str | Path
 
 
-def make_table(
-    rows: Iterable[tuple], videos: Iterable[str] = (), classes: Iterable[str] = (), scored: bool = True
-) -> Table:
-    """Rows (video, label, start, end, score) -> Table. Names are numbered as listed, then as they appear."""
-    rows = list(rows)
-    video, label, start, end, score = zip(*rows, strict=True) if rows else ((),) * 5
+def make_table(rows: Iterable[tuple], videos: Iterable[str] = (), classes: Iterable[str] = ()) -> Table:
+    """Build a table from rows (video, label, start, end) or (video, label, start, end, score).
+
+    Args:
+        rows: All with a score or all without. A table of no rows has scores.
+        videos: Names that come first in the table's list, in this order; further ones follow as they appear.
+        classes: The same for the classes.
+    """
+    columns = list(zip(*rows, strict=True)) or [()] * 5
+    return _table_of_columns(*columns, videos=videos, classes=classes)
+
+
+def _table_of_columns(video, label, start, end, score=None, *, videos=(), classes=()) -> Table:
     videos, classes = tuple(dict.fromkeys((*videos, *video))), tuple(dict.fromkeys((*classes, *label)))
     return Table(
         videos=videos,
         classes=classes,
-        video=_numbers(video, videos),
-        label=_numbers(label, classes),
+        video=_positions(video, videos),
+        label=_positions(label, classes),
         start=np.array(start, dtype=np.float64),
         end=np.array(end, dtype=np.float64),
-        score=np.array(score, dtype=np.float64) if scored else None,
+        score=None if score is None else np.array(score, dtype=np.float64),
     )
 
 
-def table_of_records(records: np.ndarray, where: str) -> Table:
-    """A structured array with the fields video, label, start, end and, for detections, score -> Table."""
-    missing = {"video", "label", "start", "end"} - set(records.dtype.names or ())
-    if missing:
-        raise InputError(f"{where}: the array has no field {sorted(missing)}; it has {records.dtype.names}")
-    names = {column: records[column].tolist() for column in ("video", "label")}
-    videos, classes = tuple(dict.fromkeys(names["video"])), tuple(dict.fromkeys(names["label"]))
-    return Table(
-        videos=videos,
-        classes=classes,
-        video=_numbers(names["video"], videos),
-        label=_numbers(names["label"], classes),
-        start=records["start"].astype(np.float64),
-        end=records["end"].astype(np.float64),
-        score=records["score"].astype(np.float64) if "score" in records.dtype.names else None,
-    )
+def _table_of_records(records: np.ndarray, where: str) -> Table:
+    fields = records.dtype.names or ()
+    if missing := {"video", "label", "start", "end"} - set(fields):
+        raise InputError(f"{where}: the array has no field {sorted(missing)}; its fields are {records.dtype.names}")
+    numbers = [records[name] for name in ("start", "end", "score") if name in fields]
+    return _table_of_columns(records["video"].tolist(), records["label"].tolist(), *numbers)
+
+
+def _positions(names: Iterable[str], order: tuple[str, ...]) -> np.ndarray:
+    """Return the index in `order` of each name, -1 if it is not there."""
+    index = {name: number for number, name in enumerate(order)}
+    return np.array([index.get(name, -1) for name in names], dtype=np.int64)
 
 
 def localized_table(localized: dict[str, np.ndarray], classes: Iterable[str], snippet_rate: float) -> Table:
-    """What `eval.proposals.localize` found, {video_id: structured array} in snippets -> Table in seconds."""
-    arrays = list(localized.values())
-    lengths = [len(array) for array in arrays]
+    """Collect the detections of several videos in one table, in seconds.
 
-    def column(name: str) -> np.ndarray:
-        return np.concatenate([array[name] for array in arrays]) if arrays else np.zeros(0, dtype=np.int64)
-
+    Args:
+        localized: Detections per video, in snippets, as `eval.proposals.localize` returns them.
+        classes: Names that the labels index.
+        snippet_rate: Snippets per second.
+    """
+    rows = np.concatenate([np.empty(0, DETECTION), *localized.values()])
     return Table(
         videos=tuple(localized),
         classes=tuple(classes),
-        video=np.repeat(np.arange(len(arrays)), lengths),
-        label=column("label"),
-        start=snippets_to_seconds(column("start"), snippet_rate),
-        end=snippets_to_seconds(column("end"), snippet_rate),
-        score=column("score").astype(np.float64),
+        video=np.repeat(np.arange(len(localized)), list(map(len, localized.values()))),
+        label=rows["label"],
+        start=snippets_to_seconds(rows["start"], snippet_rate),
+        end=snippets_to_seconds(rows["end"], snippet_rate),
+        score=rows["score"],
     )
 
 
 def read_ground_truth(source: GroundTruthSource, subset: str | None) -> GroundTruth:
-    """The annotated and the ambiguous segments of one subset, in seconds.
+    """Read the annotated and the ambiguous segments of one subset, in seconds.
 
-    `subset` None means `test` where there is such a subset, else the only one there is. Classes: the file's
-    own list, else in order of first appearance in the subset; those of Annotations, which have been read, are
-    theirs. Tables and structured arrays are taken whole.
+    Args:
+        source: Annotations, a path or the content of an annotation file, a table, or a structured array with the
+            fields video, label, start and end. Tables and arrays are used whole.
+        subset: Subset of the annotations; None for `test` if it exists, else for the only subset.
+
+    Returns:
+        The segments. Classes are in the file's own order, else in order of first appearance in the subset.
+
+    Raises:
+        InputError: The source cannot be used, or the subset does not exist.
     """
     if isinstance(source, GroundTruth):
         return source
     if isinstance(source, np.ndarray):
-        source = table_of_records(source, "ground truth")
+        source = _table_of_records(source, "ground truth")
     if isinstance(source, Table):
-        return GroundTruth(source, make_table((), source.videos, ("",), scored=False))
+        return GroundTruth(source, make_table((), source.videos, ("",)))
     annotations, classes = _read_annotations(source)
-    videos = annotations.subset(_only_subset(annotations.videos.values()) if subset is None else subset)
+    videos = annotations.subset(_default_subset(annotations.videos.values()) if subset is None else subset)
     names = [video.video_id for video in videos]
-    instances = (
-        (video.video_id, label, *segment, None)
+    segments = (
+        (video.video_id, label, *segment)
         for video in videos
         for label, segment in zip(video.segment_labels, video.segments, strict=True)
     )
-    ambiguous = ((video.video_id, "", *segment, None) for video in videos for segment in video.ambiguous)
-    return GroundTruth(
-        make_table(instances, names, classes, scored=False), make_table(ambiguous, names, ("",), scored=False)
-    )
+    ambiguous = ((video.video_id, "", *segment) for video in videos for segment in video.ambiguous)
+    return GroundTruth(make_table(segments, names, classes), make_table(ambiguous, names, ("",)))
 
 
 def _read_annotations(source: Annotations | dict | str | Path) -> tuple[Annotations, tuple[str, ...]]:
-    """Annotations, and the class list that the file itself gives (empty if it gives none)."""
+    """Return annotations and their class list, which is empty if a JSON file does not list its classes."""
+    where = "ground truth"
+    if not isinstance(source, Annotations | dict):
+        path = Path(source)
+        if (path / "annotations.json").is_file():
+            path = path / "annotations.json"
+        if path.is_file():
+            source, where = read_json(path), str(path)
+        else:
+            source = load_annotations(path)  # a release's folder
     if isinstance(source, Annotations):
         return source, source.classes
-    if not isinstance(source, dict):
-        path = Path(source)
-        if path.is_dir() and (path / "annotations.json").is_file():
-            path = path / "annotations.json"
-        if path.is_dir() or not path.exists():
-            annotations = load_annotations(path)
-            return annotations, annotations.classes
-        source, where = read_json(path), str(path)
-    else:
-        where = "ground truth"
     annotations = parse_annotations(source, where)
     return annotations, annotations.classes if "classes" in source else ()
 
 
-def _only_subset(videos: Iterable[Video]) -> str:
+def _default_subset(videos: Iterable[Video]) -> str:
     present = sorted({video.subset for video in videos})
     if "test" in present:
         return "test"
@@ -186,9 +183,17 @@ def _only_subset(videos: Iterable[Video]) -> str:
 
 
 def read_detections(source: DetectionSource) -> Table:
-    """Detections from a table, a structured array, an ActivityNet-form dict, or a .json or .csv file."""
+    """Read detections, in seconds.
+
+    Args:
+        source: A path (.json or .csv), the content of such a JSON file, a table, or a structured array with the
+            fields video, label, start, end and score.
+
+    Raises:
+        InputError: The source cannot be used; the message names the video and the row.
+    """
     if isinstance(source, np.ndarray):
-        source = table_of_records(source, "detections")
+        source = _table_of_records(source, "detections")
     if isinstance(source, Table):
         if source.score is None:
             raise InputError("detections: the table has no scores")
@@ -204,16 +209,21 @@ def read_detections(source: DetectionSource) -> Table:
 
 
 def write_detections(path: str | Path, detections: Table, snippet_rate: float | None = None) -> None:
-    """Write detections (seconds) in ActivityNet's submission form; videos without any get an empty list.
+    """Write detections in ActivityNet's submission format.
 
-    snippet_rate: Hz, the grid they were found on, kept beside them for the protocols that round to it.
+    Args:
+        path: JSON file to write. A video without detections gets an empty list.
+        detections: Detections in seconds.
+        snippet_rate: Snippets per second of the features; stored for the protocols that round to this grid.
+
+    Raises:
+        InputError: The file cannot be written.
     """
     results: dict[str, list] = {video: [] for video in detections.videos}
     columns = (detections.video, detections.label, detections.start, detections.end, detections.score)
     for video, label, start, end, score in zip(*(column.tolist() for column in columns), strict=True):
-        results[detections.videos[video]].append(
-            {"label": detections.classes[label], "score": score, "segment": [start, end]}
-        )
+        entry = {"label": detections.classes[label], "score": score, "segment": [start, end]}
+        results[detections.videos[video]].append(entry)
     content = {"version": "VERSION 1.3", "results": results, "external_data": {}}
     if snippet_rate is not None:
         content["snippet_rate"] = snippet_rate
@@ -230,37 +240,36 @@ def _parse_detections(data: object, where: str) -> Table:
 def _json_rows(results: dict[str, list], where: str) -> Iterator[tuple]:
     for video, entries in results.items():
         if not isinstance(entries, list):
-            raise InputError(f"{where}: video '{video}': expected a list, found {shorten(entries)}")
+            raise InputError(f"{where}: video '{video}': expected a list, got {shorten(entries)}")
         for row, entry in enumerate(entries):
-            place = f"{where}: video '{video}', detection {row}"
+            prefix = f"{where}: video '{video}', detection {row}"
             try:
                 start, end = start_and_end(entry["segment"])
                 label, score = entry["label"], entry["score"]
             except KeyError as error:
-                raise InputError(f"{place}: no {error}") from None
+                raise InputError(f"{prefix}: no {error}") from None
             except (TypeError, ValueError):
                 expected = "{'label': ..., 'score': ..., 'segment': [start, end]}"
-                raise InputError(f"{place}: expected {expected}, found {shorten(entry)}") from None
-            yield _checked_row(video, label, start, end, score, place)
+                raise InputError(f"{prefix}: expected {expected}, got {shorten(entry)}") from None
+            yield _checked_row(video, label, start, end, score, prefix)
 
 
 def _csv_rows(path: Path) -> Iterator[tuple]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)  # or a quote left open swallows the rest of the file
+            reader = csv.DictReader(file, strict=True)  # otherwise an open quote swallows the rest of the file
             if reader.fieldnames is None:
                 raise InputError(f"{path}: the file is empty")
             if len(set(reader.fieldnames)) < len(reader.fieldnames):
                 raise InputError(f"{path}: the header names a column twice: {shorten(reader.fieldnames)}")
-            missing = [name for name in CSV_COLUMNS if name not in reader.fieldnames]
-            if missing:
+            if missing := [name for name in CSV_COLUMNS if name not in reader.fieldnames]:
                 raise InputError(f"{path}: no column {missing}; the header must have {','.join(CSV_COLUMNS)}")
             for entry in reader:
                 video, start, end, label, score = (entry[name] for name in CSV_COLUMNS)
-                place = f"{path}: video '{video!s:.80}', line {reader.line_num}"
-                if None in entry or None in entry.values():  # csv's sign of more, and of fewer, fields
-                    raise InputError(f"{place}: expected {len(reader.fieldnames)} fields, as in the header")
-                yield _checked_row(video, label, start, end, score, place)
+                prefix = f"{path}: video '{video!s:.80}', line {reader.line_num}"
+                if None in entry or None in entry.values():  # csv's marks of too many and too few fields
+                    raise InputError(f"{prefix}: expected {len(reader.fieldnames)} fields, as in the header")
+                yield _checked_row(video, label, start, end, score, prefix)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError:
@@ -269,28 +278,17 @@ def _csv_rows(path: Path) -> Iterator[tuple]:
         raise InputError(f"{path}: not a CSV file ({error}); is a quote left open, or a field not quoted?") from None
 
 
-def _checked_row(video, label, start, end, score, place: str) -> tuple[str, str, float, float, float]:
+def _checked_row(video, label, start, end, score, prefix: str) -> tuple[str, str, float, float, float]:
     try:
         numbers = float(start), float(end), float(score)
     except (TypeError, ValueError, OverflowError):
-        found = f"segment [{shorten(start)}, {shorten(end)}], score {shorten(score)}"
-        raise InputError(f"{place}: not numbers: {found}") from None
+        got = f"segment [{shorten(start)}, {shorten(end)}], score {shorten(score)}"
+        raise InputError(f"{prefix}: not numbers: {got}") from None
     if not all(map(math.isfinite, numbers)):
-        raise InputError(f"{place}: not finite: segment [{start}, {end}], score {score}")
+        raise InputError(f"{prefix}: not finite: segment [{start}, {end}], score {score}")
     if numbers[1] < numbers[0]:
-        raise InputError(f"{place}: the segment [{start}, {end}] ends before it starts")
-    return checked_name(video, f"{place}, video"), checked_name(label, f"{place}, label"), *numbers
-
-
-def _numbers(names: Iterable, order: tuple) -> np.ndarray:
-    index = {name: number for number, name in enumerate(order)}
-    return np.array([index[name] for name in names], dtype=np.int64)
-
-
-def _renumber(names: tuple, order: tuple) -> np.ndarray:
-    """Where each of `names` stands in `order`, -1 if nowhere; one -1 more at the end, for the number -1."""
-    index = {name: number for number, name in enumerate(order)}
-    return np.array([*(index.get(name, -1) for name in names), -1], dtype=np.int64)
+        raise InputError(f"{prefix}: the segment [{start}, {end}] ends before it starts")
+    return checked_name(video, f"{prefix}, video"), checked_name(label, f"{prefix}, label"), *numbers
 
 
 def format_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -304,12 +302,12 @@ def format_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
         Text with one line per row.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [
-        [cell.ljust(width) for cell, width in zip(row[:left], widths[:left], strict=True)]
-        + [cell.rjust(width) for cell, width in zip(row[left:], widths[left:], strict=True)]
-        for row in rows
-    ]
-    return "\n".join("  ".join(cells).rstrip() for cells in aligned)
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:left], widths, strict=False)]
+        cells += [cell.rjust(width) for cell, width in zip(row[left:], widths[left:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def results_table(rows: Sequence[tuple[str, int, dict]], spec: DatasetSpec, protocols: Sequence[str]) -> str:
@@ -330,11 +328,8 @@ def results_table(rows: Sequence[tuple[str, int, dict]], spec: DatasetSpec, prot
             values = [*maps, *(mean_over_range(thresholds, maps, *bounds) for bounds in spec.average_ranges)]
             values.append(metrics["classification_map"])
             values += [metrics["snippet_accuracy"][subset]["accuracy"] for subset in spec.accuracy_subsets]
-            table.append([name, str(iteration), protocol, *map(_percent, values)])
+            cells = ["–" if value is None else f"{100 * value:.1f}" for value in values]
+            table.append([name, str(iteration), protocol, *cells])
     title = "mAP@tIoU in percent, its means over ranges of tIoU, and video-level classification mAP"
     notes = [accuracy_note(rows[-1][2]["snippet_accuracy"])] if accuracies else []
     return "\n".join([title, format_table(table, left=0), *notes])
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"

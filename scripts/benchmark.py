@@ -6,16 +6,27 @@ python scripts/benchmark.py [SUBJECT] [--quick] [--threads N] [--device cpu] [--
 import argparse
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 
+from scripts.benchmarks import data, evaluation, infer, localization, memory, scaling, train
 from scripts.benchmarks.machine import describe_machine, machine_line, usable_cores
+from scripts.benchmarks.measure import Settings, device_name
+from scripts.benchmarks.page import check_page, write_page
+from utils.engine import choose_device
 from utils.errors import OneLineParser, exit_on_input_error
 from utils.formats.files import write_json
 
-SUBJECTS = ("train", "infer", "evaluation", "localization", "data", "memory", "scaling")
+SUBJECTS = {
+    "train": train.measure,
+    "infer": infer.measure,
+    "evaluation": evaluation.measure,
+    "localization": localization.measure,
+    "data": data.measure,
+    "memory": memory.measure,
+    "scaling": scaling.measure,
+}
 
 EPILOG = """\
 train         one training step at THUMOS14's size and at 512 + 512 channels, in float32 and, on a device with
@@ -44,19 +55,16 @@ temporary folder. With --quick the sizes are small; its figures mean nothing.
 def main() -> None:
     """Run the command: print tables, and write a page and a JSON file on request."""
     args = _parse_args()
-    # PyTorch takes seconds to import, so the imports follow the check of the arguments.
-    from scripts.benchmarks.measure import Settings
-    from scripts.benchmarks.page import check_page, write_page
-
     if args.out:
         check_page(args.out)
-    machine = {**describe_machine(args.threads), "gpu": _gpu_name(args.device)}
+    device = choose_device(args.device)
+    machine = {**describe_machine(args.threads), "gpu": device_name(device) if device.type == "cuda" else None}
     print(machine_line(machine))
-    names = SUBJECTS if args.subject == "all" else (args.subject,)
+    names = list(SUBJECTS) if args.subject == "all" else [args.subject]
     settings = Settings(args.quick, args.threads, args.device, args.files)
     began, tables = time.monotonic(), []
     for name in names:
-        results = import_module(f"scripts.benchmarks.{name}").measure(settings)
+        results = SUBJECTS[name](settings)
         print("".join(f"\n{table.as_text()}\n" for table in results), end="", flush=True)
         tables += results
     if args.json:
@@ -64,14 +72,6 @@ def main() -> None:
     if args.out:
         not_run = [name for name in SUBJECTS if name not in names]
         write_page(args.out, tables, not_run, machine, sys.argv[1:], (time.monotonic() - began) / 60)
-
-
-def _gpu_name(device: str) -> str | None:
-    import torch
-
-    from utils.engine import choose_device
-
-    return torch.cuda.get_device_name() if choose_device(device).type == "cuda" else None
 
 
 def _parse_args() -> argparse.Namespace:

@@ -17,7 +17,7 @@ from scripts.reproduction.figure5 import draw_figure5
 from scripts.reproduction.plan import ROOT, PlannedRun, Setting, Table, planned_runs, read_tables
 from utils.engine import TABLE_PROTOCOLS
 from utils.errors import InputError, OneLineParser, exit_on_input_error
-from utils.features.convert import features_in
+from utils.features.convert import find_features
 from utils.features.simulate import simulate_demo
 from utils.formats.files import write_text
 
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # a cluster stops jobs with SIGTERM; some shells ignore SIGINT
         signal.signal(number, signal.default_int_handler)
     if args.table == "results":
-        _write_results(args)
+        _write_results(args, ["python", "scripts/reproduce.py", *(sys.argv[1:] if argv is None else argv)])
         return
     table = read_tables()["table6" if args.table == FIGURE5 else args.table]
     setting = _setting(args, table, main_options)
@@ -143,6 +143,8 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         parser.error(f"--jobs is {args.jobs}, expected at least 1")
     if args.slurm and (wrong := [item for item in args.slurm if "=" not in item]):
         parser.error(f"--slurm: expected NAME=VALUE, got '{wrong[0]}'")
+    if args.table == "results" and main_options:
+        parser.error(f"unrecognized arguments: {' '.join(main_options)}")
     if args.max_iter:
         main_options += ["--max-iter", args.max_iter]
     return args, main_options
@@ -157,7 +159,7 @@ def _setting(args: argparse.Namespace, table: Table, main_options: list[str]) ->
             raise InputError("--path-dataset is missing: the folder with annotations.json and the features")
         default, command = SIMULATED[base.stem]
         dataset = Path(os.path.relpath(ROOT / default))
-        if base.stem == "demo" and not any(features_in(dataset)):
+        if base.stem == "demo" and not any(find_features(dataset)):
             simulate_demo(dataset)
         elif not dataset.is_dir():
             raise InputError(f"--path-dataset is missing and {dataset} does not exist; create it with: {command}")
@@ -207,17 +209,12 @@ def _draw_figure5(table: Table, setting: Setting, seed: int, videos: list[str]) 
     print(" ".join(map(str, paths)))
 
 
-def _write_results(args: argparse.Namespace) -> None:
+def _write_results(args: argparse.Namespace, command: list[str]) -> None:
     """Write the page of every table with finished runs, or print it."""
     tables = list(read_tables().values())
     groups = results.by_setting(results.read_results(results.find_runs(args.run_dir)))
-    command = ["python", "scripts/reproduce.py", "results"]
-    if args.run_dir != Path("runs/reproduce"):
-        command += ["--run-dir", str(args.run_dir)]
-    for name in ("markdown", "csv"):
-        if path := getattr(args, name):
-            command += [f"--{name}", str(path)]
-            path.parent.mkdir(parents=True, exist_ok=True)
+    for path in filter(None, (args.markdown, args.csv)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     page = render.results_page(tables, groups, args.protocol, command)
     if args.csv:
         results.write_csv(args.csv, tables, groups)

@@ -1,4 +1,4 @@
-"""What tests/test_distributed.py lets several processes do: torchrun ... tests/ranks.py TASK ARGUMENTS."""
+"""Tasks that tests/test_distributed.py runs in several processes: torchrun ... tests/ranks.py TASK ARGUMENTS."""
 
 import os
 import signal
@@ -21,18 +21,18 @@ from utils.training import Training, seed_everything
 from wsad_dataset import BatchLoader, WeakVideoDataset
 
 # Method, options of its network, weights of its loss, pairs in a batch of 12. Three pairs are uneven on two ranks, and
-# one leaves a rank without any; without the other terms L_mil^org leaves the attention units without a gradient.
+# a single pair leaves a rank without any. L_mil^org alone gives the attention units no gradient.
 CASES = {
     "uneven pairs": ("co2net", {}, {}, 3),
     "a rank without pairs": ("co2net", {}, {}, 1),
     "no pairs at all": ("co2net", {"consensus": "concat"}, {}, 0),
-    "parameters that nothing reaches": (
+    "parameters without a gradient": (
         "co2net",
         {"consensus": "se"},
         {"mil_supp": 0, "cas": 0, "ml": 0, "oppo": 0, "norm": 0},
         3,
     ),
-    "classifier that nothing reaches": ("co2net", {"consensus": "add"}, {"mil": 0, "cas": 0, "oppo": 0}, 3),
+    "classifier without a gradient": ("co2net", {"consensus": "add"}, {"mil": 0, "cas": 0, "oppo": 0}, 3),
     "audio-visual": ("audio_visual", {"width": 16}, {}, 3),
 }
 
@@ -42,7 +42,7 @@ def subset(path: Path, name: str) -> WeakVideoDataset:
 
 
 class Trainer:
-    """A training as main.py builds one, small."""
+    """Small training, built as in main.py."""
 
     def __init__(self, case: str, data: WeakVideoDataset, run: Path, ranks: Ranks, dropout: bool = False):
         method, options, weights, num_pairs = CASES[case]
@@ -60,7 +60,7 @@ class Trainer:
         self.batch_loss = ranks.share(BatchLoss(self.net, self.method.objective), self.loader.example("cpu"))
 
     def step(self) -> tuple[dict, dict]:
-        """The terms of one step, and its gradients by parameter."""
+        """Take one step; return its terms, and its gradients by parameter."""
         batch = next(self.loader)
         outcome = train_step(self.batch_loss, self.optimizer, batch, self.ranks)
         self.training.advance(outcome, batch)
@@ -68,38 +68,38 @@ class Trainer:
 
 
 def equality(ranks: Ranks, path: Path, out: Path) -> dict:
-    """Three steps of every case; an evaluation; a step with a NaN on the last rank; what the operations give."""
+    """Take three steps of every case, evaluate, take a step with a NaN on the last rank, call every operation."""
     train, test = (subset(path, name) for name in ("train", "test"))
     torch.set_num_threads(1)
-    found = {}
+    result = {}
     for case in CASES:
         trainer = Trainer(case, train, out / "none", ranks)
-        found[case] = {"gradients": trainer.step()[1], "terms": [trainer.step()[0] for _ in range(2)]}
-        found[case]["weights"] = trainer.net.state_dict()
+        result[case] = {"gradients": trainer.step()[1], "terms": [trainer.step()[0] for _ in range(2)]}
+        result[case]["weights"] = trainer.net.state_dict()
     evaluation = Evaluator(test, load_annotations(path), DATASETS["demo"], ranks)(trainer.method)
     everywhere = ranks.gather((evaluation.metrics, evaluation.selection))
     assert all(scores == everywhere[0] for scores in everywhere)
-    found["evaluation"] = {"metrics": evaluation.metrics, "results": evaluation.results}
+    result["evaluation"] = {"metrics": evaluation.metrics, "results": evaluation.results}
     batch = next(trainer.loader)
     if ranks.rank == ranks.size - 1:
         batch.features.fill_(torch.nan)
-    found["finite"] = ranks.gather(bool(train_step(trainer.batch_loss, trainer.optimizer, batch, ranks).finite))
-    found["operations"] = {
+    result["finite"] = ranks.gather(bool(train_step(trainer.batch_loss, trainer.optimizer, batch, ranks).finite))
+    result["operations"] = {
         "gathered": ranks.gather(10 + ranks.rank),
-        "once": ranks.gather(ranks.on_rank_zero(lambda: ranks.rank)),
-        "largest": ranks.max(ranks.rank),
+        "on_rank_zero": ranks.gather(ranks.on_rank_zero(lambda: ranks.rank)),
+        "max": ranks.max(ranks.rank),
         "mean": ranks.mean(torch.tensor([1.0 * ranks.rank, 2.0])).tolist(),
     }
-    return found
+    return result
 
 
 def resumed(ranks: Ranks, path: Path, out: Path) -> dict:
-    """Four steps with dropout, and two and two: the weights of both, and each rank's random numbers after them."""
-    train, found = subset(path, "train"), {}
+    """Take four steps with dropout, then two and two in a resumed run; return weights and random numbers of both."""
+    train, result = subset(path, "train"), {}
     whole = Trainer("uneven pairs", train, out / "whole", ranks, dropout=True)
     for _ in range(4):
         whole.step()
-    found["whole"] = {"weights": whole.net.state_dict(), "random": ranks.gather(torch.rand(3))}
+    result["whole"] = {"weights": whole.net.state_dict(), "random": ranks.gather(torch.rand(3))}
     first = Trainer("uneven pairs", train, out / "parts", ranks, dropout=True)
     for _ in range(2):
         first.step()
@@ -108,13 +108,13 @@ def resumed(ranks: Ranks, path: Path, out: Path) -> dict:
     second = Trainer("uneven pairs", train, out / "parts", ranks, dropout=True)
     for _ in range(2):
         second.step()
-    found["parts"] = {"weights": second.net.state_dict(), "random": ranks.gather(torch.rand(3))}
-    return found
+    result["parts"] = {"weights": second.net.state_dict(), "random": ranks.gather(torch.rand(3))}
+    return result
 
 
 def interrupted(*argv: str) -> None:
-    """main.py, in which rank 1 is asked to stop after its third step, and is killed in the third of its second life."""
-    import main  # here, because the other tasks need not wait for it
+    """Run main.py; rank 1 gets SIGTERM in its third step, and SIGKILL in the third step after the restart."""
+    import main  # here, because importing it takes seconds
 
     life, steps = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), []
 
@@ -128,13 +128,13 @@ def interrupted(*argv: str) -> None:
     main.main(list(argv))
 
 
-def together(tasks: list, path: Path, out: Path) -> None:
-    """Each task's findings, in a file of its name and the number of ranks."""
+def run_tasks(tasks: list, path: Path, out: Path) -> None:
+    """Save the result of each task in a file named after the task and the number of ranks."""
     with join_ranks() as ranks:
         for task in tasks:
-            found = task(ranks, path, out)
+            result = task(ranks, path, out)
             if ranks.is_main:
-                torch.save(found, out / f"{task.__name__}{ranks.size}.pt")
+                torch.save(result, out / f"{task.__name__}{ranks.size}.pt")
 
 
 if __name__ == "__main__":
@@ -143,4 +143,4 @@ if __name__ == "__main__":
         exit_on_input_error(lambda: interrupted(*words))
     else:
         tasks = {"equality": [equality], "equality+resumed": [equality, resumed]}[name]
-        together(tasks, *map(Path, words))
+        run_tasks(tasks, *map(Path, words))

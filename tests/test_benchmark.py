@@ -42,7 +42,7 @@ MINUTES = 600  # seconds after which a test gives up; a busy machine is slow, no
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> dict:
-    """All subjects on small sizes: the output, the figures and the page."""
+    """Run all subjects on small sizes: the output, the figures and the page."""
     folder = tmp_path_factory.mktemp("quick")
     words = ["all", "--quick", "--threads", "1", "--device", "cpu"]
     words += ["--json", folder / "figures.json", "--out", folder / "page.md"]
@@ -66,9 +66,9 @@ def test_every_subject_prints_its_tables_and_agrees_with_the_plain_code(quick):
     assert figures["machine"]["threads"] == 1
 
 
-def test_split_covers_our_step_and_the_plain_step(quick):
+def test_split_covers_the_fast_and_the_plain_step(quick):
     rows = quick["figures"]["train_split"]
-    assert [row["step"] for row in rows] == ["ours", "plain"] * len(quick["figures"]["train"])
+    assert [row["step"] for row in rows] == ["fast", "plain"] * len(quick["figures"]["train"])
     for row in rows:
         assert row["sum ms"] == pytest.approx(sum(row[f"{part} ms"] for part in train.PARTS))
 
@@ -154,15 +154,15 @@ def test_a_new_process_returns_the_result():
     assert in_new_process(os.path.basename, "a/b") == "b"
 
 
-def test_the_plain_step_does_what_ours_does():
+def test_the_plain_step_equals_the_fast_step():
     """Equal weights give equal terms, and a different term is noticed."""
     batch = next(train.make_loader(8, 9, CPU, num_classes=3))
     two_labels = batch._replace(labels=(batch.labels + batch.labels.roll(1, dims=1)).clamp(max=1))
-    ours, plain = (build(8, 3, "float32", CPU) for build in (train.our_trainee, train.plain_trainee))
+    fast, plain = (build(8, 3, "float32", CPU) for build in (train.fast_trainee, train.plain_trainee))
     for variant in (batch, two_labels, batch._replace(pairs=torch.empty(0, 2, dtype=torch.int64))):
-        assert train.largest_difference(ours, plain, variant, CPU) < 1e-5
+        assert train.largest_difference(fast, plain, variant, CPU) < 1e-5
     plain.objective.register_forward_hook(lambda module, inputs, terms: {**terms, "cas": terms["cas"] + 1e-3})
-    assert train.largest_difference(ours, plain, batch, CPU) > 1e-4
+    assert train.largest_difference(fast, plain, batch, CPU) > 1e-4
 
 
 def test_the_plain_step_learns_and_reads_every_loss():

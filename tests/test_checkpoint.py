@@ -1,4 +1,4 @@
-"""Checkpoints: released files by their own names, safe opening, and one line for what does not fit."""
+"""Checkpoint files: released names, safe opening, and one-line errors."""
 
 import pickle
 from pathlib import Path
@@ -12,7 +12,7 @@ from utils.errors import InputError
 
 
 def released_state(classes=3):
-    """A state dict under the released names, of the released shapes but narrow."""
+    """Return a state dict with the released names and narrow layers."""
     shapes = {}
     for unit in ("vAttn", "fAttn"):
         shapes |= {
@@ -48,7 +48,7 @@ def test_released_checkpoint(tmp_path, zipped):
 
 
 def test_released_checkpoint_of_cuda_tensors(tmp_path):
-    """A legacy file names each storage's device; here 'cpu' is replaced by 'cuda:0', as a GPU run writes it."""
+    """Load a legacy file that names 'cuda:0' as the device of its storages, as written on a GPU."""
     path, state, net = tmp_path / "best.pkl", released_state(), CO2Net(3, (8, 8))
     torch.save(state, path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
@@ -59,7 +59,7 @@ def test_released_checkpoint_of_cuda_tensors(tmp_path):
     assert_loaded(net, state)
 
 
-def test_our_own_checkpoint(tmp_path):
+def test_checkpoint_of_a_run(tmp_path):
     first, second = CO2Net(3, (8, 8)), CO2Net(3, (8, 8))
     save_checkpoint(tmp_path / "best.pt", {"model": first.state_dict(), "options": {"lr": 1e-4}})
     load_weights(second, tmp_path / "best.pt")
@@ -68,7 +68,7 @@ def test_our_own_checkpoint(tmp_path):
 
 
 class Attack:
-    """Unpickled, it would create a file."""
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, target: Path):
         self.target = target
@@ -78,7 +78,7 @@ class Attack:
 
 
 @pytest.mark.parametrize("write", [pickle.dump, torch.save], ids=["pickle", "torch"])
-def test_opening_a_strangers_checkpoint_runs_no_code(tmp_path, write):
+def test_untrusted_checkpoint_runs_no_code(tmp_path, write):
     path, target = tmp_path / "best.pkl", tmp_path / "attacked"
     with path.open("wb") as file:
         write({"model": Attack(target)}, file)
@@ -123,7 +123,7 @@ def test_weights_of_another_network_are_refused(tmp_path, state, message):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
-def test_files_that_are_no_checkpoint(tmp_path, content):
+def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "best.pt"
     if content is not None:
         path.write_bytes(content)
@@ -132,7 +132,7 @@ def test_files_that_are_no_checkpoint(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
-def test_a_failed_save_keeps_the_checkpoint_before(tmp_path):
+def test_failed_save_keeps_the_previous_checkpoint(tmp_path):
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"iteration": 1})
     with pytest.raises((AttributeError, pickle.PicklingError)):

@@ -1,4 +1,4 @@
-"""eval/classification.py: video-level average precision."""
+"""eval/classification.py: average precision of video-level classification."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_perfect_and_reversed_order():
     assert classification_map(np.array([[0.1], [0.5], [0.9]]), labels)[1] == pytest.approx(1 / 3)
 
 
-def test_no_positive_at_all_is_undefined():
+def test_without_positives_it_is_undefined():
     ap, mean = classification_map(np.zeros((2, 3)), np.zeros((2, 3)))
     assert np.isnan(ap).all()
     assert np.isnan(mean)

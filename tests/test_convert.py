@@ -1,4 +1,4 @@
-"""The converter: every form becomes one that checks itself, bit for bit; a flipped byte never passes for a value."""
+"""The converter: values stay equal bit for bit, and a flipped byte is never read as a value."""
 
 import json
 import os
@@ -31,12 +31,12 @@ def annotate(folder):
 
 
 def raw(folder) -> dict[str, np.ndarray]:
-    """What a features.h5 stores, straight from h5py."""
+    """Return the arrays of a features.h5, read by h5py alone."""
     with h5py.File(folder / "features.h5") as file:
         return {f"{group}/{name}": array[()] for group in file for name, array in file[group].items()}
 
 
-def holds_its_sums(folder) -> bool:
+def checksums_match(folder) -> bool:
     done = subprocess.run(["sha256sum", "--check", SUMS], cwd=folder, capture_output=True, text=True, check=False)
     return done.returncode == 0 and done.stdout == "features.h5: OK\nannotations.json: OK\n"
 
@@ -45,7 +45,7 @@ def holds_its_sums(folder) -> bool:
     ("write", "rate"), [(write_hdf5, {}), (write_folders, {"fps": 30, "stride": 16}), (write_joint, {})]
 )
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.dtype(">f4")])
-def test_every_form_becomes_one_bit_for_bit(tmp_path, write, rate, dtype):
+def test_every_format_is_converted_bit_for_bit(tmp_path, write, rate, dtype):
     data, out = streams(dtype), tmp_path / "a" / "out"
     source = tmp_path / "source"
     source.mkdir()
@@ -66,7 +66,7 @@ def test_every_form_becomes_one_bit_for_bit(tmp_path, write, rate, dtype):
         said = {write_hdf5: (24, 8), write_folders: (30, 16), write_joint: (25, 16)}[write]
         assert all((group.attrs["fps"], group.attrs["stride"]) == said for group in file.values())
     assert json.loads((out / "annotations.json").read_text())["database"]["v4"] == DATABASE["v4"] | {"ambiguous": []}
-    assert holds_its_sums(out)
+    assert checksums_match(out)
     assert sorted(os.listdir(out)) == [SUMS, "annotations.json", "features.h5"]
     first, second = open_features(source), open_features(out)
     assert all(np.array_equal(first[video_id], second[video_id]) for video_id in LENGTHS)
@@ -78,7 +78,7 @@ def source(tmp_path):
     return annotate(write_hdf5(tmp_path / "source", streams(np.float64), fps=25, stride=16))
 
 
-def test_what_is_wider_becomes_float32_and_that_is_said(source, tmp_path, run_main):
+def test_wider_dtype_becomes_float32_and_is_reported(source, tmp_path, run_main):
     status, printed, _ = run_main(main, source, "--out", tmp_path / "out")
     assert status == 0
     assert "float64 became float32" in printed
@@ -89,7 +89,7 @@ def test_what_is_wider_becomes_float32_and_that_is_said(source, tmp_path, run_ma
         np.testing.assert_array_equal(narrow[name], values.astype(np.float32))
 
 
-def test_what_float32_cannot_hold_is_refused(source, tmp_path):
+def test_value_beyond_float32_is_refused(source, tmp_path):
     with h5py.File(source / "features.h5", "r+") as file:
         file["flow/v3"][4, 1] = 1e300
     with pytest.raises(InputError, match="'flow' of video 'v3' has NaN or infinite values, first in row 4"):
@@ -97,11 +97,11 @@ def test_what_float32_cannot_hold_is_refused(source, tmp_path):
     assert os.listdir(tmp_path / "out") == []
 
 
-def test_a_rate_that_nobody_says_must_be_given(tmp_path, run_main):
+def test_rate_that_is_not_stored_must_be_given(tmp_path, run_main):
     annotate(write_folders(tmp_path, streams()))
     out = tmp_path / "out"
     for words, says in [
-        ((), "does not say at which rate 'flow' was extracted; give --fps and --stride"),
+        ((), "the rate of 'flow' is not stored; give --fps and --stride"),
         (("--fps", 25), "--fps and --stride go together"),
         (("--fps", 25, "--stride", 0), "must be positive numbers"),
         (("--fps", "nan", "--stride", 16), "must be positive numbers"),
@@ -114,10 +114,10 @@ def test_a_rate_that_nobody_says_must_be_given(tmp_path, run_main):
     assert open_features(out).snippet_rate == 25 / 16
 
 
-def test_another_rate_than_the_features_say_is_refused(source, tmp_path):
-    with pytest.raises(InputError, match="'rgb' says 25 fps and 16 frames a snippet, asked for are 30 and 16|'flow'"):
+def test_contradictory_rate_is_refused(source, tmp_path):
+    with pytest.raises(InputError, match="'(rgb|flow)' has 25 fps and 16 frames per snippet, got --fps 30 --stride 16"):
         convert_features(source, tmp_path / "out", fps=30, stride=16)
-    convert_features(source, tmp_path / "out", fps=50, stride=32)  # which is the same rate
+    convert_features(source, tmp_path / "out", fps=50, stride=32)  # the same rate
     assert open_features(tmp_path / "out").snippet_rate == 25 / 16
 
 
@@ -140,7 +140,7 @@ def test_simulated_stays_simulated(source, tmp_path, run_main):
     assert open_features(tmp_path / "out").source.simulated
 
 
-def test_equal_features_stay_and_what_lacks_beside_them_is_added(source, tmp_path):
+def test_equal_features_are_kept_and_missing_files_added(source, tmp_path):
     out = tmp_path / "out"
     convert_features(source, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -219,7 +219,7 @@ def test_names_that_hdf5_would_merge_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_does_not_fit_is_refused(source, tmp_path, monkeypatch):
+def test_too_little_space_is_refused(source, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.features.convert.shutil.disk_usage", lambda _: type("usage", (), {"free": 99}))
     with pytest.raises(InputError, match="do not fit on this disk"):
         convert_features(source, tmp_path / "new" / "out")
@@ -227,10 +227,10 @@ def test_what_does_not_fit_is_refused(source, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("limit", "rows"), [(300, 99), (20_000, 99), (2**16, 99), (2**16, 1)])
-def test_a_disk_that_gets_full_leaves_nothing(tmp_path, limit, rows, monkeypatch):
-    """A limit on the size of a file stands for the full disk: the system refuses the write alike."""
-    unheard = []  # what HDF5 complains about when nobody can be told
-    monkeypatch.setattr(sys, "unraisablehook", unheard.append)
+def test_full_disk_leaves_nothing(tmp_path, limit, rows, monkeypatch):
+    """A limit on the file size stands for the full disk: the system refuses the write in the same way."""
+    unraisable = []  # errors of HDF5 at a moment when none can be raised
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     arrays = ((f"rgb/v{number}", np.ones((rows, 99), np.float32)) for number in range(99))
@@ -240,10 +240,10 @@ def test_a_disk_that_gets_full_leaves_nothing(tmp_path, limit, rows, monkeypatch
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert os.listdir(tmp_path) == []
-    assert not unheard
+    assert not unraisable
 
 
-def test_sums_of_other_files_stay(source, tmp_path):
+def test_checksums_of_other_files_stay(source, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
@@ -271,14 +271,14 @@ def test_long_videos_are_chunked_and_empty_ones_kept(tmp_path):
 
 
 def everything(folder) -> tuple:
-    """All that is ever read of a feature file, to the bit."""
+    """Return everything that is read from a feature file."""
     store = open_features(folder, ("rgb", "flow"))
     values = tuple((video_id, store[video_id].tobytes()) for video_id in store.video_ids)
     return store.describe(), store.source.modalities, store.snippet_rate, store.modality_dims, values
 
 
-def test_a_flipped_byte_is_noticed_or_harmless(tmp_path):
-    """Anywhere in the file: in values, shapes, names, attributes, and in the gaps between them, which nobody reads."""
+def test_flipped_byte_is_detected_or_harmless(tmp_path):
+    """Anywhere in the file: in values, shapes, names, attributes, or in the unused gaps between them."""
     source = tmp_path / "source"
     source.mkdir()
     data = {modality: {f"v{n}": values for n in range(9) for values in [videos["v1"]]} for modality, videos in
@@ -288,11 +288,11 @@ def test_a_flipped_byte_is_noticed_or_harmless(tmp_path):
     write_hdf5(source, data, fps=25, stride=16, simulated="yes")
     out = tmp_path / "out"
     convert_features(source, out)
-    (out / SUMS).unlink()  # the file stands for itself
+    (out / SUMS).unlink()  # so that only the file itself can detect it
     path = out / "features.h5"
     good, expected = path.read_bytes(), everything(out)
     generator = np.random.default_rng(0)
-    noticed = wrong = 0
+    detected = wrong = 0
     for place in generator.permutation(len(good))[:300]:
         flipped = bytearray(good)
         flipped[place] ^= generator.integers(1, 256)
@@ -300,14 +300,14 @@ def test_a_flipped_byte_is_noticed_or_harmless(tmp_path):
         try:
             wrong += everything(out) != expected
         except InputError as error:
-            noticed += 1
+            detected += 1
             assert "\n" not in str(error)
             assert str(path) in str(error)
     assert wrong == 0
-    assert noticed > 150  # the others fell into gaps
+    assert detected > 150  # the others fell into gaps
 
 
-def test_a_flipped_byte_in_the_annotations_is_noticed(source, tmp_path):
+def test_a_flipped_byte_in_the_annotations_is_detected(source, tmp_path):
     convert_features(source, tmp_path / "out")
     text = (tmp_path / "out/annotations.json").read_text()
     (tmp_path / "out/annotations.json").write_text(text.replace("9.5", "9.6", 1))
@@ -315,16 +315,16 @@ def test_a_flipped_byte_in_the_annotations_is_noticed(source, tmp_path):
         convert_features(source, tmp_path / "out")
 
 
-def test_the_script_as_a_user_runs_it(source, tmp_path):
+def test_script(source, tmp_path):
     command = [sys.executable, "scripts/convert_features.py", source, "--out", tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert holds_its_sums(tmp_path / "out")
+    assert checksums_match(tmp_path / "out")
     assert f"annotations: {tmp_path / 'out/annotations.json'} (4 videos)" in done.stdout
 
 
-def test_every_form_says_its_own_rate(tmp_path):
-    """AVE's release, whose snippets are seconds, is converted like the others."""
+def test_every_format_has_its_own_rate(tmp_path):
+    """The AVE release, with one snippet per second, is converted like the others."""
     clips = len(make_release(tmp_path / "ave"))
     for name, count in (("audio_feature", clips), ("audio_feature_noisy", BACKGROUND_CLIPS)):
         write_array(tmp_path / f"ave/{name}.h5", np.ones((count, 10, 4), np.float32))

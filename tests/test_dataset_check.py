@@ -1,4 +1,4 @@
-"""The check of a dataset folder: every kind of fault is found in one run, by file and video, and nothing else is."""
+"""The check of a dataset folder reports every kind of fault in one run, by file and video, and nothing else."""
 
 import json
 import shutil
@@ -11,8 +11,7 @@ from tests.test_features import streams, write_folders, write_hdf5, write_joint
 from utils.annotations import load_annotations, parse_annotations
 from utils.datasets import DATASETS
 from utils.errors import InputError
-from utils.features.check import check_dataset, startup_warnings
-from utils.features.check import command as main
+from utils.features.check import check_dataset, main, startup_warnings
 from utils.features.simulate import invent_timeline, simulate_features
 from utils.features.store import open_features
 from utils.formats.checksums import SUMS, format_checksums
@@ -29,12 +28,12 @@ def clean(tmp_path_factory):
 
 @pytest.fixture
 def dataset(clean, tmp_path):
-    """A copy to damage."""
+    """Return a copy that a test may damage."""
     return shutil.copytree(clean, tmp_path / "data")
 
 
 def found(check) -> dict[str, list[str]]:
-    """What the faults of each kind are of."""
+    """Return the subjects of the findings by kind."""
     kinds = {}
     for finding in check.findings:
         assert "\n" not in str(finding)
@@ -52,7 +51,7 @@ def replace_values(file, name, values):
 
 
 def spoil_features(file) -> int:
-    """Returns where in the file the values of one more video lie, to be spoiled from outside."""
+    """Damage features; return the offset of one more video's values, to be damaged in the file."""
     del file["flow/train_0003"]
     replace_values(file, "rgb/train_0004", file["rgb/train_0004"][:, :4])
     replace_values(file, "rgb/train_0005", file["rgb/train_0005"][:, 0])
@@ -82,7 +81,7 @@ def spoil_annotations(content):
 
 
 def spoil(folder):
-    """Everything at once."""
+    """Add every kind of fault to a folder."""
     path = folder / "features.h5"
     with h5py.File(path, "r+") as file:
         place = spoil_features(file)
@@ -145,34 +144,34 @@ def test_every_fault_is_found_in_one_run(dataset, tmp_path, run_main):
     assert printed.splitlines()[-1] == "11 errors, 11 warnings, 5 notes"
 
 
-def test_every_fault_is_said_with_what_was_expected(dataset):
+def test_message_has_what_was_expected(dataset):
     spoil(dataset)
     text = messages(check_dataset(dataset))
-    for says in (
+    for part in (
         "'rgb' of video 'train_0004' has shape (",
-        ", 4), expected (snippets, 6) as 19 of 21 videos have",
+        ", 4), expected (snippets, 6) as in 19 of 21 videos",
         ",), expected (snippets, 6)",
         "'rgb' of video 'train_0006' has dtype int64, expected float16 or float32",
         "has 2 NaN or infinite values of ",
         ", the first in row 4",
         "no 'flow' of video 'train_0003' (subset 'train'); extract it, or leave the video out",
         "video 'test_0014' has 40 snippets, expected ",
-        " s at 1.5625 snippets a second",
-        "'test_0012' and 'v_TEST_0012' are nearly one name",
+        " s at 1.5625 snippets per second",
+        "'test_0012' and 'v_TEST_0012' are similar names",
         "is [5, 5] s, expected start < end",
         "] s, expected within [0, ",
-        "is [-1, 3] s, expected none before 0",
+        "is [-1, 3] s, expected start >= 0",
         "video 'train_0002', annotation 0: [9.0, 3.0] is not a segment",
         "video 'train_0011' has the label 'Yodel', which 'classes' lacks",
         "class 'Juggle' has 1 training videos with features, expected two",
         "'rgb' of video 'train_0009' is 0 everywhere",
-        "gone.txt: is listed in SHA256SUMS, but is not there",
+        "gone.txt: listed in SHA256SUMS, but not found",
         "notes.txt: differs from the checksum in SHA256SUMS",
     ):
-        assert says in text
+        assert part in text
 
 
-def test_a_clean_dataset_has_no_finding(clean, run_main):
+def test_clean_dataset_has_no_finding(clean, run_main):
     status, printed, _ = run_main(main, clean, "--check")
     assert status == 0
     first, last = printed.splitlines()
@@ -181,7 +180,7 @@ def test_a_clean_dataset_has_no_finding(clean, run_main):
     assert run_main(main, clean / "features.h5", "--check", "--modalities", "rgb", "rgb_diff")[0] == 0
 
 
-def test_warnings_leave_the_exit_status(dataset, run_main):
+def test_warnings_do_not_change_the_exit_status(dataset, run_main):
     with h5py.File(dataset / "features.h5", "r+") as file:
         file["rgb/train_0009"][...] = 1
     (dataset / SUMS).unlink()
@@ -189,8 +188,8 @@ def test_warnings_leave_the_exit_status(dataset, run_main):
     assert (status, printed.splitlines()[-1]) == (0, "0 errors, 1 warning, 0 notes")
 
 
-def test_what_cannot_be_checked_is_one_line(clean, run_main, tmp_path):
-    for words, says in [
+def test_unusable_arguments_are_one_line(clean, run_main, tmp_path):
+    for words, message in [
         ((tmp_path / "absent", "--check"), "no such file or folder"),
         ((clean, "--check", "--modalities", "audio"), "modality 'audio' not found; stored are flow, rgb"),
         ((clean, "--check", "--dataset", "mine"), "--dataset"),
@@ -200,10 +199,10 @@ def test_what_cannot_be_checked_is_one_line(clean, run_main, tmp_path):
         status, _, error = run_main(main, *words)
         lines = [line for line in error.replace("\r", "\n").splitlines() if line.startswith("error: ")]
         assert status == 2
-        assert says in lines[0]
+        assert message in lines[0]
 
 
-def test_missing_features_that_training_leaves_out_are_a_note(dataset, run_main):
+def test_missing_features_that_training_skips_are_a_note(dataset, run_main):
     with h5py.File(dataset / "features.h5", "r+") as file:
         del file["rgb/train_0003"]
     (dataset / SUMS).unlink()
@@ -215,16 +214,16 @@ def test_missing_features_that_training_leaves_out_are_a_note(dataset, run_main)
 def test_wrong_subsets(clean):
     check = check_dataset(clean, dataset="activitynet12")
     assert found(check)["error: wrong subsets"] == ["annotations.json"] * 2
-    assert "no video of subset 'training', with which activitynet12 trains; subsets present: ['test'" in messages(check)
+    assert "no video of subset 'training', on which activitynet12 trains; subsets present: ['test'" in messages(check)
 
 
-def test_a_dataset_that_no_subset_tells(dataset):
+def test_unknown_subsets(dataset):
     text = (dataset / "annotations.json").read_text()
     (dataset / "annotations.json").write_text(text.replace('"train"', '"mine"'))
     (dataset / SUMS).unlink()
     check = check_dataset(dataset)
     assert found(check) == {"note: unknown dataset": ["annotations.json"]}
-    assert "the subsets ['mine', 'test'] do not tell" in messages(check)
+    assert "the subsets ['mine', 'test'] fit no single dataset" in messages(check)
 
 
 def annotate(folder):
@@ -262,7 +261,7 @@ def test_modalities_of_different_rates(tmp_path):
     assert "error: different lengths" not in found(check_dataset(tmp_path, ["rgb"]))
 
 
-def test_a_video_that_a_release_names_twice(tmp_path):
+def test_video_repeated_in_a_release(tmp_path):
     write_joint(tmp_path, streams())
     np.save(tmp_path / "Tiny-Annotations" / "videoname.npy", np.array([b"v1", b"v2", b"v1"]))
     check = check_dataset(tmp_path)
@@ -270,7 +269,7 @@ def test_a_video_that_a_release_names_twice(tmp_path):
     assert "Tiny-Annotations/videoname.npy: expected one row per video, got 2 rows of 'v1'" in messages(check)
 
 
-def test_a_video_that_a_file_names_twice(dataset):
+def test_video_repeated_in_a_file(dataset):
     text = (dataset / "annotations.json").read_text()
     (dataset / "annotations.json").write_text(text.replace('"train_0001"', '"train_0000"'))
     (dataset / SUMS).unlink()
@@ -279,7 +278,7 @@ def test_a_video_that_a_file_names_twice(dataset):
     assert "the key 'train_0000' appears more than once" in messages(check)
 
 
-def test_one_unreadable_file_does_not_hide_the_faults_of_the_other(dataset):
+def test_unreadable_features_do_not_hide_other_faults(dataset):
     spoil(dataset)
     (dataset / "features.h5").write_bytes((dataset / "features.h5").read_bytes()[:5000])
     kinds = found(check_dataset(dataset))
@@ -292,7 +291,7 @@ def test_one_unreadable_file_does_not_hide_the_faults_of_the_other(dataset):
     assert spoiled.count("error") == 5  # both, and three that differ from their checksums
 
 
-def test_unreadable_annotations_do_not_hide_the_faults_of_the_features(dataset):
+def test_unreadable_annotations_do_not_hide_faults_of_features(dataset):
     spoil(dataset)
     (dataset / "annotations.json").write_text("{")
     kinds = found(check_dataset(dataset))
@@ -300,7 +299,7 @@ def test_unreadable_annotations_do_not_hide_the_faults_of_the_features(dataset):
     assert kinds["error: wrong width"] == ["train_0004"]
 
 
-def test_a_flipped_byte_is_told_by_the_sums_and_by_the_file_itself(dataset):
+def test_flipped_byte_is_detected_by_both_checksums(dataset):
     path = dataset / "features.h5"
     with h5py.File(path) as file:
         place = file["rgb/train_0000"].id.get_chunk_info(0).byte_offset
@@ -311,7 +310,7 @@ def test_a_flipped_byte_is_told_by_the_sums_and_by_the_file_itself(dataset):
     assert found(check_dataset(dataset)) == kinds
 
 
-def test_terminal_codes_in_a_name_are_shown_and_not_sent(tmp_path, run_main):
+def test_terminal_codes_in_a_name_are_escaped(tmp_path, run_main):
     write_hdf5(tmp_path, {"rgb": {"v\x1b[2J": np.ones((3, 4), np.float32)}})
     printed = run_main(main, tmp_path, "--check")[1]
     assert "v\\x1b[2J" in printed

@@ -1,4 +1,4 @@
-"""eval/detection.py: against ActivityNet's own answers, published figures, and a plain matcher."""
+"""eval/detection.py against ActivityNet's own results, published scores, and a plain matcher."""
 
 import json
 from collections import Counter
@@ -17,7 +17,7 @@ from utils.errors import InputError
 
 THUMOS_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
-# Where ActivityNet's code raises, counts 0 / 0 as a hit, or orders ties by the processor, ours does this.
+# Cases in which ActivityNet's code raises, counts 0 / 0 as a hit, or orders ties by the processor.
 REFUSED = {
     "16_inverted_prediction": "video 'a', detection 0.*ends before it starts",
     "17_inverted_gt": "video 'a', annotation 0",
@@ -32,20 +32,20 @@ BETTER = {
 
 
 def plain_ap(truth, found, threshold):
-    """One class, as the rule reads. truth: rows (video, start, end); found: the same and a score."""
+    """Apply the rule to one class. truth: rows (video, start, end); found: the same with a score."""
     taken, hits, precisions = set(), 0, []
     crowd = Counter(video for video, _, _ in truth)
     by_score = sorted(range(len(found)), key=lambda row: (found[row][3], row), reverse=True)
     for rank, row in enumerate(by_score, start=1):
         video, start, end, _ = found[row]
         best, best_key = None, (0.0, 0.0)
-        for index, (its_video, its_start, its_end) in enumerate(truth):
-            shared = max(0.0, min(end, its_end) - max(start, its_start))
-            union = (its_end - its_start) + (end - start) - shared
+        for index, (other, first, last) in enumerate(truth):
+            shared = max(0.0, min(end, last) - max(start, first))
+            union = (last - first) + (end - start) - shared
             overlap = shared / union if union > 0 else 0.0
-            distance = abs(its_start + its_end - (start + end)) if crowd[its_video] > 16 else 0
+            distance = abs(first + last - (start + end)) if crowd[other] > 16 else 0
             key = overlap, distance  # tIoU, then in a crowd the distance of the centers
-            if its_video == video and index not in taken and overlap >= threshold and key >= best_key:
+            if other == video and index not in taken and overlap >= threshold and key >= best_key:
                 best, best_key = index, key
         if best is not None:
             taken.add(best)
@@ -56,7 +56,7 @@ def plain_ap(truth, found, threshold):
 
 
 def plain_matrix(truth, found, classes, thresholds):
-    """truth: (video, label, start, end) rows; found: the same and a score. AP [threshold][class]."""
+    """Return AP [threshold][class]. truth: rows (video, label, start, end); found: the same with a score."""
     rows = {c: [(v, s, e) for v, label, s, e in truth if label == c] for c in classes}
     hits = {c: [(v, s, e, score) for v, label, s, e, score in found if label == c] for c in classes}
     return [[plain_ap(rows[c], hits[c], t) if rows[c] else np.nan for c in classes] for t in thresholds]
@@ -70,7 +70,7 @@ def table(rows, videos, classes):
 
 @pytest.fixture(params=sorted((REFERENCE / "data/eval_cases/small").glob("*.json")) or [None])
 def case(request, reference):
-    """One adversarial case with ActivityNet's answer."""
+    """One adversarial case with ActivityNet's result."""
     return request.param.stem, json.loads(request.param.read_text())
 
 
@@ -170,7 +170,7 @@ def test_release_folder_is_the_same_ground_truth(reference):
     assert (results[0].ap == results[1].ap).all()
 
 
-# grid segments (ties in tIoU, zero length) and free ones
+# segments on a grid (equal tIoU, zero length) and off it
 times = st.one_of(st.integers(0, 8).map(float), st.floats(0, 8, allow_subnormal=False))
 spans = st.tuples(times, times).map(lambda pair: (min(pair), max(pair)))
 names = st.tuples(st.integers(0, 1), st.integers(0, 1))
@@ -188,7 +188,7 @@ def test_equals_the_plain_matcher(truth, found, thresholds, block):
         names = ("v", "w"), ("x", "y")
         result = evaluate_detections(table(truth, *names), table(found, *names), thresholds)
     np.testing.assert_allclose(result.ap, plain_matrix(truth, found, (0, 1), thresholds), rtol=1e-12)
-    for row in result.matched:  # nothing is taken twice
+    for row in result.matched:  # no segment is taken twice
         hits = row[row >= 0]
         assert len(np.unique(hits)) == len(hits)
 
@@ -222,7 +222,7 @@ def test_only_these_videos():
     data = annotations()
     data["database"]["b"]["annotations"] = [{"label": "x", "segment": [0, 10]}]
     found = predictions(("x", 0.5, 20, 30))
-    found["results"]["stranger"] = [{"label": "x", "score": 0.9, "segment": [0, 1]}]
+    found["results"]["unknown"] = [{"label": "x", "score": 0.9, "segment": [0, 1]}]
     assert evaluate_detections(data, found, [0.5], classes=["x"]).map.tolist() == [0.25]
     result = evaluate_detections(data, found, [0.5], videos=["a"], classes=["x"])
     assert result.map.tolist() == [1.0]
@@ -231,7 +231,7 @@ def test_only_these_videos():
         evaluate_detections(data, found, [0.5], videos=["a", "nowhere"])
 
 
-def test_arrays_files_and_dicts_say_the_same(tmp_path):
+def test_arrays_files_and_dicts_give_the_same_result(tmp_path):
     rows = [("a", "x", 20.0, 27.0, 0.7), ("a", "y", 1.0, 12.0, 0.4), ("b", "y", 0.25, 1.0, 0.9)]
     kinds = [("video", "U5"), ("label", "U5"), ("start", float), ("end", float), ("score", float)]
     records = np.array(rows, dtype=kinds)
@@ -257,7 +257,7 @@ def test_arrays_files_and_dicts_say_the_same(tmp_path):
     assert all(result.ap.tolist() == [[0.5, 1.0], [0.0, 0.0]] for result in results)
 
 
-def test_localized_snippets_go_out_in_seconds():
+def test_localized_table_is_in_seconds():
     kinds = [("label", int), ("start", int), ("end", int), ("score", float)]
     localized = {"a": np.array([(1, 3, 8, 0.5)], dtype=kinds), "b": np.array([], dtype=kinds)}
     found = localized_table(localized, ["x", "y"], 25 / 16)

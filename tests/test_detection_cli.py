@@ -1,4 +1,4 @@
-"""python -m eval.detection: what it prints, what it writes, and how it refuses."""
+"""python -m eval.detection: its table, its JSON file, and its error messages."""
 
 import importlib
 import json
@@ -22,7 +22,7 @@ FOUND = {"results": {"a": [{"label": "x", "score": 0.5, "segment": [1.0, 4.0]}]}
 
 @pytest.fixture
 def run(tmp_path, run_main):
-    """Runs the command on these contents (text or JSON) and options: exit status, stdout, stderr."""
+    """Run the command on these contents (text or JSON) and options; return exit status, stdout and stderr."""
 
     def command(truth, found, *options, predictions="found.json"):
         for name, content in (("truth.json", truth), (predictions, found)):
@@ -50,15 +50,15 @@ def test_table_and_json(run, tmp_path):
     assert len(content["tiou_thresholds"]) == 9
 
 
-def test_all_protocols_that_mean_something_here(run, tmp_path):
+def test_all_applicable_protocols(run, tmp_path):
     status, out, _ = run(TRUTH, FOUND, "--protocol", "all", "--tiou-thresholds", 0.5, "--json", tmp_path / "o.json")
     assert status == 0
-    protocols = ["snippet", "seconds", "snippet-delu"]  # the others leave out videos that this file lacks
+    protocols = ["snippet", "seconds", "snippet-delu"]  # the others need videos that this file lacks
     assert [line.split()[0] for line in out.splitlines()[2:]] == protocols
     assert list(json.loads((tmp_path / "o.json").read_text())) == protocols
 
 
-def test_strangers_are_counted_and_named_on_a_line_each(run):
+def test_unknown_videos_and_classes_have_a_note_each(run):
     found = {"results": {**FOUND["results"], "v": [{"label": "q", "score": 1, "segment": [0, 1]}] * 2}}
     status, out, _ = run(TRUTH, found)
     assert status == 0
@@ -79,7 +79,7 @@ def test_strangers_are_counted_and_named_on_a_line_each(run):
         ((*(i / 10 for i in range(1, 10)), 0.85), ["0.1:0.5", "0.1:0.7", "0.1:0.9"], ["100.00", "100.00", "77.78"]),
     ],
 )
-def test_a_mean_goes_by_the_name_of_a_range_only_if_it_is_that(run, thresholds, names, means):
+def test_a_mean_has_a_range_as_its_name_only_if_it_is_the_published_one(run, thresholds, names, means):
     status, out, _ = run(TRUTH, FOUND, "--tiou-thresholds", *thresholds)
     assert status == 0
     head, values = (line.split()[1 + len(thresholds) :] for line in out.splitlines())
@@ -87,34 +87,34 @@ def test_a_mean_goes_by_the_name_of_a_range_only_if_it_is_that(run, thresholds, 
 
 
 @pytest.mark.parametrize(
-    ("told", "options", "rate", "source"),
+    ("stored", "options", "rate", "source"),
     [
         ({}, [], "1.5625", "the default of thumos14"),
-        ({"snippet_rate": 2.5}, [], "2.5", "as "),
+        ({"snippet_rate": 2.5}, [], "2.5", "from "),
         ({"snippet_rate": None}, [], "1.5625", "the default of thumos14"),
         ({"snippet_rate": 2.5}, ["--snippet-rate", 4], "4", "--snippet-rate"),
     ],
 )
-def test_the_grid_is_that_of_the_detections(run, tmp_path, told, options, rate, source):
+def test_the_grid_is_that_of_the_detections(run, tmp_path, stored, options, rate, source):
     options = ["--protocol", "snippet", "--json", tmp_path / "o.json", *options]
-    status, out, _ = run(TRUTH, {**FOUND, **told}, *options)
+    status, out, _ = run(TRUTH, {**FOUND, **stored}, *options)
     assert status == 0
-    assert out.startswith(f"grid of the snippet protocols: {rate} snippets a second ({source}")
+    assert out.startswith(f"grid of the snippet protocols: {rate} snippets per second ({source}")
     found = json.loads((tmp_path / "o.json").read_text())
     on_grid = evaluate_detections(TRUTH, FOUND, found["tiou_thresholds"], protocol="snippet", snippet_rate=float(rate))
     assert found["map"] == on_grid.map.tolist()
-    assert "grid" not in run(TRUTH, {**FOUND, **told})[1]  # seconds
+    assert "grid" not in run(TRUTH, {**FOUND, **stored})[1]  # seconds
 
 
-def test_annotated_videos_without_an_entry_are_said_and_can_be_left_out(run):
+def test_annotated_videos_without_an_entry_have_a_note_and_can_be_left_out(run):
     one = {"subset": "test", "annotations": [{"label": "x", "segment": [1, 5]}]}
     empty = {"subset": "test", "annotations": []}
     truth = {"database": {"a": one, "b": one, "c": one, "d": one, "e": empty}}
-    found = {"results": {**FOUND["results"], "b": [], "stranger": FOUND["results"]["a"]}}
+    found = {"results": {**FOUND["results"], "b": [], "unknown": FOUND["results"]["a"]}}
     status, out, _ = run(truth, found, "--tiou-thresholds", 0.5)
     assert status == 0
     assert (
-        "note: 2 annotated videos have no entry in the detections; their instances count as missed "
+        "note: 2 annotated videos have no entry in the detections; their segments count as missed "
         "(--only-detected leaves them out)\n"
     ) in out
     assert out.splitlines()[-1].split()[1] == "12.50"
@@ -125,7 +125,7 @@ def test_annotated_videos_without_an_entry_are_said_and_can_be_left_out(run):
     )
     assert out.splitlines()[-1].split()[1] == "50.00"
     assert "note" not in run(truth, {"results": {**dict.fromkeys("bcd", []), **FOUND["results"]}})[1]
-    assert run(truth, {"results": {"stranger": []}}, "--only-detected")[0] == 2
+    assert run(truth, {"results": {"unknown": []}}, "--only-detected")[0] == 2
 
 
 def test_a_protocol_that_leaves_videos_out_does_not_miss_them(run):
@@ -136,7 +136,7 @@ def test_a_protocol_that_leaves_videos_out_does_not_miss_them(run):
 
 
 @pytest.mark.parametrize("module", ["eval.detection", "eval.compare", "eval.diagnosis"])
-def test_help_says_what_every_option_is_for(module, monkeypatch):
+def test_every_option_has_a_help_text(module, monkeypatch):
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     shown = []
     monkeypatch.setattr(OneLineParser, "print_help", lambda parser, file=None: shown.append(parser))
@@ -146,7 +146,7 @@ def test_help_says_what_every_option_is_for(module, monkeypatch):
     assert all(action.help for action in shown[0]._actions)
 
 
-@pytest.mark.parametrize("options", [["--protocol", "nobody's"], ["--snippet-rate", "fast"], ["--wrong\noption"]])
+@pytest.mark.parametrize("options", [["--protocol", "unknown"], ["--snippet-rate", "fast"], ["--wrong\noption"]])
 def test_wrong_options_are_one_line(run, options):
     status, out, err = run(TRUTH, FOUND, *options)
     assert (status, out) == (2, "")
@@ -176,9 +176,9 @@ def row(**changes):
         ({"results": {"a": 3}}, "video 'a': expected a list"),
         (TRUTH, "no 'results'"),
         ([], "no 'results'"),
-        ({**FOUND, "snippet_rate": 0}, "found.json: 'snippet_rate' is 0, expected a positive number"),
-        ({**FOUND, "snippet_rate": "fast"}, "found.json: 'snippet_rate' is 'fast'"),
-        ({**FOUND, "snippet_rate": float("nan")}, "found.json: 'snippet_rate' is nan"),
+        ({**FOUND, "snippet_rate": 0}, "found.json: 'snippet_rate': expected a positive number, got 0"),
+        ({**FOUND, "snippet_rate": "fast"}, "found.json: 'snippet_rate': expected a positive number, got 'fast'"),
+        ({**FOUND, "snippet_rate": float("nan")}, "found.json: 'snippet_rate': expected a positive number, got nan"),
         ({"results": {"two\nlines": 3}}, "video 'two lines'"),
         ("", "the file is empty"),
         (json.dumps(FOUND)[:-5], "not valid JSON"),
@@ -221,7 +221,7 @@ CSV = "video-id,t-start,t-end,label,score\n"
 
 
 @pytest.mark.parametrize(("name", "text"), [("f.csv", CSV + "a,1,4,x,0.5\n"), ("f.json", json.dumps(FOUND))])
-def test_a_byte_order_mark_is_no_error(run, name, text):
+def test_a_byte_order_mark_is_accepted(run, name, text):
     status, out, err = run("\ufeff" + json.dumps(TRUTH), "\ufeff" + text, predictions=name)
     assert (status, err) == (0, "")
     assert "100.00" in out

@@ -1,4 +1,4 @@
-"""eval/diagnosis.py: every kind of error by hand, against a plain reading of DETAD's rules, and as a user runs it."""
+"""eval/diagnosis.py: every kind of error by hand, a plain version of DETAD's rules, and the command."""
 
 import json
 
@@ -30,8 +30,8 @@ THUMOS = DATASETS["thumos14"].tiou_thresholds
 
 
 def evaluated(truth, found, thresholds=(0.5,), protocol="seconds"):
-    """truth: rows (video, label, start, end); found: the same and a score."""
-    table = make_table([(*row, None) for row in truth], scored=False)
+    """Evaluate rows. truth: (video, label, start, end); found: the same with a score."""
+    table = make_table(truth)
     return evaluate_detections(table, make_table(found), thresholds, protocol=protocol)
 
 
@@ -80,7 +80,7 @@ def test_the_better_overlap_decides_and_ties_are_the_own_class():
     assert KINDS[error_kinds(evaluated(near, [*found, ("v", "run", 0, 8, 0.7)], (0.3,)))[0, 2]] == "wrong label"
 
 
-def test_profile_slices_by_class_and_counts_nobody_else():
+def test_profile_slices_by_class():
     found = [("v", "run", 0, 10, 0.9), ("v", "run", 30, 40, 0.8), ("v", "run", 0, 10, 0.7), ("v", "jump", 50, 60, 0.1)]
     profile = np.array(diagnose(evaluated(TRUTH, found))["profile"])[0]
     assert profile[0].tolist() == [2, 0, 0, 0, 0, 1]  # run: places 1 and 2, jump: place 1
@@ -139,7 +139,7 @@ def test_on_the_snippet_grid_lengths_are_in_seconds():
     result = evaluated(truth, [("v", "run", 0, 2.9, 1)], protocol="snippet")
     assert [part["instances"] for part in diagnose(result)["characteristics"]["length in s"]] == [0, 1, 1, 0, 0]
     slow = evaluate_detections(
-        make_table([(*row, None) for row in truth], scored=False),
+        make_table(truth),
         make_table([("v", "run", 0, 2.9, 1)]),
         (0.5,),
         protocol="snippet",
@@ -150,7 +150,7 @@ def test_on_the_snippet_grid_lengths_are_in_seconds():
 
 
 @pytest.mark.parametrize("durations", [None, {}, {"v": 100}, {"v": 100, "w": None}, {"v": 0, "w": 0}])
-def test_without_durations_coverage_is_left_out_and_said_so(durations):
+def test_without_durations_coverage_is_left_out_with_a_note(durations):
     diagnosis = diagnose(evaluated(TRUTH, [("v", "run", 0, 10, 1)]), durations)
     assert list(diagnosis["characteristics"]) == ["length in s", "instances"]
     assert len(diagnosis["notes"]) == 1 and "coverage is left out" in diagnosis["notes"][0]
@@ -164,11 +164,11 @@ def test_a_list_without_detections_and_an_unknown_dataset(tmp_path):
     assert np.sum(diagnosis["profile"]) == 0
     assert "-" in diagnosis_table(diagnosis)
     diagnosis_figure(diagnosis, tmp_path / "empty.png")
-    with pytest.raises(InputError, match="no bins for the dataset 'ava'"):
+    with pytest.raises(InputError, match="no bins for dataset 'ava'"):
         diagnose(result, dataset="ava")
 
 
-def test_dollar_signs_in_class_names_are_no_formulas(tmp_path):
+def test_dollar_signs_in_class_names_are_plain_text(tmp_path):
     names = ["$x_{$", "a$b$", "$\\nonsense$"]
     truth = [("v", name, 10 * place, 10 * place + 5) for place, name in enumerate(names)]
     path = tmp_path / "figure.svg"
@@ -190,7 +190,7 @@ def cases(draw):
 
 
 def plain_kind(result, threshold, row):
-    """The rule as DETAD's paper and code have it, of one detection."""
+    """Apply the rule of DETAD's paper and code to one detection."""
     if result.matched[threshold, row] >= 0:
         return "true positive"
     truth, found, alpha = result.ground_truth, result.detections, result.tiou_thresholds[threshold]
@@ -208,7 +208,7 @@ def plain_kind(result, threshold, row):
 
 
 def plain_average_map_n(result, keep):
-    """DETAD's normalized mAP of the detections to keep (T, N), place by place."""
+    """Compute DETAD's normalized mAP of the detections to keep (T, N), rank by rank."""
     truth = result.ground_truth
     labels = np.unique(truth.label)
     mean = len(truth) / len(labels)
@@ -227,7 +227,7 @@ def plain_average_map_n(result, keep):
 
 @settings(max_examples=150)
 @given(cases())
-def test_against_the_rules_read_plainly(result):
+def test_equals_the_plain_rules(result):
     kinds = error_kinds(result)
     assert [KINDS[number] for number in kinds.ravel()] == [plain_kind(result, *at) for at in np.ndindex(kinds.shape)]
     diagnosis = diagnose(result)
@@ -235,7 +235,7 @@ def test_against_the_rules_read_plainly(result):
     assert diagnosis["average_map_n"] == pytest.approx(plain_average_map_n(result, np.full(kinds.shape, True)))
     for number, kind in enumerate(KINDS[1:], start=1):
         gain = plain_average_map_n(result, kinds != number) - diagnosis["average_map_n"]
-        if np.sum(diagnosis["profile"]) == kinds.size:  # the top 10G are all there is
+        if np.sum(diagnosis["profile"]) == kinds.size:  # the whole list is within the top 10G
             assert diagnosis["removal"][kind]["average_map_n"] == pytest.approx(gain)
 
 
@@ -269,7 +269,7 @@ def test_bins_are_detads():
 
 @pytest.fixture
 def run(tmp_path, run_main):
-    """Runs the command on these detections and options: exit status, stdout, stderr."""
+    """Run the command on these detections and options; return exit status, stdout and stderr."""
     truth = {"a": {"subset": "test", "duration": 50, "annotations": [{"label": "x", "segment": [1, 5]}]}}
 
     def command(found, *options):
@@ -295,12 +295,12 @@ def test_command_prints_writes_and_draws(run, tmp_path):
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_command_knows_the_grid_and_what_was_detected(run, tmp_path):
-    found = {"results": {**FOUND, "stranger": FOUND["a"]}, "snippet_rate": 1}
+def test_command_uses_the_stored_snippet_rate_and_notes_missing_videos(run, tmp_path):
+    found = {"results": {**FOUND, "unknown": FOUND["a"]}, "snippet_rate": 1}
     snippet = ["--protocol", "snippet", "--json", tmp_path / "out.json"]
     status, out, err = run(json.dumps(found), *snippet)
     assert (status, err) == (0, "")
-    assert out.startswith("grid of the snippet protocols: 1 snippets a second (as ")
+    assert out.startswith("grid of the snippet protocols: 1 snippets per second (from ")
     seconds = json.loads((tmp_path / "out.json").read_text())["characteristics"]["length in s"]
     assert [part["instances"] for part in seconds] == [0, 1, 0, 0, 0]  # 4 s; divided by 25/16 Hz they would be 2.6
     assert run(json.dumps(found), *snippet, "--snippet-rate", 2)[1].startswith("grid of the snippet protocols: 2 ")
@@ -349,5 +349,5 @@ def test_real_list(reference, tmp_path):
         "background",
     }
     on_grid = [part["instances"] for part in diagnoses["snippet"]["characteristics"]["length in s"]]
-    assert np.abs(np.subtract(on_grid, [1626, 851, 730, 114, 37])).max() < 80  # only those near an edge moved
+    assert np.abs(np.subtract(on_grid, [1626, 851, 730, 114, 37])).max() < 80  # only those near an edge change bins
     diagnosis_figure(first, tmp_path / "thumos14.png")

@@ -1,4 +1,4 @@
-"""Many processes: what N ranks do is what one does. Processes on the CPU, over gloo, as torchrun starts them."""
+"""Several processes train as one does. The processes run on the CPU over gloo, started by torchrun."""
 
 import json
 import os
@@ -52,58 +52,59 @@ def torchrun(size, *words, restarts=0):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def loaded(path):
-    return torch.load(path, weights_only=False)  # of this test's own processes
+def load(path):
+    return torch.load(path, weights_only=False)  # written by this test's own processes
 
 
 @pytest.fixture(scope="module")
-def alone(dataset, tmp_path_factory):
-    return equality(SINGLE_PROCESS, dataset, tmp_path_factory.mktemp("alone"))
+def single(dataset, tmp_path_factory):
+    """Results of one process."""
+    return equality(SINGLE_PROCESS, dataset, tmp_path_factory.mktemp("single"))
 
 
 @pytest.fixture(scope="module")
 def many(dataset, tmp_path_factory):
-    """What two ranks and three found, by their number."""
+    """Results of two and of three ranks, by number of ranks."""
     out = tmp_path_factory.mktemp("many")
     for size, tasks in ((2, "equality"), (3, "equality+resumed")):
         done = torchrun(size, "tests/ranks.py", tasks, dataset, out)
         assert done.returncode == 0, done.stderr
-    return {size: loaded(out / f"equality{size}.pt") for size in (2, 3)} | {"resumed": loaded(out / "resumed3.pt")}
+    return {size: load(out / f"equality{size}.pt") for size in (2, 3)} | {"resumed": load(out / "resumed3.pt")}
 
 
 @needs_processes
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("size", [2, 3])
-def test_ranks_at_a_part_of_the_batch_equal_one_at_the_whole(alone, many, size, case):
-    """Terms, gradients and, after three steps of Adam with weight decay, weights, to float noise."""
-    expected, found = alone[case], many[size][case]
-    torch.testing.assert_close(found["terms"], expected["terms"], rtol=1e-4, atol=1e-6)
+def test_ranks_on_parts_of_a_batch_equal_one_process_on_the_batch(single, many, size, case):
+    """Terms, gradients, and weights after three steps of Adam with weight decay agree up to float rounding."""
+    expected, result = single[case], many[size][case]
+    torch.testing.assert_close(result["terms"], expected["terms"], rtol=1e-4, atol=1e-6)
     for name, gradient in expected["gradients"].items():
-        of_ranks = found["gradients"][name]
-        assert (of_ranks is None) == (gradient is None), name  # Adam's weight decay tells a zero from no gradient
+        of_ranks = result["gradients"][name]
+        assert (of_ranks is None) == (gradient is None), name  # weight decay applies to a zero gradient only
         if gradient is not None:
             torch.testing.assert_close(of_ranks, gradient, rtol=1e-4, atol=1e-6, msg=name)
     for name, weight in expected["weights"].items():
-        torch.testing.assert_close(found["weights"][name], weight, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(result["weights"][name], weight, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_the_cases_have_parameters_without_a_gradient(alone):
-    without = {case: any(gradient is None for gradient in alone[case]["gradients"].values()) for case in CASES}
+def test_two_cases_have_parameters_without_a_gradient(single):
+    without = {case: any(gradient is None for gradient in single[case]["gradients"].values()) for case in CASES}
     assert [case for case, any_without in without.items() if any_without] == [
-        "parameters that nothing reaches",
-        "classifier that nothing reaches",
+        "parameters without a gradient",
+        "classifier without a gradient",
     ]
 
 
 @needs_processes
 @pytest.mark.parametrize("size", [2, 3])
-def test_a_shared_evaluation_is_that_of_one(alone, many, size):
-    """The weights differ by float noise, so are those of each; videos and their order are the same."""
-    expected, found = alone["evaluation"], many[size]["evaluation"]
-    assert [result.video_id for result in found["results"]] == [result.video_id for result in expected["results"]]
-    for one, other in zip(expected["results"], found["results"], strict=True):
+def test_shared_evaluation_equals_that_of_one_process(single, many, size):
+    """Videos and their order are equal; outputs differ by the rounding of the weights."""
+    expected, result = single["evaluation"], many[size]["evaluation"]
+    assert [result.video_id for result in result["results"]] == [result.video_id for result in expected["results"]]
+    for one, other in zip(expected["results"], result["results"], strict=True):
         np.testing.assert_allclose(other.cas, one.cas, rtol=1e-3, atol=1e-3)
-    assert found["metrics"].keys() == expected["metrics"].keys()
+    assert result["metrics"].keys() == expected["metrics"].keys()
 
 
 @needs_processes
@@ -111,20 +112,20 @@ def test_a_shared_evaluation_is_that_of_one(alone, many, size):
 def test_operations_over_ranks(many, size):
     assert many[size]["operations"] == {
         "gathered": [10, 11, 12][:size],
-        "once": [0] * size,
-        "largest": size - 1,
+        "on_rank_zero": [0] * size,
+        "max": size - 1,
         "mean": [(size - 1) / 2, 2.0],
     }
 
 
 @needs_processes
 @pytest.mark.parametrize("size", [2, 3])
-def test_a_nan_on_one_rank_is_no_step_on_any(many, size):
+def test_nan_on_one_rank_skips_the_step_on_all(many, size):
     assert many[size]["finite"] == [False] * size
 
 
 @needs_processes
-def test_three_ranks_resume_bit_for_bit_with_dropout_of_their_own(many):
+def test_three_ranks_resume_bit_for_bit_with_separate_dropout(many):
     whole, parts = many["resumed"]["whole"], many["resumed"]["parts"]
     assert same(whole, parts)
     first, second, third = whole["random"]
@@ -133,7 +134,7 @@ def test_three_ranks_resume_bit_for_bit_with_dropout_of_their_own(many):
 
 @pytest.fixture(scope="module")
 def run(dataset, tmp_path_factory):
-    """A run of two processes, and what they printed."""
+    """Folder of a run of two processes, and the completed torchrun process."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     done = torchrun(2, "main.py", *arguments(dataset, folder, "--holdout", "0.2"))
     assert done.returncode == 0, done.stderr
@@ -141,7 +142,7 @@ def run(dataset, tmp_path_factory):
 
 
 @needs_processes
-def test_a_run_of_two_is_written_and_printed_once(run):
+def test_two_processes_write_and_print_once(run):
     folder, done = run
     assert done.stdout.count("all of it is in") == 1
     assert done.stdout.count("SIMULATED features") == 1
@@ -155,8 +156,8 @@ def test_a_run_of_two_is_written_and_printed_once(run):
 
 
 @needs_processes
-def test_test_program_gives_the_numbers_of_two_ranks(dataset, run, tmp_path):
-    """One process on their checkpoint: the detections of every video, and the metrics, are the same."""
+def test_test_program_reproduces_the_scores_of_two_ranks(dataset, run, tmp_path):
+    """Detections and metrics of one process on their checkpoint are equal."""
     from test import main as evaluate
 
     argv = ["--checkpoint", run[0] / "checkpoints/last.pt", "--path-dataset", dataset, "--output-dir", tmp_path]
@@ -167,8 +168,8 @@ def test_test_program_gives_the_numbers_of_two_ranks(dataset, run, tmp_path):
 
 
 @needs_processes
-def test_a_rank_that_stops_and_one_that_is_killed_change_nothing(dataset, run, tmp_path):
-    """One rank gets SIGTERM: all stop after the same step. torchrun starts them again; one is killed; and again."""
+def test_stopped_and_killed_ranks_change_nothing(dataset, run, tmp_path):
+    """All ranks stop after one gets SIGTERM; torchrun restarts them, also after one is killed."""
     argv = arguments(dataset, tmp_path / "run", "--holdout", "0.2")
     done = torchrun(2, "tests/ranks.py", "interrupted", *argv, restarts=2)
     assert done.returncode == 0, done.stderr
@@ -184,7 +185,7 @@ def test_a_rank_that_stops_and_one_that_is_killed_change_nothing(dataset, run, t
 
 
 @needs_processes
-def test_what_all_ranks_find_wrong_is_said_once(dataset, tmp_path):
+def test_error_of_all_ranks_is_reported_once(dataset, tmp_path):
     done = torchrun(2, "main.py", *arguments(dataset, tmp_path / "run", "--batch-size", "9"))
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert lines == [
@@ -195,7 +196,7 @@ def test_what_all_ranks_find_wrong_is_said_once(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("environment", [{"LOCAL_RANK": "1", "RANK": "9"}, {"LOCAL_RANK": "0", "RANK": "8"}])
-def test_a_rank_says_its_number(environment, monkeypatch, capsys):
+def test_error_of_another_rank_names_the_rank(environment, monkeypatch, capsys):
     monkeypatch.setattr(utils.errors, "RANK_ZERO_HEAD_START", 0.0)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -211,7 +212,7 @@ def test_a_rank_says_its_number(environment, monkeypatch, capsys):
 
 def test_without_torchrun_there_is_one_rank_and_no_group(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setenv("RANK", "3")  # a cluster's
+    monkeypatch.setenv("RANK", "3")  # set by a cluster
     with join_ranks() as ranks:
         assert ranks == SINGLE_PROCESS == Ranks()
         assert not torch.distributed.is_initialized()
@@ -222,7 +223,7 @@ def test_without_torchrun_there_is_one_rank_and_no_group(monkeypatch):
         assert ranks.device(torch.device("cpu")) == torch.device("cpu")
 
 
-def test_a_rank_without_a_gpu_of_its_own_is_told(monkeypatch):
+def test_ranks_without_enough_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(
         InputError, match="process 3 of this machine needs a GPU of its own, but only 2 GPUs.*lower --nproc_per_node"
@@ -231,7 +232,7 @@ def test_a_rank_without_a_gpu_of_its_own_is_told(monkeypatch):
 
 
 @given(st.integers(1, 40), st.integers(0, 9), st.integers(1, 8))
-def test_ranks_part_a_batch_evenly_and_no_pair(batch_size, num_pairs, size):
+def test_ranks_share_a_batch_evenly_and_keep_pairs_together(batch_size, num_pairs, size):
     if batch_size < 2 * num_pairs:
         return
     try:
@@ -250,7 +251,7 @@ def test_ranks_part_a_batch_evenly_and_no_pair(batch_size, num_pairs, size):
         assert rows[0].tolist() == list(range(batch_size))
 
 
-def test_ranks_see_the_batches_that_one_sees(dataset):
+def test_ranks_see_the_batches_of_one_process(dataset):
     from tests.ranks import subset
 
     data = subset(dataset, "train")
@@ -268,8 +269,8 @@ def test_ranks_see_the_batches_that_one_sees(dataset):
     assert same(whole.state_dict(), parts[1].state_dict())
 
 
-def test_another_number_of_ranks_resumes_with_new_dropout(dataset, run, tmp_path, capsys):
-    """Two processes' run, to be four steps longer, on one."""
+def test_resume_with_another_number_of_ranks_uses_new_dropout(dataset, run, tmp_path, capsys):
+    """One process continues the run of two."""
     import shutil
 
     shutil.copytree(run[0], tmp_path / "run")
@@ -289,10 +290,10 @@ def test_streams_of_ranks_and_iterations_differ():
         numbers.append(torch.rand(1).item())
     assert len(set(numbers)) == 5
     torch.manual_seed(4)
-    assert numbers[0] == torch.rand(1).item()  # one process's own, as it always was
+    assert numbers[0] == torch.rand(1).item()  # a single process uses the seed itself
 
 
-def test_a_checkpoint_of_one_process_has_its_old_form(tmp_path):
+def test_checkpoint_of_one_process_lists_no_other_ranks(tmp_path):
     net = torch.nn.Linear(1, 1)
     loader = type("Loader", (), {"state_dict": lambda self: {}})()
     Training(net, torch.optim.Adam(net.parameters()), loader, {}, tmp_path, max_iter=1, eval_every=1).save_last()
@@ -301,7 +302,7 @@ def test_a_checkpoint_of_one_process_has_its_old_form(tmp_path):
     assert state["random_of_other_ranks"] == []
 
 
-def test_the_demo_is_simulated_in_its_place_alone(tmp_path, monkeypatch, capsys):
+def test_demo_is_simulated_only_in_its_default_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     provide_demo("data/other")
     assert not (tmp_path / "data").exists()

@@ -1,4 +1,4 @@
-"""Whole runs that are killed, stopped, damaged or fed with nonsense: nothing is lost, and it is said in one line."""
+"""Runs that are killed, stopped, damaged or given bad values lose nothing and report one line."""
 
 import json
 import os
@@ -37,7 +37,7 @@ MORE = ("--max-iter", "40", "--eval-every", "4")
 
 @pytest.fixture(scope="module")
 def whole(dataset, tmp_path_factory):  # noqa: F811
-    """A run that nothing happened to."""
+    """Folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     main.main(arguments(dataset, folder, *MORE))
     return folder
@@ -51,7 +51,7 @@ def start(dataset, run, *more, **options):  # noqa: F811
 
 
 def wait_for(run, lines, process):
-    """Until the log has so many lines."""
+    """Wait until the log has this number of lines."""
     deadline = time.monotonic() + 120
     log = run / "log.jsonl"
     while not log.exists() or len(log.read_text().splitlines()) < lines:
@@ -67,7 +67,7 @@ def assert_same_run(run, other):
         assert (run / name).read_text() == (other / name).read_text()
 
 
-def test_killed_at_any_moment_it_resumes_bit_for_bit(dataset, whole, tmp_path):  # noqa: F811
+def test_killed_run_resumes_bit_for_bit(dataset, whole, tmp_path):  # noqa: F811
     moments = random.Random(0)
     for lines in (1, 4, 8):
         process = start(dataset, tmp_path / "run", "--resume")
@@ -84,7 +84,7 @@ def test_killed_at_any_moment_it_resumes_bit_for_bit(dataset, whole, tmp_path): 
     assert left == []
 
 
-def test_sigterm_saves_and_says_how_to_go_on(dataset, whole, tmp_path):  # noqa: F811
+def test_sigterm_saves_and_reports_how_to_continue(dataset, whole, tmp_path):  # noqa: F811
     process = start(dataset, tmp_path / "run")
     wait_for(tmp_path / "run", 3, process)
     process.terminate()
@@ -95,7 +95,7 @@ def test_sigterm_saves_and_says_how_to_go_on(dataset, whole, tmp_path):  # noqa:
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_ctrl_c_before_there_is_anything_to_save(dataset, monkeypatch, tmp_path, run_main):  # noqa: F811
+def test_ctrl_c_before_training_leaves_no_folder(dataset, monkeypatch, tmp_path, run_main):  # noqa: F811
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
@@ -106,7 +106,7 @@ def test_ctrl_c_before_there_is_anything_to_save(dataset, monkeypatch, tmp_path,
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
-def test_a_damaged_newest_state_costs_one_evaluation(dataset, whole, tmp_path, capsys, damage):  # noqa: F811
+def test_damaged_last_checkpoint_loses_one_evaluation(dataset, whole, tmp_path, capsys, damage):  # noqa: F811
     run = tmp_path / "run"
     main.main(arguments(dataset, run, *MORE[2:], "--max-iter", "12"))
     last = run / "checkpoints/last.pt"
@@ -123,16 +123,16 @@ def test_a_damaged_newest_state_costs_one_evaluation(dataset, whole, tmp_path, c
     assert_same_run(run, whole)
 
 
-def test_both_states_damaged_is_said(dataset, tmp_path):  # noqa: F811
+def test_two_damaged_checkpoints_are_an_error(dataset, tmp_path):  # noqa: F811
     main.main(arguments(dataset, tmp_path / "run", "--max-iter", "4"))
     for name in ("last", "previous"):
-        (tmp_path / f"run/checkpoints/{name}.pt").write_bytes(b"PK\3\4 no more")
+        (tmp_path / f"run/checkpoints/{name}.pt").write_bytes(b"PK\3\4 cut off")
     done = run_program("main.py", *arguments(dataset, tmp_path / "run", "--max-iter", "4", "--resume"))
     assert_one_line(done, "previous.pt: damaged")
 
 
-def test_a_full_disk_leaves_the_last_good_state(dataset, whole, tmp_path):  # noqa: F811
-    """A limit on the size of a file stands for the full disk: the system refuses the write alike."""
+def test_full_disk_keeps_the_last_checkpoint(dataset, whole, tmp_path):  # noqa: F811
+    """A limit on file size makes the system refuse the write, as a full disk does."""
     run = tmp_path / "run"
     main.main(arguments(dataset, run, *MORE[2:], "--max-iter", "12"))
     before = (run / "checkpoints/last.pt").read_bytes()
@@ -149,7 +149,7 @@ def test_a_full_disk_leaves_the_last_good_state(dataset, whole, tmp_path):  # no
     assert_same_run(run, whole)
 
 
-def test_a_second_process_is_refused_and_harms_nothing(dataset, whole, tmp_path):  # noqa: F811
+def test_second_process_is_refused_and_changes_nothing(dataset, whole, tmp_path):  # noqa: F811
     process = start(dataset, tmp_path / "run")
     wait_for(tmp_path / "run", 1, process)
     process.send_signal(signal.SIGSTOP)
@@ -162,7 +162,7 @@ def test_a_second_process_is_refused_and_harms_nothing(dataset, whole, tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in SUMMED if name != "environment.json"])
-def test_a_flipped_bit_in_a_finished_run_is_noticed(dataset, tmp_path, name):  # noqa: F811
+def test_flipped_bit_in_a_finished_run_is_detected(dataset, tmp_path, name):  # noqa: F811
     run = tmp_path / "run"
     main.main(arguments(dataset, run, "--max-iter", "2"))
     content = bytearray((run / name).read_bytes())
@@ -175,7 +175,7 @@ def test_a_flipped_bit_in_a_finished_run_is_noticed(dataset, tmp_path, name):  #
 
 
 def poison(monkeypatch, *steps):
-    """NaN in the features of these batches (from 1)."""
+    """Put a NaN into the features of these batches, counted from 1."""
     draw, count = main.BatchLoader.__next__, iter(range(1, 1000))
 
     def poisoned(self):
@@ -187,7 +187,7 @@ def poison(monkeypatch, *steps):
     monkeypatch.setattr(main.BatchLoader, "__next__", poisoned)
 
 
-def test_a_step_that_is_not_finite_stops_and_keeps_its_state(dataset, tmp_path, monkeypatch, run_main):  # noqa: F811
+def test_nonfinite_step_stops_the_run_and_saves_its_batch(dataset, tmp_path, monkeypatch, run_main):  # noqa: F811
     poison(monkeypatch, 3)
     status, _, err = run_main(main.main, *arguments(dataset, tmp_path / "run"))
     line = next(line for line in err.splitlines() if line.startswith("error: "))
@@ -198,10 +198,10 @@ def test_a_step_that_is_not_finite_stops_and_keeps_its_state(dataset, tmp_path, 
     assert all(video in line and video.startswith("train_") for video in fault["fault"]["video_ids"])
     assert fault["fault"]["features"].isnan().sum() == 1
     assert all(value.isfinite().all() for value in fault["model"].values())
-    assert same(fault["model"], checkpoint(tmp_path / "run")["model"])  # that of iteration 2
+    assert same(fault["model"], checkpoint(tmp_path / "run")["model"])  # weights of iteration 2
 
 
-def test_some_such_steps_may_be_let_pass(dataset, tmp_path, monkeypatch):  # noqa: F811
+def test_nonfinite_steps_can_be_tolerated(dataset, tmp_path, monkeypatch):  # noqa: F811
     poison(monkeypatch, 2, 3)
     main.main(arguments(dataset, tmp_path / "run", "--skip-nonfinite", "2"))
     assert [record["skipped"] for record in records(tmp_path / "run")] == [0, 1, 2, 2]
@@ -217,20 +217,20 @@ def test_some_such_steps_may_be_let_pass(dataset, tmp_path, monkeypatch):  # noq
     assert checkpoint(tmp_path / "run")["iteration"] == 6
 
 
-def test_only_skipped_steps_between_two_evaluations(dataset, tmp_path, monkeypatch):  # noqa: F811
+def test_losses_are_empty_if_all_steps_were_skipped(dataset, tmp_path, monkeypatch):  # noqa: F811
     poison(monkeypatch, 1, 2)
     main.main(arguments(dataset, tmp_path / "run", "--skip-nonfinite", "2"))
     assert records(tmp_path / "run")[1]["losses"] == {}
 
 
-def test_a_finite_loss_with_an_infinite_gradient_changes_nothing():
+def test_finite_loss_with_infinite_gradient_changes_nothing():
     net = nn.Linear(1, 1)
     before = [parameter.clone() for parameter in net.parameters()]
     optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
 
     class Criterion:
         def __call__(self, outputs, labels, pairs):
-            return {"total": (outputs["y"] * 0).sum().sqrt()}  # 0, whose slope is infinite
+            return {"total": (outputs["y"] * 0).sum().sqrt()}  # 0, with an infinite gradient
 
     class Net(nn.Module):
         def __init__(self):
@@ -247,7 +247,7 @@ def test_a_finite_loss_with_an_infinite_gradient_changes_nothing():
     assert not any(value.any() for values in optimizer.state.values() for value in values.values())
 
 
-def test_too_little_memory_is_said_with_what_to_lower(dataset, tmp_path, monkeypatch, run_main):  # noqa: F811
+def test_out_of_memory_names_options_to_lower(dataset, tmp_path, monkeypatch, run_main):  # noqa: F811
     def greedy(self, batch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore of it.")
 
@@ -258,8 +258,8 @@ def test_too_little_memory_is_said_with_what_to_lower(dataset, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("video_id", ["../out", "/etc/passwd", ".", "..", "a/b", "a", "x" * 300, "é\n'\"<b>", "a%2Fb"])
-def test_any_video_id_goes_through_a_run(dataset, tmp_path, video_id):  # noqa: F811
-    """Its outputs come back under its name, and no file appears elsewhere."""
+def test_outputs_accept_any_video_id(dataset, tmp_path, video_id):  # noqa: F811
+    """Outputs are read back under the same id, and no other file appears."""
     made = {name: np.zeros((3, 2), np.float16) for name in ("cas", "attention", "modality_attention")}
     results = [SimpleNamespace(video_id=name, **made) for name in dict.fromkeys([video_id, "a/b/c", "a"])]
     write_outputs(tmp_path / "outputs.h5", results, ["Jump"], 1.5)
@@ -270,7 +270,7 @@ def test_any_video_id_goes_through_a_run(dataset, tmp_path, video_id):  # noqa: 
     assert os.listdir(tmp_path) == ["outputs.h5"]
 
 
-def test_the_sums_are_what_sha256sum_checks(whole):
+def test_checksums_are_accepted_by_sha256sum(whole):
     done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=whole, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads((whole / "metrics.json").read_text())["last"]["iteration"] == 40

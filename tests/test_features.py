@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from utils.errors import InputError
-from utils.features.check import command as main
+from utils.features.check import main
 from utils.features.sources import JOINT_SUFFIX
 from utils.features.store import mean_difference, open_features
 
@@ -338,11 +338,11 @@ def test_the_description_lists_what_is_stored_and_missing(tmp_path, monkeypatch,
     entries = ", ".join(f'"{v}": {{"subset": "test", "duration": {d}}}' for v, d in database.items())
     (tmp_path / "annotations.json").write_text(f'{{"classes": ["A"], "database": {{{entries}}}}}')
     text = describe(monkeypatch, capsys, tmp_path)
-    for line in ("HDF5", "rgb: 4 channels", "videos       3", "1 / 5 / 9", "1 snippets a second"):
+    for line in ("HDF5", "rgb: 4 channels", "videos       3", "1 / 5 / 9", "1 snippets per second"):
         assert line in text
     assert "test: 2 of 3 videos have features" in text
-    assert "lacking: v9" in text
-    assert "1 of 2 agree" in text
+    assert "missing: v9" in text
+    assert "1 of 2 match" in text
     assert "v3 3.5" in text
     assert "all finite" in text
 
@@ -352,10 +352,10 @@ def test_the_description_compares_the_assumed_rate_with_the_durations(tmp_path, 
     entry = '{"subset": "test", "duration": 5.76, "labels": ["A"]}'
     (tmp_path / "annotations.json").write_text(f'{{"v3": {entry}, "v1": {entry}}}')
     text = describe(monkeypatch, capsys, tmp_path)
-    assert "rate         not given: the dataset's 1.5625 is assumed; say otherwise in features.json" in text
-    assert "1 of 2 agree" in text
+    assert "rate         not stored, assuming the dataset's 1.5625; to set it, give fps and stride in" in text
+    assert "1 of 2 match" in text
     (tmp_path / "features.json").write_text('{"fps": 30, "stride": 16}')
-    assert "1.875 snippets a second" in describe(monkeypatch, capsys, tmp_path)
+    assert "1.875 snippets per second" in describe(monkeypatch, capsys, tmp_path)
 
 
 def test_real_features(reference):

@@ -213,7 +213,7 @@ def assert_same_training(first: nn.Module, second: nn.Module, terms: list[dict],
 def test_three_steps_are_those_of_the_plain_step():
     net, _ = both_nets()
     plain = Plain(net)
-    assert_same_training(net, plain.net, trained(net), [plain.step(made_batch()) for _ in range(3)], 1e-5)
+    assert_same_training(net, plain.net, trained(net), [plain.step(made_batch()) for _ in range(3)], 5e-5)
 
 
 def test_bf16_is_near_float32():

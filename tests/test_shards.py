@@ -174,9 +174,9 @@ def test_shards_are_ordered_nonempty_and_balanced(tmp_path_factory, lengths, cou
     selection = _Selection(Lengths(), ("rgb",), None)
     if count > len(lengths):
         with pytest.raises(InputError, match="do not fill"):
-            selection.sharded(count)
+            selection.shards(count)
         return
-    shards = selection.sharded(count)
+    shards = selection.shards(count)
     assert list(shards) == [shard_name(number, count) for number in range(count)]
     assert [int(video_id) for videos in shards.values() for video_id in videos] == list(range(len(lengths)))
     assert all(shards.values())

@@ -105,8 +105,8 @@ def _evaluate(run: FinishedRun, annotations: Annotations, truth: GroundTruth) ->
 def _protocols(run: FinishedRun, applicable: Sequence[str], videos: Sequence[str] | None) -> list[str]:
     """Return the run's own protocols, then the published variants that differ from them.
 
-    Variants that leave out videos which the run lacks anyway, and those with the ambiguous-segment rule, which the
-    run has already applied, do not differ.
+    A variant does not differ if it only leaves out videos that the run lacks anyway. Neither does the
+    ambiguous-segment rule, because the run has already applied it.
     """
     variants = [
         name

@@ -1,4 +1,4 @@
-"""Verdict on every detection and video of a run, and the curves of a video in a form small enough for a page."""
+"""Verdicts on the detections and videos of a run, and curves packed small enough for a page."""
 
 import base64
 from collections.abc import Sequence

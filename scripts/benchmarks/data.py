@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from scripts.benchmarks.measure import Settings, time_in_turns
+from scripts.benchmarks.measure import Settings, progress, time_in_turns
 from scripts.benchmarks.synthetic import THUMOS14, make_dataset, store_contiguously, write_dataset_files
 from scripts.benchmarks.table import ResultTable
 from utils.annotations import load_annotations
@@ -50,7 +49,7 @@ def measure(settings: Settings) -> list[ResultTable]:
     settings.apply()
     rows = [
         {"features in": place, "cache": cache, "stored as": dtype, **_row(dataset, settings)}
-        for place, cache, dtype, dataset in tqdm(_datasets(settings), "data", leave=False, delay=2)
+        for place, cache, dtype, dataset in progress(_datasets(settings), "data")
     ]
     return [ResultTable("data", TITLE, rows, NOTES)]
 

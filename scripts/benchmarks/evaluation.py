@@ -1,13 +1,12 @@
 """Detection mAP of synthetic detections, from arrays, on one thread."""
 
 import numpy as np
-from tqdm import tqdm
 
 from eval.detection import evaluate_detections
 from eval.tables import Table, read_detections, read_ground_truth
 from scripts.benchmarks import plain
 from scripts.benchmarks.machine import peak_memory
-from scripts.benchmarks.measure import Settings, time_in_turns
+from scripts.benchmarks.measure import Settings, progress, time_in_turns
 from scripts.benchmarks.synthetic import ACTIVITYNET12, THUMOS14, make_detections, make_ground_truth
 from scripts.benchmarks.table import ResultTable
 from utils.datasets import DATASETS
@@ -22,7 +21,7 @@ ACTIVITYNET_SECONDS = {("thumos14", 40_000): 19.6, ("activitynet12", 240_000): 9
 
 NOTES = (
     f"plain: one detection after another, numpy inside, same run; not run for more than {PLAIN_UNTIL:,} detections",
-    "peak MB: the whole process, interpreter and input included; each list in a process of its own",
+    "peak MB: the whole process, interpreter, PyTorch and input included; each list in a process of its own",
     "* not run here: ActivityNet's code on lists of these sizes, measured once on one core of another machine",
 )
 
@@ -32,7 +31,7 @@ def measure(settings: Settings) -> list[ResultTable]:
     budget = settings.budget(4.0)
     jobs = [(synthetic_row, name, count, budget) for name, count in (QUICK_SIZES if settings.quick else SIZES)]
     jobs += [(file_row, *settings.files, budget)] if settings.files else []
-    rows = [settings.run_apart(*job) for job in tqdm(jobs, "evaluation", leave=False, delay=2)]
+    rows = [settings.run_apart(*job) for job in progress(jobs, "evaluation")]
     return [ResultTable("evaluation", "mAP from arrays, `seconds` protocol, one thread", rows, NOTES)]
 
 

@@ -8,8 +8,7 @@ from torch.utils.benchmark import timer
 from eval.proposals import localize
 from model import CO2Net
 from scripts.benchmarks import yardstick
-from scripts.benchmarks.machine import peak_memory
-from scripts.benchmarks.measure import Settings, time_in_turns
+from scripts.benchmarks.measure import Settings, device_name, device_peak_mb, time_in_turns
 from scripts.benchmarks.synthetic import THUMOS14, Scale, make_dataset
 from scripts.benchmarks.table import ResultTable
 from scripts.benchmarks.yardstick import Yardstick, count_flops
@@ -67,7 +66,7 @@ def measure_pass(scale: Scale, dim: int, settings: Settings) -> dict:
     best = Yardstick(device, "float32", settings.quick)
     functions = (plain_pass, whole_pass, *best.functions)
     plain_seconds, whole_seconds, *best_seconds = time_in_turns(*functions, budget=settings.budget(40.0), rounds=5)
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+    peak_mb = device_peak_mb(device)
     forward_seconds = float(np.median([seconds for seconds, _ in passes[1:] or passes]))
     snippets = int(dataset.lengths.sum())
     longest = int(dataset.lengths.argmax())
@@ -75,7 +74,7 @@ def measure_pass(scale: Scale, dim: int, settings: Settings) -> dict:
     evaluation = passes[-1][1]
     return {
         "channels": 2 * dim,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "device": device_name(device),
         "videos": len(dataset),
         "snippets": snippets,
         "GFLOP": flops / 1e9,
@@ -87,7 +86,7 @@ def measure_pass(scale: Scale, dim: int, settings: Settings) -> dict:
         "other seconds": whole_seconds - forward_seconds,
         "detections": sum(len(result.detections) for result in evaluation.results),
         "results": compare_detections(evaluation, net, dataset),
-        "peak MB": peak / 1e6,
+        "peak MB": peak_mb,
     }
 
 

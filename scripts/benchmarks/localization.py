@@ -1,11 +1,10 @@
 """Localization of one video: from T-CAM and attention to detections."""
 
 import numpy as np
-from tqdm import tqdm
 
 from eval.proposals import localize
 from scripts.benchmarks import plain
-from scripts.benchmarks.measure import Settings, time_in_turns
+from scripts.benchmarks.measure import Settings, progress, time_in_turns
 from scripts.benchmarks.synthetic import make_outputs
 from scripts.benchmarks.table import ResultTable
 
@@ -23,7 +22,7 @@ NOTES = (
 def measure(settings: Settings) -> list[ResultTable]:
     """Return one row per video length."""
     lengths = (40, 100) if settings.quick else (100, 300, 1000, 5000)
-    rows = [_row(snippets, settings) for snippets in tqdm(lengths, "localization", leave=False, delay=2)]
+    rows = [_row(snippets, settings) for snippets in progress(lengths, "localization")]
     return [ResultTable("localization", TITLE, rows, NOTES)]
 
 

@@ -6,13 +6,18 @@ import timeit
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 
 import numpy as np
 import torch
 from torch.utils.benchmark import timer
+from tqdm import tqdm
 
+from scripts.benchmarks.machine import peak_memory
 from utils.run.fast_cpu import set_malloc_policy
+
+progress = partial(tqdm, leave=False, delay=2, disable=None)  # a bar, on a terminal only
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,16 @@ class Settings:
         """Set the threads, and treat freed memory as main.py does."""
         torch.set_num_threads(self.threads)
         set_malloc_policy(reuse=True)
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or "CPU"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def device_peak_mb(device: torch.device) -> float:
+    """Return the most memory that PyTorch allocated on a GPU, or the peak memory of this process."""
+    return (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()) / 1e6
 
 
 def time_in_turns(*functions: Callable[[], object], budget: float, rounds: int = 30, calls: int = 1) -> list[float]:

@@ -7,17 +7,15 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from scripts.benchmarks.command import run_main
-from scripts.benchmarks.measure import Settings
-from scripts.benchmarks.synthetic import THUMOS14, Scale, write_dataset_files
+from scripts.benchmarks.measure import Settings, progress
+from scripts.benchmarks.synthetic import THUMOS14, Scale, equal_videos, write_dataset_files
 from scripts.benchmarks.table import ResultTable
 from scripts.benchmarks.yardstick import precisions
 from utils.engine import choose_device
 
 TRAINING_VIDEOS = (400, 4_000, 40_000)  # of the narrow datasets
-TEST_VIDEOS, SECONDS, DIM = 20, 40.0, 32  # of the narrow datasets: per subset, per video, per modality
+TEST_VIDEOS, SNIPPETS, DIM = 20, 60, 32  # of the narrow datasets: per subset, per video, per modality
 ITERATIONS, WHOLE_TRAINING = 3, 5_000  # the whole training, with 25 evaluations, runs on a GPU only
 
 NOTES = (
@@ -25,7 +23,7 @@ NOTES = (
     "peak: the most main memory of the process (VmHWM), interpreter and PyTorch included",
     "start: time until the first step, with imports, check of the dataset and, with a cache, reading all features",
     "SIMULATED features, float16, in chunks with checksums, as the project writes them; the narrow datasets have "
-    f"videos of {SECONDS:g} s and {TEST_VIDEOS} test videos each, and differ in training videos only",
+    f"{SNIPPETS} snippets per video and {TEST_VIDEOS} test videos each, and differ in training videos only",
 )
 
 
@@ -53,19 +51,18 @@ def measure(settings: Settings) -> list[ResultTable]:
             THUMOS14.resize(8 if settings.quick else 200, "validation"),
             THUMOS14.resize(4 if settings.quick else 212, "test"),
             16 if settings.quick else 1024,
-            ("--config", "configs/thumos14.yaml"),
+            ("--config", "configs/thumos14.yaml", *(("--num-snippets", "24") if settings.quick else ())),
             trainings[-1:] if settings.quick else trainings,
         )
     ]
     for videos in () if settings.quick else TRAINING_VIDEOS:
-        train = Scale(videos, videos, 20, (SECONDS, 0.0), (10.0, 0.0), "train")
-        test = Scale(TEST_VIDEOS, TEST_VIDEOS, 20, (SECONDS, 0.0), (10.0, 0.0), "test")
-        options = ("--dataset", "demo", "--num-snippets", "60")
+        train, test = equal_videos(videos, SNIPPETS, "train"), equal_videos(TEST_VIDEOS, SNIPPETS, "test")
+        options = ("--dataset", "demo", "--num-snippets", str(SNIPPETS))
         datasets.append(Dataset("narrow", train, test, DIM, options, [("none", "float32", ITERATIONS)]))
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         rows = (row for dataset in datasets for row in _run_trainings(dataset, Path(folder), settings))
         total = sum(len(dataset.trainings) for dataset in datasets)
-        rows = list(tqdm(rows, "memory", total, leave=False, unit="training"))
+        rows = list(progress(rows, "memory", total, unit="training"))
     return [ResultTable("memory", "main.py, as a user runs it", rows, NOTES, missing)]
 
 

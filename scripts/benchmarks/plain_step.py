@@ -1,4 +1,4 @@
-"""Plain training step: network, losses and step as the paper states them, to measure our step against.
+"""Plain training step: network, losses and step as the paper states them, to measure the fast step against.
 
 Layers are stock, channels first. Losses loop over videos and pairs of videos, as the code of this field does. Adam
 updates one parameter after another, and the host reads every loss in every step. Parameters have CO2Net's names.
@@ -24,6 +24,7 @@ class PlainConsensus(nn.Module):
         self.cross_modal = _unit(auxiliary_dim, main_dim, taps=3)
 
     def forward(self, main: Tensor, auxiliary: Tensor) -> Tensor:
+        """Return the enhanced main features (B, D, T)."""
         return torch.sigmoid(self.global_context(self.pool(main)) * self.cross_modal(auxiliary)) * main
 
 
@@ -38,6 +39,7 @@ class PlainAttention(nn.Module):
         self.layers = nn.Sequential(convolutions[0], first, nn.Dropout(0.5), convolutions[1], second, *last)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return the attention of features (B, D, T)."""
         return torch.sigmoid(self.layers(features))  # (B, 1, T)
 
 
@@ -55,6 +57,7 @@ class PlainCO2Net(nn.Module):
         self.classifier = nn.Sequential(nn.Dropout(0.7), *wide, nn.Conv1d(fused, num_classes + 1, 1))
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """Return T-CAM, attention and fused features."""
         first, second = features.transpose(1, 2).split(self.modality_dims, dim=1)
         enhanced = self.consensus[0](first, second), self.consensus[1](second, first)
         attentions = [unit(x) for unit, x in zip(self.attention_units, enhanced, strict=True)]
@@ -72,6 +75,7 @@ class PlainLoss(nn.Module):
     """Objective of Eq. 10 by loops, from outputs, labels (B, C) and pairs (P, 2) to the terms and `total`."""
 
     def forward(self, outputs: dict[str, Tensor], labels: Tensor, pairs: Tensor) -> dict[str, Tensor]:
+        """Return the loss terms and their weighted sum."""
         cas, attention = outputs["cas"], outputs["attention"].unsqueeze(2)
         first, second = outputs["modality_attention"].unbind(dim=1)
         floor = cas.min(dim=2, keepdim=True).values

@@ -8,23 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from eval.detection import evaluate_detections
 from eval.proposals import localize
 from scripts.benchmarks import train
 from scripts.benchmarks.command import run_main
-from scripts.benchmarks.measure import Settings, time_in_turns
+from scripts.benchmarks.measure import Settings, progress, time_in_turns
 from scripts.benchmarks.synthetic import (
     THUMOS14,
-    Scale,
+    equal_videos,
     make_detections,
     make_ground_truth,
     make_outputs,
     write_dataset_files,
 )
 from scripts.benchmarks.table import ResultTable
-from utils.datasets import DATASETS, SNIPPET_RATE
+from utils.datasets import DATASETS
 from utils.engine import choose_device
 
 LINEAR = 1.1  # largest exponent that counts as linear growth
@@ -89,7 +88,7 @@ def measure_growth(settings: Settings) -> list[dict]:
         ("evaluation", "classes", evaluation, (20, 100, 200), (4, 8)),
     )
     rows = []
-    for name, variable, prepare, sizes, quick_sizes in tqdm(costs, "scaling", leave=False):
+    for name, variable, prepare, sizes, quick_sizes in progress(costs, "scaling"):
         sizes = quick_sizes if settings.quick else sizes
         functions = [prepare(**{variable: size}) for size in sizes]
         ms = [1000 * seconds for seconds in time_in_turns(*functions, budget=settings.budget(10.0))]
@@ -117,11 +116,10 @@ def _trainings(settings: Settings) -> Iterator[dict]:
     dim, snippets = (QUICK_DIM, QUICK_SNIPPETS) if settings.quick else (DIM, SNIPPETS)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         data, first = Path(folder) / "data", None
-        train_scale = Scale(VIDEOS, VIDEOS, CLASSES, (snippets / SNIPPET_RATE + 0.1, 0.0), (3.0, 0.0), "train")
-        write_dataset_files(data, train_scale, replace(train_scale, videos=2, segments=2, subset="test"), dim)
+        write_dataset_files(data, equal_videos(VIDEOS, snippets, "train"), equal_videos(2, snippets, "test"), dim)
         options = ["--dataset", "demo", "--path-dataset", str(data), "--num-snippets", str(snippets)]
         options += ["--device", settings.device, "--max-iter", str(2 if settings.quick else ITERATIONS)]
-        for processes in tqdm(PROCESSES[: 1 if settings.quick else None], "torchrun", leave=False):
+        for processes in progress(PROCESSES[: 1 if settings.quick else None], "torchrun"):
             figures = run_main(options, Path(folder) / f"run_{processes}", threads=1, processes=processes)
             row = {"processes": processes, "threads each": 1}
             if figures["ended"] == "ok":

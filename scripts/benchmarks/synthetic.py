@@ -10,7 +10,7 @@ import numpy as np
 from eval.tables import Table
 from utils.annotations import Annotations, annotations_to_json, parse_annotations
 from utils.datasets import RELEASE_RATE, SNIPPET_RATE, Rate
-from utils.features.convert import FEATURES, require_space, write_dataset
+from utils.features.convert import FEATURES, check_space, write_dataset
 from utils.features.sources import Source
 from utils.formats.checksums import SUMS
 
@@ -36,6 +36,11 @@ class Scale:
 
 THUMOS14 = Scale(212, 3358, 20, (160.0, 0.8), (3.2, 0.8))
 ACTIVITYNET12 = Scale(2383, 3582, 100, (110.0, 0.6), (26.0, 1.3), "validation")
+
+
+def equal_videos(videos: int, snippets: int, subset: str) -> Scale:
+    """Return a scale of videos with equal numbers of snippets, and one segment per video."""
+    return Scale(videos, videos, 20, ((snippets + 0.5) / SNIPPET_RATE, 0.0), (3.0, 0.0), subset)
 
 
 def make_durations(scale: Scale, seed: int = 0) -> np.ndarray:
@@ -145,7 +150,7 @@ def write_dataset_files(out: Path, train: Scale, test: Scale, dim: int, dtype: s
         database |= videos
         lengths |= counts
     annotations = parse_annotations({"classes": _class_names(train.classes), "database": database}, "synthetic videos")
-    require_space(out, 2 * dim * np.dtype(dtype).itemsize * sum(lengths.values()))
+    check_space(out, 2 * dim * np.dtype(dtype).itemsize * sum(lengths.values()))
     attributes = {"/": {"simulated": "noise of scripts/benchmark.py", **RELEASE_RATE._asdict()}}
     path = write_dataset(out, _noise_arrays(lengths, dim, dtype), attributes, annotations_to_json(annotations))
     return path.stat().st_size

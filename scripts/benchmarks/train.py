@@ -9,12 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.benchmark import timer
-from tqdm import tqdm
 
 from model import CO2Net
 from scripts.benchmarks import plain_step, yardstick
-from scripts.benchmarks.machine import peak_memory
-from scripts.benchmarks.measure import Settings, time_in_turns
+from scripts.benchmarks.measure import Settings, device_name, device_peak_mb, progress, time_in_turns
 from scripts.benchmarks.synthetic import THUMOS14, make_dataset
 from scripts.benchmarks.table import ResultTable
 from scripts.benchmarks.yardstick import Yardstick, count_flops, precisions
@@ -61,7 +59,7 @@ class Trainee:
     step: Callable[[Batch], object]
 
 
-def our_trainee(dim: int, num_classes: int, precision: str, device: torch.device, compiled: bool = False) -> Trainee:
+def fast_trainee(dim: int, num_classes: int, precision: str, device: torch.device, compiled: bool = False) -> Trainee:
     """Build the step of main.py."""
     net, objective = CO2Net(num_classes, (dim, dim)).to(device).train(), CO2Loss()
     if device.type == "cpu":
@@ -97,7 +95,7 @@ def measure(settings: Settings) -> list[ResultTable]:
     kinds, missing = precisions(device)
     sizes = QUICK_SIZES if settings.quick else SIZES
     jobs = [(*size, *way, settings) for size, way in product(sizes, product(kinds, MODES[device.type]))]
-    results = [settings.run_apart(measure_step, *job) for job in tqdm(jobs, "train", leave=False, delay=2)]
+    results = [settings.run_apart(measure_step, *job) for job in progress(jobs, "train")]
     title = f"one step with Adam, {BATCH_SIZE} videos, {NUM_CLASSES} classes"
     return [
         ResultTable("train", title, [row for row, _ in results], NOTES, missing),
@@ -110,34 +108,34 @@ def measure_step(dim: int, snippets: int, precision: str, mode: str, settings: S
     settings.apply()
     device = choose_device(settings.device)
     loader = make_loader(dim, snippets, device)
-    ours = our_trainee(dim, NUM_CLASSES, precision, device, mode == "compiled")
+    fast = fast_trainee(dim, NUM_CLASSES, precision, device, mode == "compiled")
     for _ in range(3):  # the state of Adam exists from the second step on
-        ours.step(next(loader))
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+        fast.step(next(loader))
+    peak_mb = device_peak_mb(device)
     plain = plain_trainee(dim, NUM_CLASSES, precision, device)
-    difference = largest_difference(ours, plain, next(loader), device)
+    difference = largest_difference(fast, plain, next(loader), device)
 
     best, calls = Yardstick(device, precision, settings.quick), STEPS_PER_TURN[device.type]
-    functions = (lambda: ours.step(next(loader)), lambda: plain.step(next(loader)), *best.functions)
+    functions = (lambda: fast.step(next(loader)), lambda: plain.step(next(loader)), *best.functions)
     times = time_in_turns(*functions, budget=settings.budget(25.0), rounds=20, calls=calls)
     seconds, plain_seconds, *best_seconds = times
     flops = count_flops(functions[1])
     key = {"size": format_size(dim, snippets), "precision": precision, "mode": mode}
     row = {
         **key,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "device": device_name(device),
         "GFLOP": flops / 1e9,
         "seconds": seconds,
         "snippets/s": BATCH_SIZE * snippets / seconds,
         **best.rates(flops, seconds, best_seconds),
-        "peak MB": peak / 1e6,
+        "peak MB": peak_mb,
         "plain seconds": plain_seconds,
         "ratio": plain_seconds / seconds,
         "difference": difference,
     }
     parts = []
     # Hooks see the parts; a compiled step does not call hooks.
-    for name, trainee, whole in (("ours", ours, seconds), ("plain", plain, plain_seconds)) if mode == "eager" else ():
+    for name, trainee, whole in (("fast", fast, seconds), ("plain", plain, plain_seconds)) if mode == "eager" else ():
         split = split_step(lambda: next(loader), trainee, rounds=2 if settings.quick else 3 * calls)
         ms = {f"{part} ms": 1000 * took for part, took in split.items()}
         parts.append({**key, "step": name, **ms, "sum ms": sum(ms.values()), "whole step ms": 1000 * whole})

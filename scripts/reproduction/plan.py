@@ -125,10 +125,10 @@ def _table(key: str, content: dict) -> Table:
     base = ROOT / "configs" / f"{content['base']}.yaml"
     options = parse_args(["--config", str(base), "--path-dataset", "."])
     if "published" in content:
-        rows = _published_rows(content["published"], options.model)
+        rows = _published_rows(content["published"], options.method)
     else:
-        rows = (Row(key=row.get("config", options.model), **row) for row in content["rows"])
-    return Table(key, content["title"], base, options.dataset, options.model, tuple(rows))
+        rows = (Row(key=row.get("config", options.method), **row) for row in content["rows"])
+    return Table(key, content["title"], base, options.dataset, options.method, tuple(rows))
 
 
 def _published_rows(dataset: str, method: str) -> Iterator[Row]:

@@ -1,7 +1,7 @@
-"""Command line of a dataset check: python -m utils.features DIR [--check]."""
+"""Entry point of `python -m utils.features DIR [--check]`, see utils/features/check.py."""
 
 from utils.errors import exit_on_input_error
-from utils.features.check import command
+from utils.features.check import main
 
 if __name__ == "__main__":
-    exit_on_input_error(command)
+    exit_on_input_error(main)

@@ -1,7 +1,8 @@
-"""What can be wrong with a dataset folder: one short function a kind of fault, which yields `Finding`s.
+"""Faults of a dataset folder: one short generator per kind of fault, each yields `Finding`s.
 
-`cheap_findings` looks at names, shapes, times and labels, `value_findings` at every value, `sum_findings` at the
-checksums. One bad video does not stop the search for others. utils/features/check.py makes a report of them.
+`find_faults` checks names, shapes, times and labels; `find_value_faults` reads every value; `find_checksum_faults`
+compares files with SHA256SUMS. One damaged video does not hide the faults of others. utils/features/check.py reports
+the findings.
 """
 
 from collections import Counter, defaultdict
@@ -16,49 +17,49 @@ from tqdm import tqdm
 from utils.annotations import Annotations, Video, subset_names
 from utils.datasets import SNIPPET_RATE, DatasetSpec
 from utils.errors import InputError
-from utils.features.sources import Source
 from utils.features.store import FeatureStore, is_finite
 from utils.formats.ave import BACKGROUND
 from utils.formats.checksums import SUMS, read_checksums, verify_checksum
 
 ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
-MISSING = "missing features"  # the one kind that training has words of its own for (wsad_dataset.py)
-FAR_SNIPPETS, FAR_SHARE = 2, 0.1  # off by more than both: far from the annotated duration
-RATE_NOT_GIVEN = (
-    f"not given: the dataset's {SNIPPET_RATE} is assumed; say otherwise in features.json (of .npy folders) or in "
-    "the attributes (of HDF5): fps and stride"
+MISSING = "missing features"  # in training, wsad_dataset.py handles this kind
+FAR_SNIPPETS, FAR_SHARE = 2, 0.1  # a length is far from the annotated duration if it exceeds both tolerances
+NO_RATE = (
+    f"not stored, assuming the dataset's {SNIPPET_RATE}; to set it, give fps and stride in features.json "
+    "(.npy folders) or as attributes (HDF5)"
 )
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault. An error stops training, a warning does not but should be looked at, a note is only worth knowing."""
+    """One fault: an error stops training, a warning needs a look, a note is for information."""
 
     severity: str
     kind: str
-    where: str  # the file
-    message: str  # one line: what was found, what was expected, what to do
+    where: str  # path of the file
+    message: str  # one line: problem, expected, what to do
     video: str | None = None
-    label: str | None = None  # the class, where the fault is one's
+    label: str | None = None  # class, for a fault of a class
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
 
     @property
     def subject(self) -> str:
+        """The video, class or file with the fault."""
         return self.video or self.label or Path(self.where).name
 
 
-def cheap_findings(
+def find_faults(
     store: FeatureStore | None,
     annotations: Annotations | None,
     spec: DatasetSpec | None,
     missing: str = ERROR,
     where: str = "annotations",
 ) -> Iterator[Finding]:
-    """Faults that show without reading a value; what is None is not looked at.
+    """Yield the faults that show without reading values; None skips the faults of that part.
 
-    missing: the severity of annotated videos without features. where: the annotations' file, for messages.
+    `missing` is the severity of annotated videos without features, `where` the path of the annotations.
     """
     layout = None if store is None else _Layout(store)
     if layout is not None:
@@ -66,193 +67,185 @@ def cheap_findings(
         yield from _rate_faults(store)
         yield from _shape_faults(layout)
     if annotations is not None:
-        rate = (layout and layout.rate) or (spec.snippet_rate if spec else SNIPPET_RATE)
+        rate = (layout and layout.snippet_rate) or (spec.snippet_rate if spec else SNIPPET_RATE)
         yield from _subset_faults(annotations, spec, where)
         yield from _segment_faults(annotations, rate, where)
     if layout is not None and annotations is not None:
         yield from _missing_features(layout, annotations, spec, missing)
         yield from _extra_features(layout, annotations)
-        yield from _alike_names(layout, annotations, where)
-        yield from _far_durations(layout, annotations, rate)
+        yield from _similar_names(layout, annotations, where)
+        yield from _duration_faults(layout, annotations, rate)
         if spec is not None:
             yield from _short_videos(layout, annotations, spec)
             yield from _training_faults(layout, annotations, spec, where)
             yield from _untested_classes(layout, annotations, spec, where)
 
 
-def value_findings(store: FeatureStore) -> Iterator[Finding]:
-    """Faults of the values, all of which are read: unreadable, of a wrong dtype, not finite, all the same."""
-    listed = {stored: store.source.video_ids(stored) for stored in store.stored_modalities}
-    places = [(stored, video_id) for stored, video_ids in listed.items() for video_id in video_ids]
-    for stored, video_id in tqdm(places, "reading all values", unit="array"):
-        yield from _value_faults(store.source, stored, video_id)
+def find_value_faults(store: FeatureStore) -> Iterator[Finding]:
+    """Yield the faults of values, reading all of them: unreadable, wrong dtype, not finite or constant."""
+    arrays = [(stored, video_id) for stored in store.stored_modalities for video_id in store.source.video_ids(stored)]
+    for stored, video_id in tqdm(dict.fromkeys(arrays), "reading all values", unit="array"):
+        yield from _value_faults(store, stored, video_id)
 
 
-def sum_findings(folder: Path) -> Iterator[Finding]:
-    """Files that a folder's SHA256SUMS lists and that are not there or differ."""
+def find_checksum_faults(folder: Path) -> Iterator[Finding]:
+    """Yield the files in a folder's SHA256SUMS that are missing or differ."""
     try:
-        listed = read_checksums(folder)
+        names = read_checksums(folder)
     except InputError as error:
-        yield file_error("damaged checksums", folder / SUMS, error)
+        yield error_finding("damaged checksums", folder / SUMS, error)
         return
-    for name in listed:
+    for name in names:
         path = folder / name
         try:
             if not path.exists():
-                raise InputError(f"{path}: is listed in {SUMS}, but is not there; restore it")
+                raise InputError(f"{path}: listed in {SUMS}, but not found; restore it")
             verify_checksum(path)
         except InputError as error:
-            yield file_error("differs from its checksum", path, error)
+            yield error_finding("differs from its checksum", path, error)
         except OSError as error:
-            yield file_error("differs from its checksum", path, f"cannot be read ({error.strerror})")
+            yield error_finding("differs from its checksum", path, f"cannot be read ({error.strerror})")
 
 
 class _Layout:
-    """Names and shapes of the features in a store; no value is read."""
+    """Names and shapes of the features in a store; values are not read."""
 
     def __init__(self, store: FeatureStore):
-        self.store, self.source = store, store.source
-        listed = {stored: self.source.video_ids(stored) for stored in store.stored_modalities}
-        self.video_ids = list(dict.fromkeys(video_id for video_ids in listed.values() for video_id in video_ids))
-        self._listed = {stored: frozenset(video_ids) for stored, video_ids in listed.items()}
+        self.store, self.path = store, str(store.source.path)
+        self.members = {stored: frozenset(store.source.video_ids(stored)) for stored in store.stored_modalities}
+        self.shapes: dict[str, dict[str, tuple[int, ...]]] = {stored: {} for stored in self.members}  # by video
         self.unreadable: list[Finding] = []
-        self.shapes: dict[str, dict[str, tuple[int, ...]]] = {stored: {} for stored in listed}  # by video
+        listed = (video_id for stored in self.members for video_id in store.source.video_ids(stored))
+        self.video_ids = list(dict.fromkeys(listed))
         for video_id in tqdm(self.video_ids, "checking shapes", unit="video", leave=False, delay=2):
-            for stored in self.stored(video_id):
-                try:
-                    self.shapes[stored][video_id] = self.source.shape(stored, video_id)
-                except InputError as error:
-                    self.unreadable.append(_unreadable(self.source, stored, video_id, error))
+            for stored in self.members:
+                if video_id in self.members[stored]:
+                    try:
+                        self.shapes[stored][video_id] = store.source.shape(stored, video_id)
+                    except InputError as error:
+                        path = store.source.path_of(stored, video_id)
+                        self.unreadable.append(error_finding("unreadable features", path, error, video_id))
 
-    def stored(self, video_id: str) -> list[str]:
-        """The stored modalities that a video has."""
-        return [stored for stored, video_ids in self._listed.items() if video_id in video_ids]
-
-    def lacking(self, video_id: str) -> list[str]:
-        """The modalities that a video lacks, by the names they were asked for."""
+    def missing(self, video_id: str) -> list[str]:
+        """Return the requested modalities that a video does not have."""
         pairs = zip(self.store.modalities, self.store.stored_modalities, strict=True)
-        return [modality for modality, stored in pairs if video_id not in self._listed[stored]]
+        return [modality for modality, stored in pairs if video_id not in self.members[stored]]
 
     def num_snippets(self, video_id: str) -> int:
-        """T of the first modality that has one, else 0."""
+        """Return T of the first modality with a usable shape, else 0."""
         shapes = (shapes.get(video_id, ()) for shapes in self.shapes.values())
         return next((shape[0] for shape in shapes if len(shape) == 2), 0)
 
-    def length_fault(self, video_id: str, lengths: dict[str, int]) -> str | None:
-        """`FeatureStore.length_fault`, as far as the rates can be understood."""
-        try:
-            return self.store.length_fault(video_id, lengths)
-        except InputError:  # which `_rate_faults` says
-            return None
-
     @cached_property
-    def rate(self) -> float | None:
-        """Snippets a second, None where the features do not say it in one way that can be understood."""
+    def snippet_rate(self) -> float | None:
+        """Snippets per second, None if not stored or unusable, which `_rate_faults` reports."""
         try:
             return self.store.snippet_rate
-        except InputError:  # which `_rate_faults` says
+        except InputError:
             return None
 
 
 def _rate_faults(store: FeatureStore) -> Iterator[Finding]:
     try:
         if store.snippet_rate is None:
-            yield Finding(NOTE, "rate not given", str(store.source.path), f"the snippet rate is {RATE_NOT_GIVEN}")
+            yield Finding(NOTE, "rate not given", str(store.source.path), f"the snippet rate is {NO_RATE}")
     except InputError as error:
-        yield file_error("unusable rate", store.source.path, error)
+        yield error_finding("unusable rate", store.source.path, error)
 
 
 def _shape_faults(layout: _Layout) -> Iterator[Finding]:
-    """Arrays that are not (snippets, channels), of another width than most, without snippets; unequal modalities."""
+    """Yield arrays of wrong shape or unusual width, without snippets, and modalities of different length."""
     for stored, shapes in layout.shapes.items():
         widths = Counter(shape[1] for shape in shapes.values() if len(shape) == 2 and shape[1])
         width, count = widths.most_common(1)[0] if widths else ("channels", 0)
         for video_id, shape in shapes.items():
-            found = f"'{stored}' of video '{video_id}' has shape {shape}, expected (snippets, {width})"
-            where = _place(layout.source, stored, video_id)
+            message = f"'{stored}' of video '{video_id}' has shape {shape}, expected (snippets, {width})"
+            where = str(layout.store.source.path_of(stored, video_id))
             if len(shape) != 2 or not shape[1]:
-                yield Finding(ERROR, "wrong shape", where, found, video=video_id)
+                yield Finding(ERROR, "wrong shape", where, message, video_id)
             elif shape[1] != width:
-                message = f"{found} as {count} of {len(shapes)} videos have"
-                yield Finding(ERROR, "wrong width", where, message, video=video_id)
+                message = f"{message} as in {count} of {len(shapes)} videos"
+                yield Finding(ERROR, "wrong width", where, message, video_id)
             elif not shape[0]:
-                message = f"{found} and one snippet at least; training leaves it out"
-                yield Finding(WARNING, "no snippets", where, message, video=video_id)
+                message = f"{message} with at least one snippet; training leaves the video out"
+                yield Finding(WARNING, "no snippets", where, message, video_id)
     for video_id in layout.video_ids:
-        lengths = {name: shapes[video_id][0] for name, shapes in layout.shapes.items() if shapes.get(video_id)}
-        if message := layout.length_fault(video_id, lengths):
-            yield Finding(ERROR, "different lengths", str(layout.source.path), message, video=video_id)
+        lengths = {stored: shapes[video_id][0] for stored, shapes in layout.shapes.items() if shapes.get(video_id)}
+        try:
+            message = layout.store.length_fault(video_id, lengths)
+        except InputError:  # an unusable rate, which `_rate_faults` reports
+            return
+        if message:
+            yield Finding(ERROR, "different lengths", layout.path, message, video_id)
 
 
 def _subset_faults(annotations: Annotations, spec: DatasetSpec | None, where: str) -> Iterator[Finding]:
-    present = subsets_of(annotations)
+    present = list_subsets(annotations)
     wanted = {"train": spec.train_subset, "test": spec.test_subset} if spec else {}
     for purpose, subset in wanted.items():
         if not subset_names(subset).intersection(present):
-            message = f"no video of subset '{subset}', with which {spec.name} {purpose}s; subsets present: {present}"
+            message = f"no video of subset '{subset}', on which {spec.name} {purpose}s; subsets present: {present}"
             yield Finding(ERROR, "wrong subsets", where, message)
 
 
 def _segment_faults(annotations: Annotations, rate: float, where: str) -> Iterator[Finding]:
-    """Segments of no length, or outside the video (at its end by more than a snippet, which rounding explains)."""
+    """Yield segments that are empty or outside the video; its end may be exceeded by a snippet, by rounding."""
     for video in annotations.videos.values():
         for row, (start, end) in enumerate(video.segments.tolist()):
-            found = f"segment {row} of video '{video.video_id}' is [{start:g}, {end:g}] s"
+            segment = f"segment {row} of video '{video.video_id}' is [{start:g}, {end:g}] s"
             late = video.duration is not None and end > video.duration + 1 / rate
             if start < 0 or late:
-                length = f", expected within [0, {video.duration:g}]" if late else ", expected none before 0"
-                yield Finding(WARNING, "segment outside the video", where, found + length, video=video.video_id)
+                message = (
+                    f"{segment}, expected within [0, {video.duration:g}]" if late else f"{segment}, expected start >= 0"
+                )
+                yield Finding(WARNING, "segment outside the video", where, message, video.video_id)
             if start == end:
-                message = f"{found}, expected start < end; nothing can be detected there"
-                yield Finding(WARNING, "segment of no length", where, message, video=video.video_id)
+                message = f"{segment}, expected start < end; it cannot be detected"
+                yield Finding(WARNING, "segment of no length", where, message, video.video_id)
 
 
 def _missing_features(
     layout: _Layout, annotations: Annotations, spec: DatasetSpec | None, severity: str
 ) -> Iterator[Finding]:
     for video in annotations.videos.values():
-        if lacking := layout.lacking(video.video_id):
+        if missing := layout.missing(video.video_id):
             message = (
-                f"no {' and no '.join(map(repr, lacking))} of video '{video.video_id}' (subset '{video.subset}'); "
+                f"no {' and no '.join(map(repr, missing))} of video '{video.video_id}' (subset '{video.subset}'); "
                 "extract it, or leave the video out with --missing-features skip"
             )
-            yield Finding(
-                severity if is_used(spec, video) else NOTE, MISSING, str(layout.source.path), message, video.video_id
-            )
+            found = severity if is_used(spec, video) else NOTE
+            yield Finding(found, MISSING, layout.path, message, video.video_id)
 
 
 def _extra_features(layout: _Layout, annotations: Annotations) -> Iterator[Finding]:
     for video_id in layout.video_ids:
         if video_id not in annotations.videos:
-            message = f"video '{video_id}' has no annotation that can be used; nothing will read it"
-            yield Finding(NOTE, "extra features", str(layout.source.path), message, video=video_id)
+            message = f"video '{video_id}' has no usable annotation; its features are ignored"
+            yield Finding(NOTE, "extra features", layout.path, message, video_id)
 
 
-def _alike_names(layout: _Layout, annotations: Annotations, where: str) -> Iterator[Finding]:
-    """Names that may be one video's: equal but for case, blanks around them, or the v_ that ActivityNet has or not."""
-    alike = defaultdict(list)
+def _similar_names(layout: _Layout, annotations: Annotations, where: str) -> Iterator[Finding]:
+    """Yield names that differ only in case, surrounding blanks, or ActivityNet's optional prefix v_."""
+    similar = defaultdict(list)
     for video_id in dict.fromkeys((*annotations.videos, *layout.video_ids)):
-        alike[video_id.strip().casefold().removeprefix("v_")].append(video_id)
-    for first, *others in alike.values():
-        if others:
-            names = " and ".join(repr(name) for name in (first, *others))
-            message = f"{names} are nearly one name; if they are one video, give it one name in both files"
-            yield Finding(WARNING, "suspicious names", where, message, video=first)
+        similar[video_id.strip().casefold().removeprefix("v_")].append(video_id)
+    for names in similar.values():
+        if len(names) > 1:
+            message = f"{' and '.join(map(repr, names))} are similar names; if they are one video, use one name"
+            yield Finding(WARNING, "suspicious names", where, message, names[0])
 
 
-def _far_durations(layout: _Layout, annotations: Annotations, rate: float) -> Iterator[Finding]:
+def _duration_faults(layout: _Layout, annotations: Annotations, rate: float) -> Iterator[Finding]:
     lengths = {video_id: layout.num_snippets(video_id) for video_id in layout.video_ids}
-    gaps = duration_gaps(
-        annotations.videos.values(), {name: length for name, length in lengths.items() if length}, rate
-    )
-    for video_id, gap in gaps.items():
+    lengths = {video_id: length for video_id, length in lengths.items() if length}
+    for video_id, gap in duration_gaps(annotations.videos.values(), lengths, rate).items():
         duration = annotations.videos[video_id].duration
         if gap > max(FAR_SNIPPETS, FAR_SHARE * duration * rate):
             message = (
-                f"video '{video_id}' has {lengths[video_id]} snippets, expected {duration * rate:.1f} of its "
-                f"{duration:g} s at {rate:g} snippets a second; its features, duration or the rate must be another's"
+                f"video '{video_id}' has {lengths[video_id]} snippets, expected {duration * rate:.1f} for "
+                f"{duration:g} s at {rate:g} snippets per second; check its features, its duration and the rate"
             )
-            yield Finding(WARNING, "far from its duration", str(layout.source.path), message, video=video_id)
+            yield Finding(WARNING, "far from its duration", layout.path, message, video_id)
 
 
 def _short_videos(layout: _Layout, annotations: Annotations, spec: DatasetSpec) -> Iterator[Finding]:
@@ -262,25 +255,25 @@ def _short_videos(layout: _Layout, annotations: Annotations, spec: DatasetSpec) 
             message = (
                 f"video '{video.video_id}' has {length} snippets; {spec.name} leaves out fewer than {spec.min_snippets}"
             )
-            yield Finding(NOTE, "too short", str(layout.source.path), message, video=video.video_id)
+            yield Finding(NOTE, "too short", layout.path, message, video.video_id)
 
 
 def _training_faults(layout: _Layout, annotations: Annotations, spec: DatasetSpec, where: str) -> Iterator[Finding]:
-    """Training videos without labels, and classes without a pair of videos that share them."""
-    videos = _usable(layout, annotations, spec, spec.train_subset)
+    """Yield training videos without labels, and classes with fewer than the two videos of a pair."""
+    videos = _usable_videos(layout, annotations, spec, spec.train_subset)
     for video in videos:
         if not video.labels and video.subset != BACKGROUND:
-            message = f"training video '{video.video_id}' has no label, expected one at least"
-            yield Finding(WARNING, "unlabeled training video", where, message, video=video.video_id)
+            message = f"training video '{video.video_id}' has no label, expected at least one"
+            yield Finding(WARNING, "unlabeled training video", where, message, video.video_id)
     counts = Counter(label for video in videos for label in video.labels)
     for label in annotations.classes if videos else ():
         if counts[label] < 2:
-            message = f"class '{label}' has {counts[label]} training videos with features, expected two, to be paired"
+            message = f"class '{label}' has {counts[label]} training videos with features, expected two for a pair"
             yield Finding(WARNING, "class without a pair", where, message, label=label)
 
 
 def _untested_classes(layout: _Layout, annotations: Annotations, spec: DatasetSpec, where: str) -> Iterator[Finding]:
-    videos = _usable(layout, annotations, spec, spec.test_subset)
+    videos = _usable_videos(layout, annotations, spec, spec.test_subset)
     tested = {label for video in videos for label in video.segment_labels}
     for label in annotations.classes if videos else ():
         if label not in tested:
@@ -288,61 +281,53 @@ def _untested_classes(layout: _Layout, annotations: Annotations, spec: DatasetSp
             yield Finding(WARNING, "class without a test", where, message, label=label)
 
 
-def _value_faults(source: Source, stored: str, video_id: str) -> Iterator[Finding]:
-    where, name = _place(source, stored, video_id), f"'{stored}' of video '{video_id}'"
+def _value_faults(store: FeatureStore, stored: str, video_id: str) -> Iterator[Finding]:
+    where, name = str(store.source.path_of(stored, video_id)), f"'{stored}' of video '{video_id}'"
     try:
-        values = np.atleast_1d(source.read(stored, video_id))
+        values = np.atleast_1d(store.source.read(stored, video_id))
     except InputError as error:
-        yield _unreadable(source, stored, video_id, error)
+        yield error_finding("unreadable features", where, error, video_id)
         return
     if values.dtype.kind != "f":
         message = f"{name} has dtype {values.dtype}, expected float16 or float32"
-        yield Finding(ERROR, "wrong dtype", where, message, video=video_id)
+        yield Finding(ERROR, "wrong dtype", where, message, video_id)
         return
     if values.dtype.itemsize > 4:
-        message = f"{name} has dtype {values.dtype}; float32 is read of it, scripts/convert_features.py halves it"
-        yield Finding(NOTE, "wide dtype", where, message, video=video_id)
+        message = f"{name} has dtype {values.dtype}; it is read as float32, scripts/convert_features.py stores it so"
+        yield Finding(NOTE, "wide dtype", where, message, video_id)
     bad = ~is_finite(values)
     if bad.any():
         row = int(np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))[0])
         message = f"{name} has {bad.sum()} NaN or infinite values of {bad.size}, the first in row {row}; expected none"
-        yield Finding(ERROR, "NaN or infinity", where, message, video=video_id)
+        yield Finding(ERROR, "NaN or infinity", where, message, video_id)
     elif values.size > 1 and (values == values.flat[0]).all():
         message = f"{name} is {values.flat[0]:g} everywhere; was it extracted?"
-        yield Finding(WARNING, "constant values", where, message, video=video_id)
+        yield Finding(WARNING, "constant values", where, message, video_id)
 
 
-def _unreadable(source: Source, stored: str, video_id: str, error: InputError) -> Finding:
-    return file_error("unreadable features", _place(source, stored, video_id), error, video=video_id)
-
-
-def _place(source: Source, stored: str, video_id: str) -> str:
-    """The file in which one modality of a video lies."""
-    return str(source.path_of(stored, video_id))
-
-
-def _usable(layout: _Layout, annotations: Annotations, spec: DatasetSpec, subset: str) -> list[Video]:
-    """The videos of a subset that have features enough."""
+def _usable_videos(layout: _Layout, annotations: Annotations, spec: DatasetSpec, subset: str) -> list[Video]:
+    """Return the videos of a subset with all modalities and enough snippets."""
     return [
         video
         for video in annotations.videos.values()
         if video.subset in subset_names(subset)
-        and not layout.lacking(video.video_id)
+        and not layout.missing(video.video_id)
         and layout.num_snippets(video.video_id) >= max(1, spec.min_snippets)
     ]
 
 
 def is_used(spec: DatasetSpec | None, video: Video) -> bool:
-    """Whether training or test reads the video's subset."""
+    """Return whether training or test reads the video's subset."""
     return spec is None or video.subset in subset_names(spec.train_subset) | subset_names(spec.test_subset)
 
 
-def subsets_of(annotations: Annotations) -> list[str]:
+def list_subsets(annotations: Annotations) -> list[str]:
+    """Return the names of the annotated subsets, sorted."""
     return sorted({video.subset for video in annotations.videos.values()})
 
 
 def duration_gaps(videos: Iterable[Video], lengths: dict[str, int], rate: float) -> dict[str, float]:
-    """abs(T - duration * rate) of each video that has features and a duration, in snippets."""
+    """Return |T - duration * rate| in snippets, for each video with features and a duration."""
     return {
         video.video_id: abs(lengths[video.video_id] - video.duration * rate)
         for video in videos
@@ -350,9 +335,9 @@ def duration_gaps(videos: Iterable[Video], lengths: dict[str, int], rate: float)
     }
 
 
-def file_error(kind: str, path: str | Path, error: InputError | str, video: str | None = None) -> Finding:
-    """An InputError as a finding, of the file that it names if that is the path or lies in it."""
+def error_finding(kind: str, path: str | Path, error: InputError | str, video: str | None = None) -> Finding:
+    """Return an InputError as a finding of the file that it names (the path or one below it), else of the path."""
     named, _, rest = str(error).partition(": ")
     if not named.startswith(str(path)):
         named, rest = str(path), str(error)
-    return Finding(ERROR, kind, named, rest, video=video)
+    return Finding(ERROR, kind, named, rest, video)

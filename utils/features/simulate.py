@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from utils.annotations import Annotations, Video, annotations_to_json, load_annotations, parse_annotations
 from utils.errors import InputError
-from utils.features.convert import features_in, require_hdf5_names, require_space, write_dataset
+from utils.features.convert import check_hdf5_names, check_space, find_features, write_dataset
 from utils.formats.files import read_json
 
 FPS, STRIDE = 25, 16
@@ -51,10 +51,10 @@ def simulate_features(annotations: Annotations, out: str | Path, dims: tuple[int
     if not 0 <= seed < 2**63:
         raise InputError(f"the seed must be 0 or more, and less than 2**63, found {seed}")
     lengths = {video.video_id: _num_snippets(video) for video in annotations.videos.values()}
-    require_hdf5_names(lengths)
+    check_hdf5_names(lengths)
     content = annotations_to_json(annotations)
     _check_target(out, content)
-    require_space(out, 2 * sum(lengths.values()) * sum(dims))
+    check_space(out, 2 * sum(lengths.values()) * sum(dims))
     attributes = {"/": {"simulated": MARK, "seed": seed, "fps": FPS, "stride": STRIDE}}
     own_timeline = not (out / "annotations.json").exists() or _marked(out / "annotations.json")
     timeline = {"version": MARK, **content} if own_timeline else None
@@ -71,7 +71,7 @@ def simulate_demo(out: str | Path, dims: tuple[int, int] = (256, 256), seed: int
 def provide_demo(path: str | Path) -> None:
     """Simulate the demo's data set if it is the one that is asked for, in its own place, and it is not there yet."""
     path = Path(path)
-    if path.absolute() == DEMO.absolute() and not any(features_in(path)):
+    if path.absolute() == DEMO.absolute() and not any(find_features(path)):
         print(f"{path} is not there: simulating it (once)")
         simulate_demo(path)
 
@@ -213,7 +213,7 @@ def _num_snippets(video: Video) -> int:
 
 def _check_target(out: Path, content: dict) -> None:
     """Refuse to write over what is not ours, or to hide it."""
-    for path in features_in(out):
+    for path in find_features(out):
         if not is_simulated(path):
             raise InputError(f"{out}: holds features that are not simulated ({path.name}); name another folder")
     timeline = out / "annotations.json"

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from eval.snippet_accuracy import snippet_classes
 from utils.annotations import Annotations, Video, load_annotations
 from utils.errors import InputError
-from utils.features.convert import require_space
+from utils.features.convert import check_space
 from utils.features.simulate import (
     MARK,
     NOISE,
@@ -127,4 +127,4 @@ def _check_target(release: Path, out: Path, num_bytes: int) -> None:
     for path in out.glob("*_feature*.h5"):
         if not is_simulated(path):
             raise InputError(f"{out}: holds features that are not simulated ({path.name}); name another folder")
-    require_space(out, num_bytes)
+    check_space(out, num_bytes)

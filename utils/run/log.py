@@ -54,10 +54,8 @@ class RunLog:
         self.records = [record for record in done if first == total or record["iteration"] % eval_every == 0]
         self._write()
         self._events = _Events(run_dir, purge_step=first + 1 if first else None)
-        self._has_bar = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=total, initial=first, desc="training", unit="it", dynamic_ncols=True, disable=not self._has_bar
-        )
+        # Disabled where standard error is not a terminal.
+        self._bar = tqdm(total=total, initial=first, desc="training", unit="it", dynamic_ncols=True, disable=None)
         if first < total:
             self._print(f"iterations {first + 1} to {total}, an evaluation every {eval_every}")
         self._steps, self._seconds = 0, 0.0  # since the last evaluation
@@ -138,7 +136,7 @@ class RunLog:
         self._print(", ".join(parts))
 
     def _print(self, message: str) -> None:
-        if not self._has_bar:
+        if self._bar.disable:
             print(f"training: {message}", file=sys.stderr, flush=True)
 
     def _mean_map(self) -> dict[str, str]:
