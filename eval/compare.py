@@ -172,7 +172,7 @@ def bootstrap_interval(value: np.ndarray, samples: np.ndarray, confidence: float
 def two_sided_p_value(difference: np.ndarray, samples: np.ndarray) -> np.ndarray:
     """Compute the p-value of "there is no difference" from resamples of the difference.
 
-    It is 2 (1 + n) / (1 + R), at most 1, where n is the smaller of the numbers of errors >= and <= the difference. This
+    It is 2 (1 + n) / (1 + R), at most 1. Of the errors >= the difference and those <= it, n counts the rarer ones. This
     is the level at which the confidence interval begins to contain 0. The smallest p-value is 2 / (1 + R).
 
     Args:

@@ -235,9 +235,7 @@ def _bins(result: DetectionResult, durations: Mapping | None, dataset: str, rate
     length = truth.end - truth.start
     if PROTOCOLS[result.protocol].on_grid:
         length = snippets_to_seconds(length, rate)
-    group = truth.video * len(result.classes) + truth.label
-    _, group, sizes = np.unique(group, return_inverse=True, return_counts=True)
-    values, notes = {"length in s": length, "instances": sizes[group]}, []
+    values, notes = {"length in s": length, "instances": truth.group_sizes()}, []
     seconds = np.array([durations.get(video) or np.nan for video in truth.videos], dtype=float)[truth.video]
     if np.isnan(seconds).any():
         unknown = [truth.videos[number] for number in np.unique(truth.video[np.isnan(seconds)])]

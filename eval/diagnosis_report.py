@@ -19,32 +19,27 @@ def diagnosis_table(diagnosis: dict) -> str:
     """Return the diagnosis as text: percent, means over the tIoU thresholds, '-' where undefined."""
     thresholds = " ".join(f"{threshold:g}" for threshold in diagnosis["tiou_thresholds"])
     head = f"{diagnosis['detections']} detections, {diagnosis['instances']} instances (G), {diagnosis['protocol']}"
-    parts = [
-        [f"note: {note}" for note in diagnosis["notes"]],
-        [f"{head}; percent, means over tIoU {thresholds}"],
-        _profile_lines(diagnosis),
-        _removal_lines(diagnosis),
-        *(_bin_lines(name, bins) for name, bins in diagnosis["characteristics"].items()),
-        _class_lines(diagnosis),
-    ]
-    return "\n\n".join("\n".join(lines) for lines in parts if lines)
-
-
-def _profile_lines(diagnosis: dict) -> list[str]:
     shares = _profile_shares(diagnosis)
-    rows = [[kind, *_percents(row)] for kind, row in zip(diagnosis["kinds"], shares.T, strict=True)]
-    return ["profile of the top detections", format_table([["", *_slice_names(shares)], *rows])]
-
-
-def _removal_lines(diagnosis: dict) -> list[str]:
-    rows = [["", "mAP", "mAP_N"]]
-    rows.append(["as it is", *(f"{100 * diagnosis[name]:.2f}" for name in ("average_map", "average_map_n_top"))])
+    profile = [["", *_slice_names(shares)]]
+    profile += [[kind, *_percents(row)] for kind, row in zip(diagnosis["kinds"], shares.T, strict=True)]
+    removal = [["", "mAP", "mAP_N"]]
+    removal.append(["as it is", *(f"{100 * diagnosis[name]:.2f}" for name in ("average_map", "average_map_n_top"))])
     for kind, gain in diagnosis["removal"].items():
-        rows.append([f"without {kind}", *(f"{100 * value:+.2f}" for value in gain.values())])
-    return ["average mAP, and mAP_N of the top 10G, without one kind of error", format_table(rows)]
+        removal.append([f"without {kind}", *(f"{100 * value:+.2f}" for value in gain.values())])
+    classes = [["class", "number", "AP"]]
+    classes += [[e["class"], str(e["instances"]), f"{100 * e['average_ap']:.1f}"] for e in diagnosis["classes"]]
+    parts = [
+        "\n".join(f"note: {note}" for note in diagnosis["notes"]),
+        f"{head}; percent, means over tIoU {thresholds}",
+        f"profile of the top detections\n{format_table(profile)}",
+        f"average mAP, and mAP_N of the top 10G, without one kind of error\n{format_table(removal)}",
+        *(_bin_table(name, bins) for name, bins in diagnosis["characteristics"].items()),
+        format_table(classes),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
-def _bin_lines(name: str, bins: list[dict]) -> list[str]:
+def _bin_table(name: str, bins: list[dict]) -> str:
     rows = [
         [name, *(part["bin"] for part in bins)],
         ["up to", *map(_upper, bins)],
@@ -52,13 +47,7 @@ def _bin_lines(name: str, bins: list[dict]) -> list[str]:
         ["mAP_N", *_percents(part["average_map_n"] for part in bins)],
         ["not found", *_percents(_mean(part["not_found"]) for part in bins)],
     ]
-    return [format_table(rows)]
-
-
-def _class_lines(diagnosis: dict) -> list[str]:
-    rows = [["class", "number", "AP"]]
-    rows += [[e["class"], str(e["instances"]), f"{100 * e['average_ap']:.1f}"] for e in diagnosis["classes"]]
-    return [format_table(rows)]
+    return format_table(rows)
 
 
 def _profile_shares(diagnosis: dict) -> np.ndarray:

@@ -26,10 +26,10 @@ SORTED_STABLY = 16  # up to this many elements, the quicksort by which ActivityN
 def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -> np.ndarray:
     """Match detections to ground truth at each threshold.
 
-    Among segments of equal tIoU a detection takes the last row, as in ActivityNet's code if a video has at most 16
-    segments of a class. With more, ActivityNet's choice is an accident of its quicksort. Here it is the segment whose
-    center is farthest from the detection's, then the last row. This is stable and reproduces the published scores of
-    STPN to every digit.
+    Among segments of equal tIoU a detection takes the last row. ActivityNet's code does so if a video has at most 16
+    segments of a class; with more, its choice is an accident of its quicksort. Here it is then the segment whose center
+    is farthest from the detection's, then the last row. This is stable and reproduces STPN's published scores to every
+    digit.
 
     Args:
         ground_truth: Annotated segments (G rows).
@@ -45,7 +45,7 @@ def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -
     if len(ground_truth) == 0 or len(detections) == 0:
         return matched
     rows, low, high = _candidates(ground_truth, detections)
-    crowd = _group_sizes(ground_truth)[rows]
+    crowd = ground_truth.group_sizes()[rows]  # (G,)
     truth = np.stack([ground_truth.start, ground_truth.end], axis=1)[rows]
     segments = np.stack([detections.start, detections.end], axis=1)
     # holder[t, g]: the best-scored detection d that asked for segment g at threshold t, as t * N + d
@@ -101,13 +101,6 @@ def _assign(holder: np.ndarray, asker: np.ndarray, asked: np.ndarray) -> None:
         active = np.concatenate([refused, np.searchsorted(askers, replaced)])
         active = active[choice[active] < last_choice[active]]
         choice[active] += 1
-
-
-def _group_sizes(ground_truth: Table) -> np.ndarray:
-    """Return the number of segments of the same video and class as each row, (G,)."""
-    key = ground_truth.video * len(ground_truth.classes) + ground_truth.label
-    _, group, sizes = np.unique(key, return_inverse=True, return_counts=True)
-    return sizes[group]
 
 
 def _candidates(ground_truth: Table, detections: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

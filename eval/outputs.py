@@ -71,8 +71,8 @@ class Outputs:
 
     def __getitem__(self, video_id: str) -> dict[str, np.ndarray]:
         group = _group_name(video_id)
-        held = set(names_in(follow(self._file, group)))
-        curves = {name: self._read(f"{group}/{name}") for name in CURVES if name in held or name not in OPTIONAL}
+        stored = set(names_in(follow(self._file, group)))
+        curves = {name: self._read(f"{group}/{name}") for name in CURVES if name in stored or name not in OPTIONAL}
         return {name: np.empty((0, len(curves["attention"]))) for name in OPTIONAL} | curves
 
     def _read(self, path: str) -> np.ndarray:

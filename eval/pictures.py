@@ -11,8 +11,8 @@ from utils.annotations import Annotations, Video
 from utils.formats.files import save_figure
 from utils.segments import snippets_to_seconds
 
-GROUND_TRUTH, DETECTION, FUSED = "#2a9d4a", "#3465a4", "#333333"
-MODALITY = ("#d1495b", "#edae49")
+GROUND_TRUTH_COLOR, DETECTION_COLOR, FUSED_COLOR = "#2a9d4a", "#3465a4", "#333333"
+MODALITY_COLORS = ("#d1495b", "#edae49")
 SHOWN_DETECTIONS = 12  # best-scored per video; the scores of the others are decayed by soft-NMS
 
 
@@ -69,23 +69,25 @@ def _plot_video(
     bars.set_title(f"{video.video_id} · {label}", loc="left", fontsize=10, parse_math=False)
 
     truth = [s for s, name in zip(video.segments, video.segment_labels, strict=True) if name == label]
-    _draw_segments(bars, truth, 1.0, GROUND_TRUTH)
+    _draw_segments(bars, truth, 1.0, GROUND_TRUTH_COLOR)
     detections = np.sort(result.detections[result.detections["label"] == index], order="score")
     detections = detections[-SHOWN_DETECTIONS:]
     strengths = detections["score"] / max(detections["score"].max(initial=0), 1e-9)
     for detection, strength in zip(detections, strengths, strict=True):
         segment = snippets_to_seconds(np.array([detection["start"], detection["end"]]), snippet_rate)
-        _draw_segments(bars, [segment], 0.0, DETECTION, alpha=float(np.clip(strength, 0.1, 1)))
+        _draw_segments(bars, [segment], 0.0, DETECTION_COLOR, alpha=float(np.clip(strength, 0.1, 1)))
     bars.set(yticks=[0.4, 1.4], yticklabels=["detections", "ground truth"], ylim=(-0.1, 1.9))
 
-    each = result.modality_attention  # (0, T) of a network that has one attention for both
-    for values, color, name in zip(each, MODALITY, modalities, strict=False):
+    per_modality = result.modality_attention  # (2, T); (0, T) if the network has one attention for both
+    for values, color, name in zip(per_modality, MODALITY_COLORS, modalities, strict=False):
         attention.plot(times, values, color=color, linewidth=0.8, label=name)
-    attention.plot(times, result.attention, color=FUSED, linewidth=1.3, label="fused" if len(each) else "foreground")
+    attention.plot(
+        times, result.attention, color=FUSED_COLOR, linewidth=1.3, label="fused" if len(per_modality) else "foreground"
+    )
     attention.set(ylim=(0, 1), ylabel="attention")
     attention.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=7, ncols=3, frameon=False)
 
-    activation.plot(times, result.cas[:, index], color=DETECTION, linewidth=1)
+    activation.plot(times, result.cas[:, index], color=DETECTION_COLOR, linewidth=1)
     activation.set(ylabel="T-CAM", xlabel="seconds", xlim=(0, times[-1]))
 
 

@@ -1,7 +1,7 @@
 """Evaluation protocols of published tables, as data.
 
-On identical detections they differ by up to 2 points of mean mAP and 4 points of mAP@0.5, and few papers name the one
-they use. The tests have the scores of one real detection list under each protocol.
+On identical detections they differ by up to 2 points of mean mAP and 4 points of mAP@0.5. Few papers state theirs.
+The tests have the scores of one real detection list under each protocol.
 """
 
 from dataclasses import dataclass, replace

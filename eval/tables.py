@@ -45,6 +45,12 @@ class Table:
         columns = {name: getattr(self, name)[rows] for name in ("video", "label", "start", "end")}
         return replace(self, **columns, score=None if self.score is None else self.score[rows])
 
+    def group_sizes(self) -> np.ndarray:
+        """Return the number of rows with the same video and class as each row, (N,)."""
+        group = self.video * len(self.classes) + self.label
+        _, group, sizes = np.unique(group, return_inverse=True, return_counts=True)
+        return sizes[group]
+
     def renumbered(self, videos: tuple[str, ...], classes: tuple[str, ...]) -> "Table":
         """Return the same rows indexing other lists of names; a name that a list lacks becomes -1."""
         # The appended -1 is what the index -1 finds.

@@ -43,9 +43,8 @@ def main() -> None:
         annotations = load_annotations(args.annotations)
         simulate_features(annotations, args.out, tuple(args.dims or (1024, 1024)), args.seed)
     features = args.out / "features.h5"
-    print(
-        f"simulated features of {len(annotations.videos)} videos: {features} ({features.stat().st_size / 1e6:.1f} MB)"
-    )
+    size = features.stat().st_size / 1e6
+    print(f"simulated features of {len(annotations.videos)} videos: {features} ({size:.1f} MB)")
     print(f"annotations: {args.out / 'annotations.json'}")
     print(f"checksums: {args.out / SUMS}")
 

@@ -563,7 +563,7 @@ def test_the_command_simulates_and_replaces_nothing_real(tmp_path, ave, run_main
         status, _, error = run_main(simulate, "--ave", tmp_path / "release", "--out", out)
         assert status == 2 and says in error and error.count("\n") == 1
     status, _, error = run_main(simulate, "--ave", tmp_path, "--out", tmp_path / "new")
-    assert status == 2 and "no AVE release" in error
+    assert status == 2 and "not an AVE release" in error
 
 
 def test_ave_through_every_command(ave, tmp_path, run_main, monkeypatch):

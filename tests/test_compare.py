@@ -26,10 +26,10 @@ THRESHOLDS = (0.1, 0.5, 0.7)
 ALL = {"0.1:0.7": [0, 1, 2]}
 
 
-def evaluated(truth, found, videos="uvw", protocol="seconds"):
-    """Evaluate rows. truth: (video, label, start, end); found: the same with a score."""
+def evaluated(truth, detections, videos="uvw", protocol="seconds"):
+    """Evaluate rows. truth: (video, label, start, end); detections: the same with a score."""
     table = make_table(truth, videos, "abc")
-    return evaluate_detections(table, make_table(found), THRESHOLDS, protocol=protocol)
+    return evaluate_detections(table, make_table(detections), THRESHOLDS, protocol=protocol)
 
 
 def repeated(rows, counts):
@@ -44,21 +44,23 @@ ROWS = st.tuples(st.sampled_from("uvw"), st.sampled_from("abc"), st.integers(0, 
 def lists(draw):
     truth = [(video, label, start, start + length) for video, label, start, length in draw(st.lists(ROWS, min_size=1))]
     rows = draw(st.lists(st.tuples(ROWS, st.integers(0, 5)), max_size=40))  # ties are common
-    found = [(video, label, start, start + length, score) for (video, label, start, length), score in rows]
-    return truth, found + draw(st.sampled_from([[], [("unknown", "a", 0, 1, 3)]]))
+    detections = [(video, label, start, start + length, score) for (video, label, start, length), score in rows]
+    return truth, detections + draw(st.sampled_from([[], [("unknown", "a", 0, 1, 3)]]))
 
 
 @settings(max_examples=300)
 @given(lists(), st.tuples(*[st.integers(0, 3)] * 3))
 def test_a_resample_is_the_list_with_repeated_videos(case, times):
-    truth, found = case
+    truth, detections = case
     counts = dict(zip("uvw", times, strict=True))
     drawn = repeated(truth, counts)
-    maps = resampled_map(evaluated(truth, found), np.array([[*times, 1.0]]))
+    maps = resampled_map(evaluated(truth, detections), np.array([[*times, 1.0]]))
     if not drawn:
         assert np.isnan(maps).all()
         return
-    expected = evaluated(drawn, repeated(found, counts), [f"{video}{copy}" for video in "uvw" for copy in range(3)])
+    expected = evaluated(
+        drawn, repeated(detections, counts), [f"{video}{copy}" for video in "uvw" for copy in range(3)]
+    )
     np.testing.assert_allclose(maps[0], expected.map, atol=1e-12)
 
 
@@ -115,9 +117,9 @@ def test_one_list_is_better_in_every_video():
 
 def test_what_cannot_be_compared_is_refused():
     truth = [("u", "a", 0, 10), ("v", "a", 0, 10.4)]
-    found = [("u", "a", 0, 10, 0.9)]
-    one = evaluated(truth, found)
-    for other in (evaluated(truth, found, protocol="snippet"), evaluated(truth[:1], found)):
+    detections = [("u", "a", 0, 10, 0.9)]
+    one = evaluated(truth, detections)
+    for other in (evaluated(truth, detections, protocol="snippet"), evaluated(truth[:1], detections)):
         with pytest.raises(InputError, match="same ground truth"):
             bootstrap_maps([one, other])
     for wrong in ({"resamples": 0}, {"seed": -1}):
@@ -135,21 +137,23 @@ def run(tmp_path, run_main):
         database = {video: {"subset": "test", "annotations": annotations} for video in "abcd"}
         (tmp_path / "truth.json").write_text(json.dumps({"database": database}))
         paths = [tmp_path / f"{number}.json" for number in range(len(lists))]
-        for path, found in zip(paths, lists, strict=True):
-            found = {"results": found} if isinstance(found, dict) and "results" not in found else found
-            path.write_text(found if isinstance(found, str) else json.dumps(found))
+        for path, detections in zip(paths, lists, strict=True):
+            detections = (
+                {"results": detections} if isinstance(detections, dict) and "results" not in detections else detections
+            )
+            path.write_text(detections if isinstance(detections, str) else json.dumps(detections))
         arguments = [*paths, "--ground-truth", tmp_path / "truth.json", *options]
         return run_main(main, *arguments)
 
     return command
 
 
-def found_until(end):
+def detected_until(end):
     return {video: [{"label": "x", "score": 0.5, "segment": [1.0, end]}] for video in "abcd"}
 
 
 def test_command_compares_two_files(run):
-    status, out, err = run([found_until(3.4), found_until(5)], "--resamples", 99)
+    status, out, err = run([detected_until(3.4), detected_until(5)], "--resamples", 99)
     assert (status, err) == (0, "")
     a, b, _, head, *rows = out.splitlines()
     assert a.startswith("A: ") and a.endswith("0.json")
@@ -162,7 +166,7 @@ def test_command_compares_two_files(run):
 
 
 def test_command_with_one_file_gives_its_intervals(run):
-    status, out, _ = run([found_until(5)], "--protocol", "snippet", "--seed", 5)
+    status, out, _ = run([detected_until(5)], "--protocol", "snippet", "--seed", 5)
     assert status == 0
     assert out.splitlines()[-1].split() == ["0.1:0.9", "100.00", "[100.00,", "100.00]"]
     assert out.splitlines()[1].startswith("grid of the snippet protocols: 1.5625 snippets per second (the default of")
@@ -170,20 +174,20 @@ def test_command_with_one_file_gives_its_intervals(run):
 
 
 def test_command_names_a_mean_by_its_range_only_if_it_is_the_published_one(run):
-    status, out, _ = run([found_until(5)], "--tiou-thresholds", 0.1, 0.3, 0.5, "--resamples", 9)
+    status, out, _ = run([detected_until(5)], "--tiou-thresholds", 0.1, 0.3, 0.5, "--resamples", 9)
     assert status == 0
     assert [row.split()[0] for row in out.splitlines()[3:]] == ["0.1", "0.3", "0.5", "mean"]
-    _, out, _ = run([found_until(5)], "--tiou-thresholds", *(i / 10 for i in range(1, 8)), "--resamples", 9)
+    _, out, _ = run([detected_until(5)], "--tiou-thresholds", *(i / 10 for i in range(1, 8)), "--resamples", 9)
     assert [row.split()[0] for row in out.splitlines()[10:]] == ["0.1:0.5", "0.1:0.7"]
 
 
 def at_rate(rate):
-    return {"results": found_until(3.4), "snippet_rate": rate}
+    return {"results": detected_until(3.4), "snippet_rate": rate}
 
 
 def test_command_takes_the_grid_from_the_files_if_they_agree(run):
     on_grid = ["--protocol", "snippet", "--resamples", 9]
-    for files in ([at_rate(2.5), at_rate(2.5)], [at_rate(2.5), found_until(5)]):
+    for files in ([at_rate(2.5), at_rate(2.5)], [at_rate(2.5), detected_until(5)]):
         status, out, _ = run(files, *on_grid)
         assert status == 0
         assert "\ngrid of the snippet protocols: 2.5 snippets per second (from " in out
@@ -196,7 +200,7 @@ def test_command_takes_the_grid_from_the_files_if_they_agree(run):
 
 
 def test_command_only_on_the_videos_of_both_files(run):
-    first, second = (dict(found_until(5)) for _ in "AB")
+    first, second = (dict(detected_until(5)) for _ in "AB")
     del first["d"], second["a"]
     status, out, _ = run([first, second], "--resamples", 9)
     assert status == 0
@@ -211,13 +215,13 @@ def test_command_only_on_the_videos_of_both_files(run):
 @pytest.mark.parametrize(
     ("lists", "options", "message"),
     [
-        ([found_until(5)] * 3, [], "expected one or two detection files, got 3"),
-        ([found_until(5), '{"results": {'], [], "1.json: not valid JSON"),
-        ([found_until(5), found_until(0)], [], "1.json: video 'a', detection 0: the segment"),
-        ([found_until(5)], ["--resamples", "0"], "at least 1 resample"),
-        ([found_until(5)], ["--seed", "-1"], "a seed of at least 0"),
-        ([found_until(5)], ["--subset", "val"], "no video of subset 'val'"),
-        ([found_until(5)], ["--resamples", "many"], "(see python -m eval.compare --help)"),
+        ([detected_until(5)] * 3, [], "expected one or two detection files, got 3"),
+        ([detected_until(5), '{"results": {'], [], "1.json: not valid JSON"),
+        ([detected_until(5), detected_until(0)], [], "1.json: video 'a', detection 0: the segment"),
+        ([detected_until(5)], ["--resamples", "0"], "at least 1 resample"),
+        ([detected_until(5)], ["--seed", "-1"], "a seed of at least 0"),
+        ([detected_until(5)], ["--subset", "val"], "no video of subset 'val'"),
+        ([detected_until(5)], ["--resamples", "many"], "(see python -m eval.compare --help)"),
     ],
 )
 def test_command_refuses_in_one_line(run, lists, options, message):
@@ -229,13 +233,24 @@ def test_command_refuses_in_one_line(run, lists, options, message):
 
 def test_real_list_against_itself_with_shuffled_scores(reference):
     truth = read_ground_truth(reference / "data/thumos14/annotations.json", "test")
-    found = read_detections(reference / "data/detections/thumos14_base_model_31587.json")
+    detections = read_detections(reference / "data/detections/thumos14_base_model_31587.json")
     rng = np.random.default_rng(0)
-    picked = rng.choice(len(found), round(0.05 * len(found)), replace=False)
-    score = found.score.copy()
+    picked = rng.choice(len(detections), round(0.05 * len(detections)), replace=False)
+    score = detections.score.copy()
     score[picked] = score[rng.permutation(picked)]
     spec = DATASETS["thumos14"]
-    lists = (found, type(found)(found.videos, found.classes, found.video, found.label, found.start, found.end, score))
+    lists = (
+        detections,
+        type(detections)(
+            detections.videos,
+            detections.classes,
+            detections.video,
+            detections.label,
+            detections.start,
+            detections.end,
+            score,
+        ),
+    )
     results = [evaluate_detections(truth, table, spec.tiou_thresholds) for table in lists]
     rows = compare(results, named_means(spec.tiou_thresholds, spec.tiou_thresholds, spec.average_ranges))
     last = rows[-2]  # 0.1:0.7

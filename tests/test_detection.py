@@ -31,13 +31,13 @@ BETTER = {
 }
 
 
-def plain_ap(truth, found, threshold):
-    """Apply the rule to one class. truth: rows (video, start, end); found: the same with a score."""
+def plain_ap(truth, detections, threshold):
+    """Apply the rule to one class. truth: rows (video, start, end); detections: the same with a score."""
     taken, hits, precisions = set(), 0, []
     crowd = Counter(video for video, _, _ in truth)
-    by_score = sorted(range(len(found)), key=lambda row: (found[row][3], row), reverse=True)
+    by_score = sorted(range(len(detections)), key=lambda row: (detections[row][3], row), reverse=True)
     for rank, row in enumerate(by_score, start=1):
-        video, start, end, _ = found[row]
+        video, start, end, _ = detections[row]
         best, best_key = None, (0.0, 0.0)
         for index, (other, first, last) in enumerate(truth):
             shared = max(0.0, min(end, last) - max(start, first))
@@ -55,10 +55,10 @@ def plain_ap(truth, found, threshold):
     return sum(max(p for r, p in precisions if r >= point) for point in points) / len(truth)
 
 
-def plain_matrix(truth, found, classes, thresholds):
-    """Return AP [threshold][class]. truth: rows (video, label, start, end); found: the same with a score."""
+def plain_matrix(truth, detections, classes, thresholds):
+    """Return AP [threshold][class]. truth: rows (video, label, start, end); detections: the same with a score."""
     rows = {c: [(v, s, e) for v, label, s, e in truth if label == c] for c in classes}
-    hits = {c: [(v, s, e, score) for v, label, s, e, score in found if label == c] for c in classes}
+    hits = {c: [(v, s, e, score) for v, label, s, e, score in detections if label == c] for c in classes}
     return [[plain_ap(rows[c], hits[c], t) if rows[c] else np.nan for c in classes] for t in thresholds]
 
 
@@ -96,9 +96,11 @@ def test_tied_scores_have_the_documented_order(reference):
     data = json.loads((reference / "data/eval_cases/small/03_tie_coarse_200.json").read_text())
     entries = {video: entry["annotations"] for video, entry in data["gt"]["database"].items()}
     truth = [(v, a["label"], *a["segment"]) for v, rows in entries.items() for a in rows]
-    found = [(v, a["label"], *a["segment"], a["score"]) for v, rows in data["pred"]["results"].items() for a in rows]
+    detections = [
+        (v, a["label"], *a["segment"], a["score"]) for v, rows in data["pred"]["results"].items() for a in rows
+    ]
     result = evaluate_detections(data["gt"], data["pred"], data["tiou_thresholds"])
-    expected = plain_matrix(truth, found, result.classes, data["tiou_thresholds"])
+    expected = plain_matrix(truth, detections, result.classes, data["tiou_thresholds"])
     np.testing.assert_allclose(result.ap, expected, rtol=1e-12)
 
 
@@ -181,13 +183,13 @@ detected = st.lists(st.tuples(names, spans, scores).map(lambda row: (*row[0], *r
 
 @settings(max_examples=1000)
 @given(instances, detected, st.permutations([0.1, 0.25, 0.5, 1.0]), st.sampled_from([1, 7, 1 << 13]))
-def test_equals_the_plain_matcher(truth, found, thresholds, block):
+def test_equals_the_plain_matcher(truth, detections, thresholds, block):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(eval.matching, "FIRST_BLOCK", block)  # a small case in one block, or in many
         patch.setattr(eval.matching, "LARGEST_BLOCK", 2 * block)
         names = ("v", "w"), ("x", "y")
-        result = evaluate_detections(table(truth, *names), table(found, *names), thresholds)
-    np.testing.assert_allclose(result.ap, plain_matrix(truth, found, (0, 1), thresholds), rtol=1e-12)
+        result = evaluate_detections(table(truth, *names), table(detections, *names), thresholds)
+    np.testing.assert_allclose(result.ap, plain_matrix(truth, detections, (0, 1), thresholds), rtol=1e-12)
     for row in result.matched:  # no segment is taken twice
         hits = row[row >= 0]
         assert len(np.unique(hits)) == len(hits)
@@ -206,29 +208,29 @@ def predictions(*rows):
 
 
 def test_class_columns():
-    found = predictions(("x", 0.5, 20, 30))
-    result = evaluate_detections(annotations(), found, [0.5])
+    detections = predictions(("x", 0.5, 20, 30))
+    result = evaluate_detections(annotations(), detections, [0.5])
     assert result.classes == ("y", "x")
     assert result.ap.tolist() == [[0.0, 1.0]]
-    result = evaluate_detections(annotations(classes=["x", "y", "z"]), found, [0.5])
+    result = evaluate_detections(annotations(classes=["x", "y", "z"]), detections, [0.5])
     assert result.classes == ("x", "y", "z")
     np.testing.assert_array_equal(result.ap, [[1.0, 0.0, np.nan]])
     assert result.map.tolist() == [0.5]
     assert result.as_dict()["ap"] == [[1.0, 0.0, None]]
-    assert evaluate_detections(annotations(), found, [0.5], classes=["x"]).ap.tolist() == [[1.0]]
+    assert evaluate_detections(annotations(), detections, [0.5], classes=["x"]).ap.tolist() == [[1.0]]
 
 
 def test_only_these_videos():
     data = annotations()
     data["database"]["b"]["annotations"] = [{"label": "x", "segment": [0, 10]}]
-    found = predictions(("x", 0.5, 20, 30))
-    found["results"]["unknown"] = [{"label": "x", "score": 0.9, "segment": [0, 1]}]
-    assert evaluate_detections(data, found, [0.5], classes=["x"]).map.tolist() == [0.25]
-    result = evaluate_detections(data, found, [0.5], videos=["a"], classes=["x"])
+    detections = predictions(("x", 0.5, 20, 30))
+    detections["results"]["unknown"] = [{"label": "x", "score": 0.9, "segment": [0, 1]}]
+    assert evaluate_detections(data, detections, [0.5], classes=["x"]).map.tolist() == [0.25]
+    result = evaluate_detections(data, detections, [0.5], videos=["a"], classes=["x"])
     assert result.map.tolist() == [1.0]
     assert result.notes == ()
     with pytest.raises(InputError, match="lacks nowhere"):
-        evaluate_detections(data, found, [0.5], videos=["a", "nowhere"])
+        evaluate_detections(data, detections, [0.5], videos=["a", "nowhere"])
 
 
 def test_arrays_files_and_dicts_give_the_same_result(tmp_path):
@@ -240,14 +242,14 @@ def test_arrays_files_and_dicts_give_the_same_result(tmp_path):
     (tmp_path / "d.csv").write_text("\n".join(["t-start,t-end,video-id,label,score", *lines]) + "\n")
     (tmp_path / "annotations.json").write_text(json.dumps(annotations()))
     results = [
-        evaluate_detections(truth, found, [0.3, 0.9])
+        evaluate_detections(truth, detections, [0.3, 0.9])
         for truth in (
             annotations(),
             tmp_path / "annotations.json",
             tmp_path,
             read_ground_truth(annotations(), "test"),
         )
-        for found in (
+        for detections in (
             records,
             tmp_path / "d.json",
             tmp_path / "d.csv",
@@ -260,9 +262,9 @@ def test_arrays_files_and_dicts_give_the_same_result(tmp_path):
 def test_localized_table_is_in_seconds():
     kinds = [("label", int), ("start", int), ("end", int), ("score", float)]
     localized = {"a": np.array([(1, 3, 8, 0.5)], dtype=kinds), "b": np.array([], dtype=kinds)}
-    found = localized_table(localized, ["x", "y"], 25 / 16)
-    assert found.videos == ("a", "b")
-    assert (found.start.tolist(), found.end.tolist(), found.label.tolist()) == ([1.92], [5.12], [1])
+    detections = localized_table(localized, ["x", "y"], 25 / 16)
+    assert detections.videos == ("a", "b")
+    assert (detections.start.tolist(), detections.end.tolist(), detections.label.tolist()) == ([1.92], [5.12], [1])
 
 
 @pytest.mark.parametrize("thresholds", [[], [0.0], [1.5], [np.nan]])
@@ -272,9 +274,9 @@ def test_thresholds_outside_their_range_are_refused(thresholds):
 
 
 def test_bad_rows_in_arrays_are_named():
-    found = table([(0, 0, 1, 2, 0.5), (0, 0, 3, 2, 0.5)], ("a", "b"), ("y", "x"))
+    detections = table([(0, 0, 1, 2, 0.5), (0, 0, 3, 2, 0.5)], ("a", "b"), ("y", "x"))
     with pytest.raises(InputError, match="video 'a', row 1.*ends before"):
-        evaluate_detections(annotations(), found, [0.5])
-    found.end[1], found.score[0] = 4, np.nan
+        evaluate_detections(annotations(), detections, [0.5])
+    detections.end[1], detections.score[0] = 4, np.nan
     with pytest.raises(InputError, match="video 'a', row 0"):
-        evaluate_detections(annotations(), found, [0.5])
+        evaluate_detections(annotations(), detections, [0.5])

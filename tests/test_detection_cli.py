@@ -17,15 +17,15 @@ TRUTH = {
     },
     "classes": ["x", "z"],
 }
-FOUND = {"results": {"a": [{"label": "x", "score": 0.5, "segment": [1.0, 4.0]}]}}
+DETECTIONS = {"results": {"a": [{"label": "x", "score": 0.5, "segment": [1.0, 4.0]}]}}
 
 
 @pytest.fixture
 def run(tmp_path, run_main):
     """Run the command on these contents (text or JSON) and options; return exit status, stdout and stderr."""
 
-    def command(truth, found, *options, predictions="found.json"):
-        for name, content in (("truth.json", truth), (predictions, found)):
+    def command(truth, detections, *options, predictions="detections.json"):
+        for name, content in (("truth.json", truth), (predictions, detections)):
             if content is not None:
                 text = content if isinstance(content, str) else json.dumps(content)
                 (tmp_path / name).write_text(text)
@@ -36,7 +36,7 @@ def run(tmp_path, run_main):
 
 
 def test_table_and_json(run, tmp_path):
-    status, out, err = run(TRUTH, FOUND, "--json", tmp_path / "out.json")
+    status, out, err = run(TRUTH, DETECTIONS, "--json", tmp_path / "out.json")
     assert (status, err) == (0, "")
     head, row = out.splitlines()
     assert head.split() == ["mAP@tIoU", *(f"0.{i}" for i in range(1, 10)), "0.1:0.5", "0.1:0.7", "0.1:0.9"]
@@ -51,7 +51,9 @@ def test_table_and_json(run, tmp_path):
 
 
 def test_all_applicable_protocols(run, tmp_path):
-    status, out, _ = run(TRUTH, FOUND, "--protocol", "all", "--tiou-thresholds", 0.5, "--json", tmp_path / "o.json")
+    status, out, _ = run(
+        TRUTH, DETECTIONS, "--protocol", "all", "--tiou-thresholds", 0.5, "--json", tmp_path / "o.json"
+    )
     assert status == 0
     protocols = ["snippet", "seconds", "snippet-delu"]  # the others need videos that this file lacks
     assert [line.split()[0] for line in out.splitlines()[2:]] == protocols
@@ -59,8 +61,8 @@ def test_all_applicable_protocols(run, tmp_path):
 
 
 def test_unknown_videos_and_classes_have_a_note_each(run):
-    found = {"results": {**FOUND["results"], "v": [{"label": "q", "score": 1, "segment": [0, 1]}] * 2}}
-    status, out, _ = run(TRUTH, found)
+    detections = {"results": {**DETECTIONS["results"], "v": [{"label": "q", "score": 1, "segment": [0, 1]}] * 2}}
+    status, out, _ = run(TRUTH, detections)
     assert status == 0
     assert [line for line in out.splitlines() if line.startswith("note: ")] == [
         "note: 2 detections of 1 videos that the ground truth lacks count as false positives: v",
@@ -80,7 +82,7 @@ def test_unknown_videos_and_classes_have_a_note_each(run):
     ],
 )
 def test_a_mean_has_a_range_as_its_name_only_if_it_is_the_published_one(run, thresholds, names, means):
-    status, out, _ = run(TRUTH, FOUND, "--tiou-thresholds", *thresholds)
+    status, out, _ = run(TRUTH, DETECTIONS, "--tiou-thresholds", *thresholds)
     assert status == 0
     head, values = (line.split()[1 + len(thresholds) :] for line in out.splitlines())
     assert (head, values) == (names, means)
@@ -97,42 +99,43 @@ def test_a_mean_has_a_range_as_its_name_only_if_it_is_the_published_one(run, thr
 )
 def test_the_grid_is_that_of_the_detections(run, tmp_path, stored, options, rate, source):
     options = ["--protocol", "snippet", "--json", tmp_path / "o.json", *options]
-    status, out, _ = run(TRUTH, {**FOUND, **stored}, *options)
+    status, out, _ = run(TRUTH, {**DETECTIONS, **stored}, *options)
     assert status == 0
     assert out.startswith(f"grid of the snippet protocols: {rate} snippets per second ({source}")
-    found = json.loads((tmp_path / "o.json").read_text())
-    on_grid = evaluate_detections(TRUTH, FOUND, found["tiou_thresholds"], protocol="snippet", snippet_rate=float(rate))
-    assert found["map"] == on_grid.map.tolist()
-    assert "grid" not in run(TRUTH, {**FOUND, **stored})[1]  # seconds
+    scores = json.loads((tmp_path / "o.json").read_text())
+    thresholds = scores["tiou_thresholds"]
+    on_grid = evaluate_detections(TRUTH, DETECTIONS, thresholds, protocol="snippet", snippet_rate=float(rate))
+    assert scores["map"] == on_grid.map.tolist()
+    assert "grid" not in run(TRUTH, {**DETECTIONS, **stored})[1]  # seconds
 
 
 def test_annotated_videos_without_an_entry_have_a_note_and_can_be_left_out(run):
     one = {"subset": "test", "annotations": [{"label": "x", "segment": [1, 5]}]}
     empty = {"subset": "test", "annotations": []}
     truth = {"database": {"a": one, "b": one, "c": one, "d": one, "e": empty}}
-    found = {"results": {**FOUND["results"], "b": [], "unknown": FOUND["results"]["a"]}}
-    status, out, _ = run(truth, found, "--tiou-thresholds", 0.5)
+    detections = {"results": {**DETECTIONS["results"], "b": [], "unknown": DETECTIONS["results"]["a"]}}
+    status, out, _ = run(truth, detections, "--tiou-thresholds", 0.5)
     assert status == 0
     assert (
         "note: 2 annotated videos have no entry in the detections; their segments count as missed "
         "(--only-detected leaves them out)\n"
     ) in out
     assert out.splitlines()[-1].split()[1] == "12.50"
-    status, out, _ = run(truth, found, "--tiou-thresholds", 0.5, "--only-detected")
+    status, out, _ = run(truth, detections, "--tiou-thresholds", 0.5, "--only-detected")
     assert status == 0
     assert out.splitlines()[0] == (
         "note: 2 of 4 annotated videos are evaluated: those with an entry; 1 detections of other videos are dropped"
     )
     assert out.splitlines()[-1].split()[1] == "50.00"
-    assert "note" not in run(truth, {"results": {**dict.fromkeys("bcd", []), **FOUND["results"]}})[1]
+    assert "note" not in run(truth, {"results": {**dict.fromkeys("bcd", []), **DETECTIONS["results"]}})[1]
     assert run(truth, {"results": {"unknown": []}}, "--only-detected")[0] == 2
 
 
 def test_a_protocol_that_leaves_videos_out_does_not_miss_them(run):
     one = {"subset": "test", "annotations": [{"label": "x", "segment": [1, 5]}]}
     truth = {"database": dict.fromkeys(["a", *LEFT_OUT], one)}
-    assert "note: 2 annotated videos" in run(truth, FOUND, "--protocol", "seconds")[1]
-    assert "note" not in run(truth, FOUND, "--protocol", "seconds-210")[1]
+    assert "note: 2 annotated videos" in run(truth, DETECTIONS, "--protocol", "seconds")[1]
+    assert "note" not in run(truth, DETECTIONS, "--protocol", "seconds-210")[1]
 
 
 @pytest.mark.parametrize("module", ["eval.detection", "eval.compare", "eval.diagnosis"])
@@ -148,7 +151,7 @@ def test_every_option_has_a_help_text(module, monkeypatch):
 
 @pytest.mark.parametrize("options", [["--protocol", "unknown"], ["--snippet-rate", "fast"], ["--wrong\noption"]])
 def test_wrong_options_are_one_line(run, options):
-    status, out, err = run(TRUTH, FOUND, *options)
+    status, out, err = run(TRUTH, DETECTIONS, *options)
     assert (status, out) == (2, "")
     assert err.startswith("error: ") and err.endswith(" (see python -m eval.detection --help)\n")
     assert err.count("\n") == 1
@@ -159,34 +162,40 @@ def row(**changes):
 
 
 @pytest.mark.parametrize(
-    ("found", "message"),
+    ("detections", "message"),
     [
-        (row(score=float("nan")), "found.json: video 'a', detection 0: not finite"),
-        (row(segment=[4, 1]), "found.json: video 'a', detection 0: the segment [4, 1] ends before it starts"),
+        (row(score=float("nan")), "detections.json: video 'a', detection 0: not finite"),
+        (row(segment=[4, 1]), "detections.json: video 'a', detection 0: the segment [4, 1] ends before it starts"),
         (row(segment=[1, "soon"]), "not numbers"),
         (row(segment=[1, 10**400]), "video 'a', detection 0: not numbers"),
         (row(score=10**400), "not numbers"),
         (row(segment="12"), "video 'a', detection 0: expected {"),
         (row(label=None), "video 'a', detection 0, label: expected a name, got None"),
         (row(label=["x"]), "expected a name, got ['x']"),
-        ('{"results": {"a": [], "b": [], "a": []}}', "found.json: the key 'a' appears more than once"),
+        ('{"results": {"a": [], "b": [], "a": []}}', "detections.json: the key 'a' appears more than once"),
         (row(segment=3), "video 'a', detection 0: expected {"),
         ({"results": {"a": [{"label": "x", "score": 1}]}}, "video 'a', detection 0: no 'segment'"),
         ({"results": {"a": {}}}, "video 'a': expected a list"),
         ({"results": {"a": 3}}, "video 'a': expected a list"),
         (TRUTH, "no 'results'"),
         ([], "no 'results'"),
-        ({**FOUND, "snippet_rate": 0}, "found.json: 'snippet_rate': expected a positive number, got 0"),
-        ({**FOUND, "snippet_rate": "fast"}, "found.json: 'snippet_rate': expected a positive number, got 'fast'"),
-        ({**FOUND, "snippet_rate": float("nan")}, "found.json: 'snippet_rate': expected a positive number, got nan"),
+        ({**DETECTIONS, "snippet_rate": 0}, "detections.json: 'snippet_rate': expected a positive number, got 0"),
+        (
+            {**DETECTIONS, "snippet_rate": "fast"},
+            "detections.json: 'snippet_rate': expected a positive number, got 'fast'",
+        ),
+        (
+            {**DETECTIONS, "snippet_rate": float("nan")},
+            "detections.json: 'snippet_rate': expected a positive number, got nan",
+        ),
         ({"results": {"two\nlines": 3}}, "video 'two lines'"),
         ("", "the file is empty"),
-        (json.dumps(FOUND)[:-5], "not valid JSON"),
+        (json.dumps(DETECTIONS)[:-5], "not valid JSON"),
         (None, "No such file"),
     ],
 )
-def test_bad_detections_are_refused_in_one_line(run, found, message):
-    status, out, err = run(TRUTH, found, "--protocol", "snippet")
+def test_bad_detections_are_refused_in_one_line(run, detections, message):
+    status, out, err = run(TRUTH, detections, "--protocol", "snippet")
     assert (status, out) == (2, "")
     assert message in err
     assert err.startswith("error: ")
@@ -201,7 +210,7 @@ def test_bad_detections_are_refused_in_one_line(run, found, message):
             ["--subset", "validation"],
             "'validation' in the annotations; subsets present: ['test', 'train']",
         ),
-        (FOUND, [], "truth.json"),
+        (DETECTIONS, [], "truth.json"),
         ("", [], "the file is empty"),
         (None, [], "no such file"),
         (TRUTH, ["--tiou-thresholds", "2"], "tIoU thresholds must lie in (0, 1]"),
@@ -211,7 +220,7 @@ def test_bad_detections_are_refused_in_one_line(run, found, message):
     ],
 )
 def test_bad_ground_truth_and_options_are_refused_in_one_line(run, truth, options, message):
-    status, _, err = run(truth, FOUND, *options)
+    status, _, err = run(truth, DETECTIONS, *options)
     assert status == 2
     assert message.lower() in err.lower()
     assert err.count("\n") == 1
@@ -220,7 +229,7 @@ def test_bad_ground_truth_and_options_are_refused_in_one_line(run, truth, option
 CSV = "video-id,t-start,t-end,label,score\n"
 
 
-@pytest.mark.parametrize(("name", "text"), [("f.csv", CSV + "a,1,4,x,0.5\n"), ("f.json", json.dumps(FOUND))])
+@pytest.mark.parametrize(("name", "text"), [("f.csv", CSV + "a,1,4,x,0.5\n"), ("f.json", json.dumps(DETECTIONS))])
 def test_a_byte_order_mark_is_accepted(run, name, text):
     status, out, err = run("\ufeff" + json.dumps(TRUTH), "\ufeff" + text, predictions=name)
     assert (status, err) == (0, "")
@@ -230,23 +239,23 @@ def test_a_byte_order_mark_is_accepted(run, name, text):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("found.csv", "", "the file is empty"),
-        ("found.csv", "video,start\na,1\n", "no column ['video-id'"),
+        ("detections.csv", "", "the file is empty"),
+        ("detections.csv", "video,start\na,1\n", "no column ['video-id'"),
         (
-            "found.csv",
+            "detections.csv",
             CSV + "a,1,5,x,0.5\na,5,1,x,0.5\n",
             "video 'a', line 3: the segment [5, 1] ends before",
         ),
-        ("found.csv", CSV + "a,1\n", "video 'a', line 2: expected 5 fields"),
-        ("found.csv", "score," + CSV.replace(",score", "") + "0.5,a,1,5\n", "line 2: expected 5 fields"),
-        ("found.csv", CSV + "a,1,2,x,0.5,more\n", "line 2: expected 5 fields"),
+        ("detections.csv", CSV + "a,1\n", "video 'a', line 2: expected 5 fields"),
+        ("detections.csv", "score," + CSV.replace(",score", "") + "0.5,a,1,5\n", "line 2: expected 5 fields"),
+        ("detections.csv", CSV + "a,1,2,x,0.5,more\n", "line 2: expected 5 fields"),
         (
-            "found.csv",
+            "detections.csv",
             CSV + 'a,1,5,"x,0.5\na,1,5,x,0.5\n',
             "not a CSV file (unexpected end of data); is a quote left open",
         ),
-        ("found.csv", CSV + '"a\nb",5,1,x,0.5\n', "video 'a b', line 3: the segment [5, 1] ends before"),
-        ("found.npy", "x", "expected detections as a .json or .csv file"),
+        ("detections.csv", CSV + '"a\nb",5,1,x,0.5\n', "video 'a b', line 3: the segment [5, 1] ends before"),
+        ("detections.npy", "x", "expected detections as a .json or .csv file"),
     ],
 )
 def test_bad_csv_and_file_types(run, name, text, message):

@@ -29,17 +29,17 @@ from utils.segments import tiou
 THUMOS = DATASETS["thumos14"].tiou_thresholds
 
 
-def evaluated(truth, found, thresholds=(0.5,), protocol="seconds"):
-    """Evaluate rows. truth: (video, label, start, end); found: the same with a score."""
+def evaluated(truth, detections, thresholds=(0.5,), protocol="seconds"):
+    """Evaluate rows. truth: (video, label, start, end); detections: the same with a score."""
     table = make_table(truth)
-    return evaluate_detections(table, make_table(found), thresholds, protocol=protocol)
+    return evaluate_detections(table, make_table(detections), thresholds, protocol=protocol)
 
 
 TRUTH = [("v", "run", 0, 10), ("v", "run", 100, 110), ("v", "jump", 50, 60), ("w", "jump", 0, 10)]
 
 
 @pytest.mark.parametrize(
-    ("found", "kind"),
+    ("detection", "kind"),
     [
         (("v", "run", 1, 10, 0.5), "true positive"),
         (("v", "run", 0, 5, 0.5), "true positive"),  # tIoU exactly 0.5
@@ -55,8 +55,8 @@ TRUTH = [("v", "run", 0, 10), ("v", "run", 100, 110), ("v", "jump", 50, 60), ("w
         (("a video without annotations", "run", 0, 10, 0.5), "background"),
     ],
 )
-def test_each_kind_of_error(found, kind):
-    result = evaluated(TRUTH, [("v", "run", 100, 110, 0.9), found])
+def test_each_kind_of_error(detection, kind):
+    result = evaluated(TRUTH, [("v", "run", 100, 110, 0.9), detection])
     assert [KINDS[number] for number in error_kinds(result)[0]] == ["true positive", kind]
 
 
@@ -75,14 +75,19 @@ def test_the_better_overlap_decides_and_ties_are_the_own_class():
     assert KINDS[error_kinds(evaluated(twice, [("v", "run", 0, 4, 1)]))[0, 0]] == "localization"
     # the jump overlaps by 0.5, the run, which is taken, by 0.4
     near = [("v", "jump", 0, 10), ("v", "run", 0, 4)]
-    found = [("v", "run", 0, 4, 0.9), ("v", "run", 0, 5, 0.8)]
-    assert KINDS[error_kinds(evaluated(near, found, (0.3,)))[0, 1]] == "double detection"
-    assert KINDS[error_kinds(evaluated(near, [*found, ("v", "run", 0, 8, 0.7)], (0.3,)))[0, 2]] == "wrong label"
+    detections = [("v", "run", 0, 4, 0.9), ("v", "run", 0, 5, 0.8)]
+    assert KINDS[error_kinds(evaluated(near, detections, (0.3,)))[0, 1]] == "double detection"
+    assert KINDS[error_kinds(evaluated(near, [*detections, ("v", "run", 0, 8, 0.7)], (0.3,)))[0, 2]] == "wrong label"
 
 
 def test_profile_slices_by_class():
-    found = [("v", "run", 0, 10, 0.9), ("v", "run", 30, 40, 0.8), ("v", "run", 0, 10, 0.7), ("v", "jump", 50, 60, 0.1)]
-    profile = np.array(diagnose(evaluated(TRUTH, found))["profile"])[0]
+    detections = [
+        ("v", "run", 0, 10, 0.9),
+        ("v", "run", 30, 40, 0.8),
+        ("v", "run", 0, 10, 0.7),
+        ("v", "jump", 50, 60, 0.1),
+    ]
+    profile = np.array(diagnose(evaluated(TRUTH, detections))["profile"])[0]
     assert profile[0].tolist() == [2, 0, 0, 0, 0, 1]  # run: places 1 and 2, jump: place 1
     assert profile[1].tolist() == [0, 1, 0, 0, 0, 0]  # run: place 3
     assert profile[2:].sum() == 0
@@ -91,8 +96,8 @@ def test_profile_slices_by_class():
 
 
 def test_removal_by_hand():
-    found = [("v", "run", 30, 40, 0.9), ("v", "run", 0, 10, 0.8), ("v", "run", 100, 110, 0.7)]
-    diagnosis = diagnose(evaluated(TRUTH[:2], found))
+    detections = [("v", "run", 30, 40, 0.9), ("v", "run", 0, 10, 0.8), ("v", "run", 100, 110, 0.7)]
+    diagnosis = diagnose(evaluated(TRUTH[:2], detections))
     assert diagnosis["average_map"] == pytest.approx(2 / 3)  # precisions 1/2 and 2/3
     gains = {kind: gain["average_map"] for kind, gain in diagnosis["removal"].items()}
     assert gains == pytest.approx(dict.fromkeys(KINDS[1:], 0) | {"background": 1 / 3})
@@ -102,16 +107,16 @@ def test_removal_by_hand():
 def test_normalized_map_by_hand():
     # 3 runs and 1 jump, so each class counts as 2. The jump's precision after one miss: 2 / (2 + 1).
     truth = [*TRUTH[:2], ("v", "run", 200, 210), ("v", "jump", 50, 60)]
-    found = [("v", "jump", 0, 10, 0.9), ("v", "jump", 50, 60, 0.8), ("v", "run", 0, 10, 0.7)]
-    diagnosis = diagnose(evaluated(truth, found))
+    detections = [("v", "jump", 0, 10, 0.9), ("v", "jump", 50, 60, 0.8), ("v", "run", 0, 10, 0.7)]
+    diagnosis = diagnose(evaluated(truth, detections))
     assert diagnosis["average_map"] == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert diagnosis["average_map_n"] == pytest.approx((2 / 3 + 1 / 3) / 2)
 
 
 def test_characteristics_by_hand():
     truth = [("v", "run", 0, 3), ("v", "run", 10, 16), ("w", "run", 0, 20)]
-    found = [("v", "run", 0, 3, 0.9), ("w", "run", 50, 70, 0.8), ("w", "run", 0, 20, 0.7)]
-    diagnosis = diagnose(evaluated(truth, found), {"v": 100, "w": 100})
+    detections = [("v", "run", 0, 3, 0.9), ("w", "run", 50, 70, 0.8), ("w", "run", 0, 20, 0.7)]
+    diagnosis = diagnose(evaluated(truth, detections), {"v": 100, "w": 100})
     length = {part["bin"]: part for part in diagnosis["characteristics"]["length in s"]}
     assert [part["instances"] for part in length.values()] == [1, 1, 0, 0, 1]  # upper edges belong to their bin
     # XL: place 1 hits an XS and is set aside; then a miss and a hit. As if there were 3: 3 / (3 + 1).
@@ -125,9 +130,9 @@ def test_characteristics_by_hand():
 
 
 def test_an_instance_found_too_late_is_not_found():
-    found = [("v", "run", 30, 40, 1 + place) for place in range(100)]
-    early = [*found[:18], ("v", "run", 0, 10, 0.5)]  # precision 1 / 19 > MIN_PRECISION
-    late = [*found[:20], ("v", "run", 0, 10, 0.5)]  # 1 / 21
+    detections = [("v", "run", 30, 40, 1 + place) for place in range(100)]
+    early = [*detections[:18], ("v", "run", 0, 10, 0.5)]  # precision 1 / 19 > MIN_PRECISION
+    late = [*detections[:20], ("v", "run", 0, 10, 0.5)]  # 1 / 21
     truth = TRUTH[:1]
     assert diagnose(evaluated(truth, early))["not_found"] == [0]
     assert diagnose(evaluated(truth, late))["not_found"] == [1]
@@ -184,20 +189,20 @@ ROWS = st.tuples(st.sampled_from("uv"), st.sampled_from("abc"), TIMES, st.intege
 @st.composite
 def cases(draw):
     truth = [(video, label, start, start + length) for video, label, start, length in draw(st.lists(ROWS, min_size=1))]
-    found = draw(st.lists(st.tuples(ROWS, st.integers(0, 9)), max_size=40))
-    found = [(video, label, start, start + length, score) for (video, label, start, length), score in found]
-    return evaluated(truth, found, draw(st.sampled_from([(0.5,), (0.1, 0.3, 0.7), (0.05, 1.0)])))
+    detections = draw(st.lists(st.tuples(ROWS, st.integers(0, 9)), max_size=40))
+    detections = [(video, label, start, start + length, score) for (video, label, start, length), score in detections]
+    return evaluated(truth, detections, draw(st.sampled_from([(0.5,), (0.1, 0.3, 0.7), (0.05, 1.0)])))
 
 
 def plain_kind(result, threshold, row):
     """Apply the rule of DETAD's paper and code to one detection."""
     if result.matched[threshold, row] >= 0:
         return "true positive"
-    truth, found, alpha = result.ground_truth, result.detections, result.tiou_thresholds[threshold]
+    truth, detections, alpha = result.ground_truth, result.detections, result.tiou_thresholds[threshold]
     best, right = 0.0, False
-    for instance in np.flatnonzero(truth.video == found.video[row]):
-        ends = [np.array([table.start[at], table.end[at]]) for table, at in ((truth, instance), (found, row))]
-        overlap, same = float(tiou(*ends)), truth.label[instance] == found.label[row]
+    for instance in np.flatnonzero(truth.video == detections.video[row]):
+        ends = [np.array([table.start[at], table.end[at]]) for table, at in ((truth, instance), (detections, row))]
+        overlap, same = float(tiou(*ends)), truth.label[instance] == detections.label[row]
         if overlap > best or (overlap == best and same):
             best, right = overlap, same
     if best >= alpha:
@@ -272,20 +277,22 @@ def run(tmp_path, run_main):
     """Run the command on these detections and options; return exit status, stdout and stderr."""
     truth = {"a": {"subset": "test", "duration": 50, "annotations": [{"label": "x", "segment": [1, 5]}]}}
 
-    def command(found, *options):
+    def command(detections, *options):
         (tmp_path / "truth.json").write_text(json.dumps({"database": truth}))
-        (tmp_path / "found.json").write_text(found if isinstance(found, str) else json.dumps({"results": found}))
-        paths = ["--ground-truth", tmp_path / "truth.json", "--predictions", tmp_path / "found.json"]
+        (tmp_path / "detections.json").write_text(
+            detections if isinstance(detections, str) else json.dumps({"results": detections})
+        )
+        paths = ["--ground-truth", tmp_path / "truth.json", "--predictions", tmp_path / "detections.json"]
         return run_main(main, *paths, *options)
 
     return command
 
 
-FOUND = {"a": [{"label": "x", "score": 0.5, "segment": [1.0, 4.0]}]}
+DETECTIONS = {"a": [{"label": "x", "score": 0.5, "segment": [1.0, 4.0]}]}
 
 
 def test_command_prints_writes_and_draws(run, tmp_path):
-    status, out, err = run(FOUND, "--json", tmp_path / "out.json", "--figure", tmp_path / "out.png")
+    status, out, err = run(DETECTIONS, "--json", tmp_path / "out.json", "--figure", tmp_path / "out.png")
     assert (status, err) == (0, "")
     assert out.startswith("1 detections, 1 instances (G), seconds; percent, means over tIoU 0.1 0.2")
     assert [line.split()[2] for line in out.splitlines() if line.startswith("true positive")] == ["77.8"]
@@ -296,15 +303,15 @@ def test_command_prints_writes_and_draws(run, tmp_path):
 
 
 def test_command_uses_the_stored_snippet_rate_and_notes_missing_videos(run, tmp_path):
-    found = {"results": {**FOUND, "unknown": FOUND["a"]}, "snippet_rate": 1}
+    detections = {"results": {**DETECTIONS, "unknown": DETECTIONS["a"]}, "snippet_rate": 1}
     snippet = ["--protocol", "snippet", "--json", tmp_path / "out.json"]
-    status, out, err = run(json.dumps(found), *snippet)
+    status, out, err = run(json.dumps(detections), *snippet)
     assert (status, err) == (0, "")
     assert out.startswith("grid of the snippet protocols: 1 snippets per second (from ")
     seconds = json.loads((tmp_path / "out.json").read_text())["characteristics"]["length in s"]
     assert [part["instances"] for part in seconds] == [0, 1, 0, 0, 0]  # 4 s; divided by 25/16 Hz they would be 2.6
-    assert run(json.dumps(found), *snippet, "--snippet-rate", 2)[1].startswith("grid of the snippet protocols: 2 ")
-    _, out, _ = run(json.dumps(found), "--only-detected")
+    assert run(json.dumps(detections), *snippet, "--snippet-rate", 2)[1].startswith("grid of the snippet protocols: 2 ")
+    _, out, _ = run(json.dumps(detections), "--only-detected")
     assert "note: 1 of 1 annotated videos are evaluated: those with an entry; 1 detections of other videos" in out
     _, out, _ = run({}, "--json", tmp_path / "out.json")
     (note,) = json.loads((tmp_path / "out.json").read_text())["notes"]
@@ -312,21 +319,21 @@ def test_command_uses_the_stored_snippet_rate_and_notes_missing_videos(run, tmp_
 
 
 @pytest.mark.parametrize(
-    ("found", "options", "message"),
+    ("detections", "options", "message"),
     [
-        (FOUND, ["--json", "/nowhere/out.json"], "/nowhere/out.json"),
-        (FOUND, ["--figure", "/nowhere/out.png"], "error: /nowhere/out.png: cannot be written (No such file"),
-        (FOUND, ["--json", "/"], "error: /: cannot be written (it is a folder)"),
-        (FOUND, ["--protocol", "all"], "(see python -m eval.diagnosis --help)"),
-        (FOUND, ["--figure", "picture.doc"], "'doc' is not supported"),
-        (FOUND, ["--subset", "train"], "no video of subset 'train'"),
-        (FOUND, ["--tiou-thresholds", "0"], "tIoU thresholds must lie in (0, 1]"),
+        (DETECTIONS, ["--json", "/nowhere/out.json"], "/nowhere/out.json"),
+        (DETECTIONS, ["--figure", "/nowhere/out.png"], "error: /nowhere/out.png: cannot be written (No such file"),
+        (DETECTIONS, ["--json", "/"], "error: /: cannot be written (it is a folder)"),
+        (DETECTIONS, ["--protocol", "all"], "(see python -m eval.diagnosis --help)"),
+        (DETECTIONS, ["--figure", "picture.doc"], "'doc' is not supported"),
+        (DETECTIONS, ["--subset", "train"], "no video of subset 'train'"),
+        (DETECTIONS, ["--tiou-thresholds", "0"], "tIoU thresholds must lie in (0, 1]"),
         ({"a": [{"label": "x", "score": float("nan"), "segment": [1, 4]}]}, [], "detection 0: not finite"),
         ('{"results": {', [], "not valid JSON"),
     ],
 )
-def test_command_refuses_in_one_line(run, found, options, message):
-    status, _, err = run(found, *options)
+def test_command_refuses_in_one_line(run, detections, options, message):
+    status, _, err = run(detections, *options)
     assert status == 2
     assert message in err
     assert err.startswith("error: ") and err.count("\n") == 1
@@ -335,10 +342,10 @@ def test_command_refuses_in_one_line(run, found, options, message):
 def test_real_list(reference, tmp_path):
     annotations = load_annotations(reference / "data/thumos14/annotations.json")
     truth = read_ground_truth(reference / "data/thumos14/annotations.json", "test")
-    found = read_detections(reference / "data/detections/thumos14_base_model_31587.json")
+    detections = read_detections(reference / "data/detections/thumos14_base_model_31587.json")
     durations = {name: video.duration for name, video in annotations.videos.items()}
     diagnoses = {
-        protocol: diagnose(evaluate_detections(truth, found, THUMOS, protocol=protocol), durations)
+        protocol: diagnose(evaluate_detections(truth, detections, THUMOS, protocol=protocol), durations)
         for protocol in ("seconds", "snippet")
     }
     first = diagnoses["seconds"]

@@ -1,4 +1,4 @@
-"""Simulated features: reproducible, whole, shaped like the problem, and never in the place of real ones."""
+"""Simulated features: reproducible, complete, shaped like the problem, and never replacing real ones."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from utils.features.store import open_features
 from utils.formats.checksums import SUMS, read_checksums, verify_checksum
 
 BAD_NAMES = ("a//b", "/a", "a/./b", "a\0", "", "\ud800", "/".join("a" * 17))
-DEMO = parse_annotations(invent_timeline(20, 4, seed=1), "the invented timeline")
+DEMO = parse_annotations(invent_timeline(20, 4, seed=1), "the synthetic timeline")
 
 
 def contents(folder) -> dict[str, np.ndarray]:
@@ -33,7 +33,7 @@ def check_sums(folder) -> bool:
     return sorted(read_checksums(folder)) == ["annotations.json", "features.h5"]
 
 
-def test_what_is_written_fits_the_timeline(tmp_path):
+def test_features_match_the_timeline(tmp_path):
     path = simulate_features(DEMO, tmp_path / "new" / "folder", (6, 10), seed=0)
     store = open_features(path.parent)
     assert store.modality_dims == (6, 10)
@@ -47,7 +47,7 @@ def test_what_is_written_fits_the_timeline(tmp_path):
         assert file["rgb/train_0000"].dtype == np.float16
 
 
-def test_a_seed_repeats_and_the_order_of_the_videos_does_not_matter(tmp_path):
+def test_seed_decides_and_order_of_videos_does_not(tmp_path):
     reverse = replace(DEMO, videos=dict(reversed(DEMO.videos.items())))
     for name, annotations, seed in (("a", DEMO, 0), ("b", reverse, 0), ("c", DEMO, 1)):
         simulate_features(annotations, tmp_path / name, (6, 6), seed)
@@ -57,7 +57,7 @@ def test_a_seed_repeats_and_the_order_of_the_videos_does_not_matter(tmp_path):
         assert not np.array_equal(features, other[video_id])
 
 
-def test_a_slash_in_a_video_id_nests_groups_and_is_found_again(tmp_path):
+def test_video_id_with_a_slash_is_read_back(tmp_path):
     entry = {"subset": "test", "duration": 9, "labels": ["A"]}
     annotations = parse_annotations({"kitchen/cam1/v1": entry, "kitchen/v2": entry, "v3": entry}, "x")
     simulate_features(annotations, tmp_path, (4, 4))
@@ -66,8 +66,8 @@ def test_a_slash_in_a_video_id_nests_groups_and_is_found_again(tmp_path):
     assert {features.shape for features in found.values()} == {(14, 8)}
 
 
-def test_flow_tells_when_and_appearance_tells_only_where():
-    """Regress inside/outside on each stream on every other video; measure it on the rest."""
+def test_flow_shows_when_and_appearance_does_not():
+    """Regress inside/outside on each stream of every other video; test it on the rest."""
     correlation = {}
     for stream, name in enumerate(("rgb", "flow")):
         features, inside = [], []
@@ -85,7 +85,7 @@ def test_flow_tells_when_and_appearance_tells_only_where():
     assert correlation["rgb"] < correlation["flow"] - 0.15
 
 
-def test_an_invented_timeline():
+def test_synthetic_timeline():
     content = invent_timeline(50, 5, seed=2)
     assert content == invent_timeline(50, 5, seed=2)
     annotations = parse_annotations(content, "x")
@@ -105,7 +105,7 @@ def test_an_invented_timeline():
     assert lengths.max() > 12
 
 
-def test_another_seed_may_replace_what_was_simulated(tmp_path):
+def test_simulated_files_may_be_replaced(tmp_path):
     simulate_features(DEMO, tmp_path, (4, 4), seed=0)
     other = parse_annotations(invent_timeline(3, 2, seed=9), "x")
     simulate_features(other, tmp_path, (4, 4), seed=0)
@@ -128,12 +128,12 @@ def test_other_annotations_are_never_replaced(tmp_path):
     before = (tmp_path / "annotations.json").read_bytes()
     with pytest.raises(InputError, match="other annotations"):
         simulate_features(DEMO, tmp_path, (4, 4))
-    simulate_features(load_annotations(tmp_path), tmp_path, (4, 4))  # beside its own annotations: fine
+    simulate_features(load_annotations(tmp_path), tmp_path, (4, 4))  # beside its own annotations is allowed
     assert (tmp_path / "annotations.json").read_bytes() == before
     assert check_sums(tmp_path)
 
 
-def test_what_was_simulated_before_there_were_checksums_may_be_replaced(tmp_path):
+def test_files_without_checksums_may_be_replaced(tmp_path):
     with h5py.File(tmp_path / "features.h5", "w") as file:
         file.attrs["simulated"] = MARK
     simulate_features(DEMO, tmp_path, (4, 4))
@@ -148,8 +148,8 @@ def test_what_was_simulated_before_there_were_checksums_may_be_replaced(tmp_path
         "utils.features.convert.format_checksums",
     ],
 )
-def test_a_kill_leaves_whole_files_and_no_sums_that_accuse_them(tmp_path, killed_in):
-    """Before, between and after the two files take their names."""
+def test_kill_leaves_complete_files_and_no_wrong_checksums(tmp_path, killed_in):
+    """Before, between and after the renames of the two files."""
     simulate_features(DEMO, tmp_path, (4, 4), seed=0)
     old = (tmp_path / "features.h5").read_bytes()
     code = f"""
@@ -169,7 +169,7 @@ with mock.patch({killed_in!r}, lambda *_, **__: os.kill(os.getpid(), signal.SIGK
     assert check_sums(tmp_path)
 
 
-def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
+def test_error_changes_nothing(tmp_path, monkeypatch):
     simulate_features(DEMO, tmp_path, (4, 4))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr("utils.features.simulate.simulate_video", lambda *_: 1 / 0)
@@ -179,7 +179,7 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("database", "dims", "seed", "says"),
+    ("database", "dims", "seed", "message"),
     [
         ({"v": {"subset": "t"}}, (4, 4), 0, "neither a duration nor a segment"),
         ({"v": {"subset": "t", "duration": 9}}, (4, 0), 0, "widths"),
@@ -190,8 +190,8 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
         *(({name: {"subset": "t", "duration": 9}}, (4, 4), 0, "rename|expected a name") for name in BAD_NAMES),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_written(tmp_path, database, dims, seed, says):
-    with pytest.raises(InputError, match=says):
+def test_bad_input_is_refused_before_writing(tmp_path, database, dims, seed, message):
+    with pytest.raises(InputError, match=message):
         simulate_features(
             parse_annotations({"classes": ["A"], "database": database}, "x"), tmp_path / "out", dims, seed
         )
@@ -203,7 +203,7 @@ def run_script(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_the_script_as_a_user_runs_it(tmp_path):
+def test_script(tmp_path):
     (tmp_path / "given.json").write_text(json.dumps(annotations_to_json(DEMO)))
     result = run_script("--annotations", tmp_path / "given.json", "--out", tmp_path / "out", "--dims", 4, 8)
     assert result.returncode == 0, result.stderr
@@ -215,7 +215,7 @@ def test_the_script_as_a_user_runs_it(tmp_path):
     assert absent.stderr.count("\n") == 1
 
 
-def test_a_real_timeline(reference, tmp_path):
+def test_real_timeline(reference, tmp_path):
     annotations = load_annotations(reference / "data" / "thumos14")
     simulate_features(annotations, tmp_path, (4, 4))
     assert len(contents(tmp_path)) == 412

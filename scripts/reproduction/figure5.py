@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from eval.html_report.finished_run import FinishedRun, read_runs
 from eval.outputs import open_outputs
-from eval.pictures import DETECTION, FUSED, GROUND_TRUTH
+from eval.pictures import DETECTION_COLOR, FUSED_COLOR, GROUND_TRUTH_COLOR
 from eval.tables import Table as Detections
 from utils.annotations import Annotations, Video, load_annotations
 from utils.errors import InputError
@@ -79,14 +79,14 @@ def _draw_video(part: Figure, video: Video, runs: dict[str, FinishedRun]) -> Non
     axes = part.subplots(1 + len(runs), 1, sharex=True, height_ratios=(0.35, *[1] * len(runs)))
     axes[0].set_title(f"{video.video_id} · {label}", loc="left", fontsize=10)
     axes[0].set(yticks=[0.5], yticklabels=["truth"], ylim=(0, 1))
-    _draw_segments(axes[0], truth, GROUND_TRUTH, np.ones(len(truth)))
+    _draw_segments(axes[0], truth, GROUND_TRUTH_COLOR, np.ones(len(truth)))
     for track, (name, run) in zip(axes[1:], runs.items(), strict=True):
         with open_outputs(run.outputs) as outputs:
             attention = outputs[video.video_id]["attention"]
         times = snippets_to_seconds(np.arange(len(attention)) + 0.5, run.snippet_rate)
         segments, scores = _best_detections(run.detections, video.video_id, label, max(1, len(truth)))
-        _draw_segments(track, segments, DETECTION, MAX_OPACITY * scores / max(scores.max(initial=0), 1e-9))
-        track.plot(times, attention, color=FUSED, linewidth=1)
+        _draw_segments(track, segments, DETECTION_COLOR, MAX_OPACITY * scores / max(scores.max(initial=0), 1e-9))
+        track.plot(times, attention, color=FUSED_COLOR, linewidth=1)
         track.set(ylim=(0, 1), yticks=[0, 1], ylabel=name, xlim=(0, times[-1]))
     axes[-1].set_xlabel("seconds; curve: attention; boxes: the best detections, as many as there are segments")
 

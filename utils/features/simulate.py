@@ -1,15 +1,15 @@
-"""Simulated two-stream features over a real or an invented timeline.
+"""Simulated two-stream features over real or synthetic annotations.
 
-They stand in for features that are absent: to rehearse a full-size experiment, and for the demo. What they
-share with real ones is the structure that weakly supervised localization lives on:
+They replace missing features in the demo and in rehearsals of full-size experiments. They share with real features
+what weakly supervised localization depends on:
 
-* flow follows the action: a class's motion prototype, between its boundaries, of another strength each time;
-* appearance follows the scene: a class's scene prototype over a wide window around the action and, weaker,
-  the whole video, so that RGB tells what happens but not when; in passing, another class's scene;
-* nuisance activity that goes with nothing, and noise, in both.
+* Flow follows the action: the motion prototype of a class between the action's boundaries, with varying strength.
+* Appearance follows the scene: the scene prototype of a class in a wide window around the action and, weaker, in the
+  whole video. RGB therefore shows what happens, but not when. Another class's scene appears in passing.
+* Both streams have noise and unrelated nuisance activity.
 
-Everything is non-negative as after a ReLU. Each video draws from a generator keyed by seed and video_id, each
-prototype from one keyed by seed and name, so that neither order nor company changes them.
+Values are non-negative, as after a ReLU. Each video has a random generator keyed by seed and video_id, each prototype
+one keyed by seed and name, so results depend on neither the order of videos nor the other videos.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,64 +25,76 @@ from utils.features.convert import check_hdf5_names, check_space, find_features,
 from utils.formats.files import read_json
 
 FPS, STRIDE = 25, 16
-RATE = FPS / STRIDE  # snippets a second
-DEMO = Path("data/demo")  # as configs/demo.yaml has it
-MARK = "simulated by utils/features/simulate.py"  # what this module wrote, and may therefore write again
+RATE = FPS / STRIDE  # snippets per second
+DEMO = Path("data/demo")  # as in configs/demo.yaml
+MARK = "simulated by utils/features/simulate.py"  # only files with this mark are replaced
 
 BASELINE, NOISE = 0.2, 0.35
-ACTIVE_CHANNELS = 0.15  # share of the channels that a prototype uses
-APPEARANCE = 0.25  # of the action itself in RGB, against 1 for its scene
-SCENE_OF_VIDEO = 0.4  # the scene's strength far from the action, against 1 near it
-SCENE_MARGIN = 6.0  # seconds around an action in which its scene is at full strength
+ACTIVE_CHANNELS = 0.15  # share of channels in a prototype
+APPEARANCE = 0.25  # strength of the action in RGB, relative to its scene
+SCENE_OF_VIDEO = 0.4  # strength of the scene far from the action, relative to near it
+SCENE_MARGIN = 6.0  # seconds around an action with its scene at full strength
 NUISANCES = 6
 ACTIONS = ("Clap", "Dive", "Jump", "Kick", "Lift", "Spin", "Swing", "Throw")
 
 
 def simulate_features(annotations: Annotations, out: str | Path, dims: tuple[int, int], seed: int = 0) -> Path:
-    """Write out/features.h5 (`rgb` and `flow`, (T, dims) float16, 25/16 Hz), annotations.json and SHA256SUMS.
+    """Write features.h5 (`rgb` and `flow` at 25/16 Hz), annotations.json and SHA256SUMS, atomically, video by video.
 
-    Video by video, so memory stays flat; each file appears whole or not at all. Returns the features' path.
-    InputError, before anything is written: a width below 1, a seed out of [0, 2**63), a video without a time or
-    whose name HDF5 cannot hold, too little space, or other features or annotations at `out`.
+    Args:
+        annotations: Videos, classes and segments to simulate.
+        out: Output folder.
+        dims: Channels of RGB and flow.
+        seed: Random seed in [0, 2**63).
+
+    Returns:
+        The path of features.h5.
+
+    Raises:
+        InputError: Nothing was written, because of an invalid argument, a video without a duration or with a name that
+            HDF5 cannot store, too little space, or real features or other annotations in `out`.
+
+    Shape:
+        Each video has (T, dims[0]) and (T, dims[1]) float16.
     """
     out = Path(out)
     if len(dims) != 2 or min(dims) < 1:
-        raise InputError(f"dims must be two widths of at least 1, found {tuple(dims)}")
+        raise InputError(f"expected two widths of at least 1, got {tuple(dims)}")
     if not 0 <= seed < 2**63:
-        raise InputError(f"the seed must be 0 or more, and less than 2**63, found {seed}")
+        raise InputError(f"expected a seed from 0 to 2**63 - 1, got {seed}")
     lengths = {video.video_id: _num_snippets(video) for video in annotations.videos.values()}
     check_hdf5_names(lengths)
     content = annotations_to_json(annotations)
     _check_target(out, content)
     check_space(out, 2 * sum(lengths.values()) * sum(dims))
     attributes = {"/": {"simulated": MARK, "seed": seed, "fps": FPS, "stride": STRIDE}}
-    own_timeline = not (out / "annotations.json").exists() or _marked(out / "annotations.json")
-    timeline = {"version": MARK, **content} if own_timeline else None
+    replaceable = not (out / "annotations.json").exists() or _is_marked(out / "annotations.json")
+    timeline = {"version": MARK, **content} if replaceable else None
     return write_dataset(out, _simulate(annotations, lengths, dims, seed), attributes, timeline)
 
 
 def simulate_demo(out: str | Path, dims: tuple[int, int] = (256, 256), seed: int = 0) -> Annotations:
-    """The demo's data set: 100 invented videos of 8 classes; written as simulate_features does."""
-    annotations = parse_annotations(invent_timeline(100, 8, seed), "the invented timeline")
+    """Write the demo dataset, 100 synthetic videos of 8 classes, with `simulate_features`."""
+    annotations = parse_annotations(invent_timeline(100, 8, seed), "the synthetic timeline")
     simulate_features(annotations, out, dims, seed)
     return annotations
 
 
 def provide_demo(path: str | Path) -> None:
-    """Simulate the demo's data set if it is the one that is asked for, in its own place, and it is not there yet."""
+    """Write the demo dataset if `path` is its default folder and has no features."""
     path = Path(path)
     if path.absolute() == DEMO.absolute() and not any(find_features(path)):
-        print(f"{path} is not there: simulating it (once)")
+        print(f"{path} not found: simulating the demo dataset (once)")
         simulate_demo(path)
 
 
 def simulate_video(
     video: Video, classes: tuple[str, ...], num_snippets: int, dims: tuple[int, int], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One video's RGB (T, D1) and flow (T, D2), float16."""
+    """Return RGB (T, D1) and flow (T, D2) of one video, float16."""
     generator = keyed_generator(seed, "video", video.video_id)
     names = list(dict.fromkeys((*video.labels, *video.segment_labels)))
-    nuisance = smooth_activity(generator, num_snippets, NUISANCES)  # (T, K), the same in both streams
+    nuisance = smooth_activity(generator, num_snippets, NUISANCES)  # (T, K), shared by both streams
     rgb = nuisance @ prototypes(seed, "nuisance rgb", range(NUISANCES), dims[0])
     flow = nuisance @ prototypes(seed, "nuisance flow", range(NUISANCES), dims[1])
     strengths = generator.uniform(0.6, 1.4, size=len(video.segments))
@@ -99,13 +111,13 @@ def simulate_video(
 
 
 def invent_timeline(num_videos: int, num_classes: int, seed: int = 0, train_fraction: float = 0.6) -> dict:
-    """The content of an annotations.json for invented videos, subsets `train` and `test`.
+    """Return the content of an annotations.json for synthetic videos in the subsets `train` and `test`.
 
-    60 to 160 s long, with instances of 1 to 30 s whose typical length is the class's own; one video in five
-    has two classes; some gaps of the test videos are ambiguous.
+    Videos last 60 to 160 s, segments 1 to 30 s around a typical length per class. One video in five has two classes.
+    Some gaps in test videos are ambiguous.
     """
     if num_videos < 1 or num_classes < 1:
-        raise InputError(f"a timeline needs videos and classes, not {num_videos} and {num_classes}")
+        raise InputError(f"expected at least one video and one class, got {num_videos} and {num_classes}")
     classes = [*ACTIONS[:num_classes], *(f"Action{index}" for index in range(len(ACTIONS), num_classes))]
     generator = keyed_generator(seed, "timeline")
     typical = dict(zip(classes, np.geomspace(3, 12, num_classes), strict=True))  # seconds
@@ -113,18 +125,20 @@ def invent_timeline(num_videos: int, num_classes: int, seed: int = 0, train_frac
     database = {}
     for index in range(num_videos):
         subset = "train" if index < num_train else "test"
-        own = [classes[index % num_classes]]  # in turn, so that no class is left out
+        own = [classes[index % num_classes]]  # in turn, so that every class occurs
         if num_classes > 1 and generator.random() < 0.2:
             own.append(classes[(index + generator.integers(1, num_classes)) % num_classes])
         database[f"{subset}_{index:04d}"] = {
             "subset": subset,
-            **_invent_video(generator, own, typical, subset),
+            **_synthetic_video(generator, own, typical, subset),
         }
     return {"classes": classes, "database": database}
 
 
-def _invent_video(generator: np.random.Generator, classes: list[str], typical: dict[str, float], subset: str) -> dict:
-    """Instances one after another with gaps between them; the first ones show each class once."""
+def _synthetic_video(
+    generator: np.random.Generator, classes: list[str], typical: dict[str, float], subset: str
+) -> dict:
+    """Return a video of segments separated by gaps; the first segments show each class once."""
     duration = round(float(generator.uniform(60, 160)), 2)
     annotations, ambiguous, time = [], [], float(generator.uniform(1, 15))
     while True:
@@ -145,7 +159,7 @@ def _invent_video(generator: np.random.Generator, classes: list[str], typical: d
 def _activities(
     video: Video, names: list[str], strengths: np.ndarray, num_snippets: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How strongly each class acts, and how much of its scene is seen, by snippet: (T, len(names)) each."""
+    """Return the strength of each class's action and of its scene per snippet, (T, len(names)) each."""
     inside = _coverage(video.segments, num_snippets)  # (N, T)
     length = video.segments[:, 1:] - video.segments[:, :1]  # (N, 1) seconds
     margin = (SCENE_MARGIN + length / 2) * [[-1, 1]]
@@ -161,20 +175,20 @@ def _activities(
 
 
 def _coverage(segments: np.ndarray, num_snippets: int) -> np.ndarray:
-    """The share of each snippet that each segment (N, 2) covers: (N, T) in [0, 1]."""
+    """Return the share of each snippet that each segment (N, 2) covers, (N, T) in [0, 1]."""
     starts, ends = segments[:, :1] * RATE, segments[:, 1:] * RATE  # in snippets
     first = np.arange(num_snippets)
     return np.clip(np.minimum(ends, first + 1) - np.maximum(starts, first), 0, 1)
 
 
 def _fade(activity: np.ndarray) -> np.ndarray:
-    """(T,) -> (T,): a transition takes about three snippets, since an extractor's receptive field is wide."""
+    """Smooth transitions over three snippets, as the receptive field of an extractor does; (T,) -> (T,)."""
     padded = np.pad(activity, 1, mode="edge")
     return (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
 
 
 def smooth_activity(generator: np.random.Generator, num_snippets: int, count: int) -> np.ndarray:
-    """(T, count) float32: bouts of activity some ten seconds long, about half of the time silent."""
+    """Return random activity (T, count) float32: periods of about ten seconds, half of the time zero."""
     knots = np.arange(0, num_snippets + 16, 8)
     values = generator.standard_normal((count, len(knots)))
     time = np.arange(num_snippets)
@@ -182,59 +196,56 @@ def smooth_activity(generator: np.random.Generator, num_snippets: int, count: in
 
 
 def observe(signal: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """(T, D) -> (T, D) float16: baseline, noise, rectified."""
+    """Add baseline and noise, and rectify; (T, D) -> (T, D) float16."""
     noise = generator.standard_normal(signal.shape, dtype=np.float32)
     return np.maximum(signal + BASELINE + NOISE * noise, 0).astype(np.float16)
 
 
 def prototypes(seed: int, kind: str, names: Iterable, dim: int) -> np.ndarray:
-    """(len(names), dim) float32, sparse and non-negative, each keyed by its own name."""
+    """Return sparse non-negative prototypes (len(names), dim) float32, each keyed by its name."""
     return np.stack([_prototype(seed, kind, str(name), dim) for name in names])
 
 
 def _prototype(seed: int, kind: str, name: str, dim: int) -> np.ndarray:
     generator = keyed_generator(seed, kind, name)
     active = generator.random(dim) < ACTIVE_CHANNELS
-    active[generator.integers(dim)] = True  # never empty, however narrow
+    active[generator.integers(dim)] = True  # at least one channel
     return (active * generator.gamma(4.0, 0.25, size=dim)).astype(np.float32)
 
 
 def keyed_generator(seed: int, *key: str) -> np.random.Generator:
+    """Return a random generator that depends on the seed and the key alone."""
     return np.random.default_rng([seed, *"/".join(key).encode()])
 
 
 def _num_snippets(video: Video) -> int:
-    """T of a video: its duration, or where nothing gives it the end of its last segment, at 25/16 Hz."""
+    """Return T of a video from its duration, or else from the end of its last segment."""
     seconds = video.duration if video.duration is not None else video.segments[:, 1].max(initial=0)
     if seconds <= 0:
-        raise InputError(f"video '{video.video_id}' has neither a duration nor a segment; give its 'duration'")
+        raise InputError(f"video '{video.video_id}' has neither a duration nor a segment; add its 'duration'")
     return max(1, int(seconds * RATE))
 
 
 def _check_target(out: Path, content: dict) -> None:
-    """Refuse to write over what is not ours, or to hide it."""
+    """Raise an InputError for real features or other annotations, which would be hidden or replaced."""
     for path in find_features(out):
         if not is_simulated(path):
             raise InputError(f"{out}: holds features that are not simulated ({path.name}); name another folder")
     timeline = out / "annotations.json"
-    if timeline.exists() and not _marked(timeline) and _other(timeline, content):
+    if timeline.exists() and not _is_marked(timeline) and annotations_to_json(load_annotations(timeline)) != content:
         raise InputError(f"{timeline}: holds other annotations; name another folder")
 
 
-def _other(timeline: Path, content: dict) -> bool:
-    return annotations_to_json(load_annotations(timeline)) != content
-
-
 def is_simulated(features: Path) -> bool:
-    """Whether a file of features was made here, and may therefore be replaced."""
+    """Return whether a feature file has the mark of this module and may be replaced."""
     try:
         with h5py.File(features, "r") as file:
-            return file.attrs.get("simulated") in (MARK, MARK.encode())  # text in files made before they had checksums
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError):  # damaged, or another's attribute of this name
+            return file.attrs.get("simulated") in (MARK, MARK.encode())  # text in files of older versions
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError):  # damaged, or another attribute of this name
         return False
 
 
-def _marked(timeline: Path) -> bool:
+def _is_marked(timeline: Path) -> bool:
     try:
         return read_json(timeline).get("version") == MARK
     except (InputError, AttributeError):

@@ -1,14 +1,13 @@
 """Simulated audio and visual features of AVE, in the release's own files, over its real labels and splits.
 
-They stand in for the release's large files (gigabytes that are not ours to ship), to rehearse the audio-visual
-experiments. What they share with real ones, and what fusion lives on:
+They replace the release's feature files of several gigabytes in rehearsals of the audio-visual experiments. They share
+with real features what fusion depends on:
 
-* the streams complement each other in kind: each class sounds like one other class and looks like another one, so that
-  only both together tell which it is;
-* and in time: in a second of the event the sound may be drowned, or the object out of sight, never both;
-* nuisance activity that goes with nothing, another one in each stream, and noise.
+* The streams complement each other in class: each class sounds like one other class and looks like another one.
+* The streams complement each other in time: in a second of the event, it may be inaudible or invisible, never both.
+* Each stream has noise and its own unrelated nuisance activity.
 
-Each clip draws from a generator keyed by seed and video_id. These features say nothing of real videos.
+Each clip has a random generator keyed by seed and video_id. Results on these features say nothing about real videos.
 """
 
 import shutil
@@ -44,21 +43,30 @@ SMALL_FILES = (
     "mil_labels.h5",
 )
 DIMS = (128, 512)  # audio, visual
-SIDE, OBJECT = 7, 3  # cells of a visual map, and of the square in it where the object is
-HEARD_ONLY, SEEN_ONLY = 0.4, 0.4  # shares of an event's seconds; in the rest it is both heard and seen
+SIDE, OBJECT = 7, 3  # side of a visual map and of the object in it, in cells
+AUDIBLE_ONLY, VISIBLE_ONLY = 0.4, 0.4  # shares of an event's seconds; in the others it is both
 
 
 def simulate_ave(release: Path, out: Path, seed: int = 0, dims: tuple[int, int] = DIMS) -> Annotations:
-    """Write `audio_feature.h5`, `visual_feature.h5` and both `..._noisy.h5` beside copies of the release's small files.
+    """Write the four feature files beside copies of the release's small files, atomically, clip by clip.
 
-    Clip by clip, so memory stays flat; each file appears whole or not at all. Returns the release's annotations.
-    InputError, before anything is written: no such release, `out` is the release itself or holds features that are not
-    simulated, too little space.
+    Args:
+        release: Folder of the release.
+        out: Output folder.
+        seed: Random seed.
+        dims: Channels of audio and visual features.
+
+    Returns:
+        The annotations of the release.
+
+    Raises:
+        InputError: Nothing was written, because the release was not found, is `out`, `out` has real features, or the
+            space is too small.
     """
     if not is_ave(release):
-        raise InputError(f"{release}: no AVE release; expected its folder with {ANNOTATIONS} and the *_order.h5")
+        raise InputError(f"{release}: not an AVE release; expected a folder with {ANNOTATIONS} and *_order.h5")
     annotations = load_annotations(release)
-    names = {True: "{}_feature_noisy.h5", False: "{}_feature.h5"}  # by whether the clips are background
+    names = {True: "{}_feature_noisy.h5", False: "{}_feature.h5"}  # by is_background
     _check_target(release, out, 2 * len(annotations.videos) * SECONDS * (dims[0] + SIDE * SIDE * dims[1]))
     out.mkdir(parents=True, exist_ok=True)
     for name in SMALL_FILES:
@@ -74,33 +82,33 @@ def simulate_ave(release: Path, out: Path, seed: int = 0, dims: tuple[int, int] 
 def simulate_clip(
     video: Video, classes: tuple[str, ...], seed: int, dims: tuple[int, int] = DIMS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One clip's audio (10, D1) and visual maps (10, 7, 7, D2), float16."""
+    """Return audio (10, D1) and visual maps (10, 7, 7, D2) of one clip, float16."""
     generator = keyed_generator(seed, "clip", video.video_id)
     signals = []
     for stream, dim in zip(("audio", "visual"), dims, strict=True):
         nuisance = smooth_activity(generator, SECONDS, NUISANCES)  # (10, K)
         signals.append(nuisance @ prototypes(seed, f"nuisance {stream}", range(NUISANCES), dim))
-    event = np.zeros((2, SECONDS, 1), dtype=np.float32)  # how strongly it is heard, and seen
+    event = np.zeros((2, SECONDS, 1), dtype=np.float32)  # strength of its sound and of its image
     index = 0
     if video.labels:
         index = classes.index(video.labels[0])
         inside = snippet_classes(video, classes, SECONDS, rate=1.0) < len(classes)
         luck = generator.random(SECONDS)
-        perceived = np.stack([luck < 1 - SEEN_ONLY, luck >= HEARD_ONLY])  # (2, 10)
+        perceived = np.stack([luck < 1 - VISIBLE_ONLY, luck >= AUDIBLE_ONLY])  # (2, 10)
         event = (perceived * inside * generator.uniform(0.6, 1.4, (2, 1)))[..., None].astype(np.float32)
     sound, look = index // 2, (index + 1) % len(classes) // 2
     audio = signals[0] + event[0] * prototypes(seed, "sound", [sound], dims[0])
     visual = event[1] * prototypes(seed, "look", [look], dims[1])
-    return observe(audio, generator), _on_a_map(visual, signals[1], generator)
+    return observe(audio, generator), _spread_on_map(visual, signals[1], generator)
 
 
-def _on_a_map(thing: np.ndarray, around: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Visual signals (10, D) of the object and of all else -> maps (10, 7, 7, D) whose mean over space is their sum."""
-    where = np.zeros((SIDE, SIDE, 1), dtype=np.float32)
+def _spread_on_map(foreground: np.ndarray, background: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return visual maps (10, 7, 7, D) whose mean over space is object plus background, (10, D) each."""
+    mask = np.zeros((SIDE, SIDE, 1), dtype=np.float32)
     top, left = generator.integers(0, SIDE - OBJECT + 1, size=2)
-    where[top : top + OBJECT, left : left + OBJECT] = SIDE * SIDE / OBJECT**2
-    common = around + NOISE * generator.standard_normal(around.shape, dtype=np.float32)
-    maps = where * thing[:, None, None] + common[:, None, None]
+    mask[top : top + OBJECT, left : left + OBJECT] = SIDE * SIDE / OBJECT**2
+    common = background + NOISE * generator.standard_normal(background.shape, dtype=np.float32)
+    maps = mask * foreground[:, None, None] + common[:, None, None]
     return observe(maps, generator)
 
 
