@@ -1,6 +1,5 @@
 """Synthetic input that resembles real input. Every function returns the same for the same seed."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -151,8 +150,10 @@ def write_dataset_files(out: Path, train: Scale, test: Scale, dim: int, dtype: s
         lengths |= counts
     annotations = parse_annotations({"classes": _class_names(train.classes), "database": database}, "synthetic videos")
     check_space(out, 2 * dim * np.dtype(dtype).itemsize * sum(lengths.values()))
-    attributes = {"/": {"simulated": "noise of scripts/benchmark.py", **RELEASE_RATE._asdict()}}
-    path = write_dataset(out, _noise_arrays(lengths, dim, dtype), attributes, annotations_to_json(annotations))
+    attributes = {"/": {"simulated": "random features of scripts/benchmark.py", **RELEASE_RATE._asdict()}}
+    read = SyntheticSource(lengths, dim).read
+    arrays = ((f"{kind}/{video}", read(kind, video).astype(dtype)) for video in lengths for kind in MODALITIES)
+    path = write_dataset(out, arrays, attributes, annotations_to_json(annotations))
     return path.stat().st_size
 
 
@@ -178,17 +179,6 @@ def store_contiguously(folder: Path) -> None:
                 new.create_dataset(f"{modality}/{video_id}", data=values[()])
     (folder / SUMS).unlink()  # its checksums are those of the old file
     partial.replace(path)
-
-
-def _noise_arrays(lengths: dict[str, int], dim: int, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield parts of one block of noise; drawing every value takes longer than the measurements."""
-    generator = np.random.default_rng(0)
-    longest = max(lengths.values())
-    noise = generator.random((2 * longest, dim), dtype=np.float32).astype(dtype)
-    for video_id, snippets in lengths.items():
-        for modality in MODALITIES:
-            start = generator.integers(longest)
-            yield f"{modality}/{video_id}", noise[start : start + snippets]
 
 
 def _class_names(count: int) -> list[str]:
