@@ -144,7 +144,7 @@ def _align(
         chosen = set(video_names)
         is_chosen = np.array([name in chosen for name in detections.videos], dtype=bool)
         detections = detections.select(is_chosen[detections.video])
-    segments, aligned = (table.renumbered(video_names, class_names) for table in (segments, detections))
+    segments, aligned = (table.renumber(video_names, class_names) for table in (segments, detections))
     segments = segments.select((segments.video >= 0) & (segments.label >= 0))
 
     notes = []
@@ -157,7 +157,7 @@ def _align(
         lacks = f"of {len(names)} classes that the ground truth lacks are dropped"
         notes.append(f"{unknown.sum()} detections {lacks}: {_first_names(names)}")
         aligned = aligned.select(~unknown)
-    ambiguous = ambiguous.renumbered(video_names, ambiguous.classes)
+    ambiguous = ambiguous.renumber(video_names, ambiguous.classes)
     return GroundTruth(segments, ambiguous), aligned, tuple(notes)
 
 

@@ -51,7 +51,7 @@ class Table:
         _, group, sizes = np.unique(group, return_inverse=True, return_counts=True)
         return sizes[group]
 
-    def renumbered(self, videos: tuple[str, ...], classes: tuple[str, ...]) -> "Table":
+    def renumber(self, videos: tuple[str, ...], classes: tuple[str, ...]) -> "Table":
         """Return the same rows indexing other lists of names; a name that a list lacks becomes -1."""
         # The appended -1 is what the index -1 finds.
         video = np.append(_positions(self.videos, videos), -1)[self.video]

@@ -48,7 +48,7 @@ def file_row(annotations: str, detections: str, budget: float) -> dict:
     """Measure detections and ground truth from files, at THUMOS14's thresholds."""
     dataset = DATASETS["thumos14"]
     truth = read_ground_truth(annotations, dataset.test_subset).segments
-    table = read_detections(detections).renumbered(truth.videos, truth.classes)
+    table = read_detections(detections).renumber(truth.videos, truth.classes)
     return {"data": "files", **_row(truth, table.select(table.label >= 0), dataset.tiou_thresholds, budget)}
 
 
