@@ -63,8 +63,8 @@ def test_every_format_is_converted_bit_for_bit(tmp_path, write, rate, dtype):
             np.testing.assert_array_equal(stored, values)
     assert not found
     with h5py.File(out / "features.h5") as file:
-        said = {write_hdf5: (24, 8), write_folders: (30, 16), write_joint: (25, 16)}[write]
-        assert all((group.attrs["fps"], group.attrs["stride"]) == said for group in file.values())
+        rate = {write_hdf5: (24, 8), write_folders: (30, 16), write_joint: (25, 16)}[write]
+        assert all((group.attrs["fps"], group.attrs["stride"]) == rate for group in file.values())
     assert json.loads((out / "annotations.json").read_text())["database"]["v4"] == DATABASE["v4"] | {"ambiguous": []}
     assert checksums_match(out)
     assert sorted(os.listdir(out)) == [SUMS, "annotations.json", "features.h5"]
@@ -135,7 +135,7 @@ def test_subsets_and_modalities(source, tmp_path):
 
 def test_simulated_stays_simulated(source, tmp_path, run_main):
     with h5py.File(source / "features.h5", "r+") as file:
-        file.attrs["simulated"] = "by somebody"
+        file.attrs["simulated"] = "by another program"
     assert "SIMULATED features: " in run_main(main, source, "--out", tmp_path / "out")[1]
     assert open_features(tmp_path / "out").source.simulated
 
@@ -174,7 +174,7 @@ def test_other_features_are_never_replaced(source, tmp_path, change):
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     with h5py.File(source / "features.h5", "r+") as file:
         change(file)
-    with pytest.raises(InputError, match=r"out/features\.h5: other features lie there"):
+    with pytest.raises(InputError, match=r"out/features\.h5: differs from the features to write"):
         convert_features(source, tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
@@ -184,7 +184,7 @@ def test_other_features_are_never_hidden(source, tmp_path, name):
     path = tmp_path / "out" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(b"real")
-    with pytest.raises(InputError, match="other features lie there"):
+    with pytest.raises(InputError, match="differs from the features to write"):
         convert_features(source, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").rglob("*.*")] == [path.name]
 
@@ -192,7 +192,7 @@ def test_other_features_are_never_hidden(source, tmp_path, name):
 def test_other_annotations_are_never_replaced(source, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/annotations.json").write_text('{"v1": {"subset": "test", "labels": ["B"]}}')
-    with pytest.raises(InputError, match="holds other annotations"):
+    with pytest.raises(InputError, match="contains other annotations"):
         convert_features(source, tmp_path / "out")
     assert os.listdir(tmp_path / "out") == ["annotations.json"]
 
@@ -204,7 +204,7 @@ def test_the_source_is_left_as_it_is(tmp_path, write):
     link = tmp_path.parent / f"{tmp_path.name}_link"
     link.symlink_to(tmp_path)
     for out in (tmp_path, link):
-        with pytest.raises(InputError, match="is where the features lie"):
+        with pytest.raises(InputError, match="is the folder of the source"):
             convert_features(tmp_path, out, fps=25, stride=16)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -214,7 +214,7 @@ def test_names_that_hdf5_would_merge_are_refused(tmp_path):
     write_joint(tmp_path, data)
     np.save(tmp_path / "Tiny-Annotations" / "videoname.npy", np.array([b"a", b"a/b", b"c"]))
     annotate(tmp_path)
-    with pytest.raises(InputError, match="cannot hold a video named 'a/b'"):
+    with pytest.raises(InputError, match="cannot store a video named 'a/b'"):
         convert_features(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -186,7 +186,7 @@ def test_error_changes_nothing(tmp_path, monkeypatch):
         ({"v": {"subset": "t", "duration": 9}}, (4, 4), -1, "seed"),
         ({"v": {"subset": "t", "duration": 9}}, (4, 4), 2**63, "seed"),
         ({"v": {"subset": "t", "duration": 1e15}}, (4, 4), 0, "do not fit"),
-        ({name: {"subset": "t", "duration": 9} for name in ("a", "a/b")}, (4, 4), 0, "hold a video named 'a/b'"),
+        ({name: {"subset": "t", "duration": 9} for name in ("a", "a/b")}, (4, 4), 0, "store a video named 'a/b'"),
         *(({name: {"subset": "t", "duration": 9}}, (4, 4), 0, "rename|expected a name") for name in BAD_NAMES),
     ],
 )

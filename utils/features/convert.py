@@ -54,8 +54,8 @@ def write_files(
 ) -> None:
     """Write one feature file or several shards, annotations.json and SHA256SUMS.
 
-    SHA256SUMS is removed before a file changes and rewritten after; entries of other files are kept. If an array raises
-    an error, nothing changes. One array at a time is in memory.
+    SHA256SUMS is removed before a file changes and rewritten after; entries of other files stay. If an array raises an
+    error, nothing changes. One array at a time is in memory.
 
     Args:
         out: Folder, created if missing.
@@ -91,7 +91,7 @@ def convert_features(
     """Convert features in any format, and their annotations, with `write_dataset`.
 
     Values stay equal bit for bit, but wider dtypes than float32 become float32. Memory stays small, except for a
-    joint file. Equal features in `out` are kept, so an interrupted or repeated command succeeds.
+    joint file. Equal features in `out` stay, so an interrupted or repeated command succeeds.
 
     Args:
         path: Dataset folder or feature file.
@@ -109,7 +109,7 @@ def convert_features(
     source, out = open_features(path, modalities).source, Path(out)
     folder = source.path if source.path.is_dir() else source.path.parent
     if out.exists() and out.samefile(folder):
-        raise InputError(f"{out}: is where the features lie; others beside them would hide them; name another folder")
+        raise InputError(f"{out}: is the folder of the source, whose features would be hidden; choose another one")
     annotations = load_annotations(folder)
     if subsets:
         videos = {video.video_id: video for name in subsets for video in annotations.subset(name)}
@@ -120,7 +120,7 @@ def convert_features(
     content = annotations_to_json(annotations)
     if (out / ANNOTATIONS).exists():
         if annotations_to_json(load_annotations(out / ANNOTATIONS)) != content:
-            raise InputError(f"{out / ANNOTATIONS}: holds other annotations; name another folder")
+            raise InputError(f"{out / ANNOTATIONS}: contains other annotations; choose another folder")
         content = None
     files = {FEATURES: selection.video_ids} if shards is None else selection.shards(shards)
     existing = _existing_features(out, files)
@@ -228,7 +228,7 @@ def check_hdf5_names(video_ids: Collection[str]) -> None:
         is_inside_another = any("/".join(parts[:count]) in known for count in range(1, len(parts)))
         is_text = "\0" not in video_id and not any("\ud800" <= character <= "\udfff" for character in video_id)
         if is_inside_another or not is_text or "" in parts or "." in parts or len(parts) > MAX_LEVELS:
-            raise InputError(f"HDF5 cannot hold a video named {shorten(video_id)} (beside the others); rename it")
+            raise InputError(f"HDF5 cannot store a video named {shorten(video_id)} (beside the others); rename it")
 
 
 def find_features(folder: Path) -> Iterator[Path]:
@@ -241,7 +241,7 @@ def check_space(out: Path, num_bytes: int) -> None:
     """Raise an InputError if the disk of a folder, which need not exist yet, has fewer free bytes."""
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not existing.is_dir():
-        raise InputError(f"{existing}: is a file; name a folder")
+        raise InputError(f"{existing}: is a file; choose a folder")
     if num_bytes > shutil.disk_usage(existing).free:
         raise InputError(f"{out}: {num_bytes / 1e9:.1f} GB of features do not fit on this disk")
 
@@ -281,7 +281,7 @@ def _existing_features(out: Path, names: Container[str]) -> list[str]:
 
 
 def _other_features(path: Path) -> InputError:
-    return InputError(f"{path}: other features lie there; name another folder, or move them away")
+    return InputError(f"{path}: differs from the features to write; choose another folder, or move the file away")
 
 
 def _rate(source: Source, modality: str, fps: float | None, stride: float | None) -> Rate:

@@ -213,8 +213,8 @@ def _missing_features(
                 f"no {' and no '.join(map(repr, missing))} of video '{video.video_id}' (subset '{video.subset}'); "
                 "extract it, or leave the video out with --missing-features skip"
             )
-            found = severity if is_used(spec, video) else NOTE
-            yield Finding(found, MISSING, layout.path, message, video.video_id)
+            level = severity if is_used(spec, video) else NOTE
+            yield Finding(level, MISSING, layout.path, message, video.video_id)
 
 
 def _extra_features(layout: _Layout, annotations: Annotations) -> Iterator[Finding]:

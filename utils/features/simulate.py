@@ -230,10 +230,10 @@ def _check_target(out: Path, content: dict) -> None:
     """Raise an InputError for real features or other annotations, which would be hidden or replaced."""
     for path in find_features(out):
         if not is_simulated(path):
-            raise InputError(f"{out}: holds features that are not simulated ({path.name}); name another folder")
+            raise InputError(f"{out}: contains features that are not simulated ({path.name}); choose another folder")
     timeline = out / "annotations.json"
     if timeline.exists() and not _is_marked(timeline) and annotations_to_json(load_annotations(timeline)) != content:
-        raise InputError(f"{timeline}: holds other annotations; name another folder")
+        raise InputError(f"{timeline}: contains other annotations; choose another folder")
 
 
 def is_simulated(features: Path) -> bool:

@@ -131,8 +131,8 @@ def _write(
 
 def _check_target(release: Path, out: Path, num_bytes: int) -> None:
     if out.resolve() == release.resolve():
-        raise InputError(f"{out}: is the release itself; name another folder")
+        raise InputError(f"{out}: is the release itself; choose another folder")
     for path in out.glob("*_feature*.h5"):
         if not is_simulated(path):
-            raise InputError(f"{out}: holds features that are not simulated ({path.name}); name another folder")
+            raise InputError(f"{out}: contains features that are not simulated ({path.name}); choose another folder")
     check_space(out, num_bytes)

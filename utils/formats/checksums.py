@@ -59,8 +59,8 @@ def verify_checksum(path: Path, content: bytes | None = None) -> None:
     """Check a file against the SHA256SUMS beside it, if that lists the file.
 
     Args:
-        path: file to check.
-        content: content of the file, if it is already in memory.
+        path: File to check.
+        content: Content of the file, if it is already in memory.
 
     Raises:
         InputError: The checksums differ.

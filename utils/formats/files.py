@@ -81,9 +81,9 @@ def read_bytes(path: str | Path, max_bytes: int = MAX_JSON_BYTES, verify: bool =
     """Return the content of a file.
 
     Args:
-        path: file to read.
-        max_bytes: largest accepted size.
-        verify: compare the content with its checksum in SHA256SUMS, if there is one.
+        path: File to read.
+        max_bytes: Largest accepted size.
+        verify: Compare the content with its checksum in SHA256SUMS, if there is one.
 
     Raises:
         InputError: The file cannot be read, is too large, or differs from its checksum.
@@ -113,10 +113,10 @@ def read_text(path: str | Path, expected: str, max_bytes: int = MAX_JSON_BYTES, 
     """Return UTF-8 text, without its byte order mark.
 
     Args:
-        path: file to read.
-        expected: kind of text, for the error message.
-        max_bytes: largest accepted size.
-        verify: see `read_bytes`.
+        path: File to read.
+        expected: Kind of text, for the error message.
+        max_bytes: Largest accepted size.
+        verify: See `read_bytes`.
 
     Raises:
         InputError: As `read_bytes`, and for other encodings.
@@ -168,8 +168,8 @@ def read_yaml(path: str | Path, verify: bool = False) -> object:
     Aliases are refused, because a few lines of them expand to gigabytes.
 
     Args:
-        path: file to read.
-        verify: see `read_bytes`; for the options of a finished run, not for a config.
+        path: File to read.
+        verify: See `read_bytes`; for the options of a finished run, not for a config.
 
     Raises:
         InputError: The file cannot be read or is not such a file.

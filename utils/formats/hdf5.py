@@ -64,20 +64,20 @@ def follow(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | h5py.Dat
     Raises:
         ValueError: The path leads to another file, to nothing, or over too many links.
     """
-    found, names = group, path.split("/")
+    node, names = group, path.split("/")
     for _ in range(MAX_STEPS):
         if not names:
-            return found
+            return node
         name = names.pop(0).encode()
         if name in (b"", b"."):
             continue
-        exists = isinstance(found, h5py.Group) and found.id.links.exists(name)
-        kind = found.id.links.get_info(name).type if exists else None
+        exists = isinstance(node, h5py.Group) and node.id.links.exists(name)
+        kind = node.id.links.get_info(name).type if exists else None
         if kind == h5py.h5l.TYPE_HARD:
-            found = found[name]
+            node = node[name]
         elif kind == h5py.h5l.TYPE_SOFT:
-            target = found.id.links.get_val(name).decode()
-            found = group.file if target.startswith("/") else found
+            target = node.id.links.get_val(name).decode()
+            node = group.file if target.startswith("/") else node
             names[:0] = target.split("/")
         elif kind is None:
             raise ValueError("it links to a target that does not exist")
@@ -113,10 +113,10 @@ def _group_at(group: h5py.Group, name: str) -> h5py.Group | None:
         own = group.id.links.get_info(name.encode()).type == h5py.h5l.TYPE_HARD
         if own and h5py.h5o.get_info(group.id, name.encode()).type == h5py.h5o.TYPE_DATASET:
             return None  # the common case, without opening the dataset
-        found = follow(group, name)
+        node = follow(group, name)
     except Exception:  # for a damaged file h5py raises almost anything
         return None
-    return found if isinstance(found, h5py.Group) else None
+    return node if isinstance(node, h5py.Group) else None
 
 
 def check_no_external_data(dataset: h5py.Dataset) -> None:
