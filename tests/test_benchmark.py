@@ -32,6 +32,7 @@ from utils.datasets import DATASETS
 from utils.engine import Evaluator
 from utils.errors import InputError
 from utils.features.store import FeatureStore, open_features
+from utils.methods import build_method
 from wsad_dataset import WeakVideoDataset
 
 CPU = torch.device("cpu")
@@ -209,11 +210,12 @@ def test_a_pass_with_other_detections_is_reported():
     annotations, source = make_dataset(infer.QUICK_SCALE, dim=8)
     spec = DATASETS["thumos14"]
     dataset = WeakVideoDataset(annotations, FeatureStore(source, source.modalities), spec.test_subset)
-    net = infer.CO2Net(20, (8, 8)).eval()
+    method = build_method("co2net", 20, (8, 8))
+    net = method.network.eval()
     infer.spread_attention(net, dataset)
     attention = infer.forward_pass(net, dataset, int(dataset.lengths.argmax()))["modality_attention"]
     assert attention.logit().mean().item() == pytest.approx(-0.6, abs=0.01)
-    evaluation = Evaluator(dataset, annotations, spec)(net)
+    evaluation = Evaluator(dataset, annotations, spec)(method)
     assert infer.compare_detections(evaluation, net, dataset) == "equal"
     evaluation.results[3].detections["score"][0] += 0.01
     evaluation.results[5].detections["end"][0] += 1

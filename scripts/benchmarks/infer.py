@@ -6,7 +6,6 @@ from torch import nn
 from torch.utils.benchmark import timer
 
 from eval.proposals import localize
-from model import CO2Net
 from scripts.benchmarks import yardstick
 from scripts.benchmarks.measure import Settings, device_name, device_peak_mb, time_in_turns
 from scripts.benchmarks.synthetic import THUMOS14, Scale, make_dataset
@@ -15,6 +14,7 @@ from scripts.benchmarks.yardstick import Yardstick, count_flops
 from utils.datasets import DATASETS
 from utils.engine import Evaluation, Evaluator, choose_device
 from utils.features.store import FeatureStore
+from utils.methods import build_method
 from wsad_dataset import WeakVideoDataset
 
 DIM, QUICK_DIM = 1024, 16
@@ -46,7 +46,8 @@ def measure_pass(scale: Scale, dim: int, settings: Settings) -> dict:
     annotations, source = make_dataset(scale, dim)
     spec = DATASETS["thumos14"]
     dataset = WeakVideoDataset(annotations, FeatureStore(source, source.modalities), spec.test_subset)
-    net = CO2Net(scale.classes, (dim, dim)).to(device).eval()
+    method = build_method("co2net", scale.classes, (dim, dim))
+    net = method.network.to(device).eval()
     spread_attention(net, dataset)
     evaluate = Evaluator(dataset, annotations, spec)
     marks: list[float] = []
@@ -54,7 +55,7 @@ def measure_pass(scale: Scale, dim: int, settings: Settings) -> dict:
 
     def whole_pass() -> None:
         marks.clear()
-        evaluation = evaluate(net)
+        evaluation = evaluate(method)
         passes.append((sum(marks[1::2]) - sum(marks[::2]), evaluation))
 
     def plain_pass() -> None:
@@ -110,7 +111,7 @@ def compare_detections(evaluation: Evaluation, net: nn.Module, dataset: WeakVide
 
 
 @torch.no_grad()
-def spread_attention(net: CO2Net, dataset: WeakVideoDataset) -> None:
+def spread_attention(net: nn.Module, dataset: WeakVideoDataset) -> None:
     """Scale the last layer of both attention units to logits of mean -0.6 and deviation 2 on the longest video."""
     longest = int(dataset.lengths.argmax())
     for modality, unit in enumerate(net.attention_units):

@@ -64,7 +64,7 @@ def measure_growth(settings: Settings) -> list[dict]:
 
     def step(snippets: int = snippets, classes: int = CLASSES) -> Callable[[], object]:
         batch = next(train.make_loader(dim, snippets, device, classes, videos=2 * classes))
-        return partial(train.our_trainee(dim, classes, "float32", device).step, batch)
+        return partial(train.fast_trainee(dim, classes, "float32", device).step, batch)
 
     def batch(videos: int) -> Callable[[], object]:
         loader = train.make_loader(NARROW, SNIPPETS, torch.device("cpu"), videos=videos)
