@@ -13,25 +13,22 @@ from utils.datasets import DATASETS, DatasetSpec
 from utils.engine import (
     TABLE_PROTOCOLS,
     BatchLoss,
-    Evaluation,
     Evaluator,
     choose_device,
     holdout_scores,
     memory_advice,
+    selection_scores,
     split_holdout,
     train_step,
     write_results,
 )
 from utils.errors import exit_on_input_error
-from utils.features import FeatureStore, open_features, simulated_prefix
+from utils.features import FeatureStore, open_features
 from utils.features.check import startup_warnings
 from utils.features.simulate import provide_demo
 from utils.methods import build_method
+from utils.run import Ranks, RunFolder, RunLog, StopSignal, join_ranks
 from utils.run.fast_cpu import speed_up_cpu
-from utils.run.folder import RunFolder
-from utils.run.log import RunLog
-from utils.run.ranks import Ranks, join_ranks
-from utils.run.stop import StopSignal
 from utils.training import Training, seed_everything
 from wsad_dataset import BatchLoader, WeakVideoDataset
 
@@ -134,18 +131,10 @@ def open_subsets(
     holdout_set = None
     if holdout_ids:
         holdout_set = WeakVideoDataset(annotations, store, subset, video_ids=holdout_ids, device=host, **common)
-    print(f"{simulated_prefix(store)}features {store.source.path}: {subset} {train_set}; {spec.test_subset} {test_set}")
+    print(f"{store.simulated_prefix}features {store.source.path}: {subset} {train_set}; {spec.test_subset} {test_set}")
     if store.snippet_rate is None:
         print(f"the features have no snippet rate; assuming {spec.snippet_rate:g} snippets per second")
     return train_set, test_set, holdout_set
-
-
-def selection_scores(evaluation: Evaluation, holdout: dict[str, float | None]) -> dict[str, list[float]]:
-    """Return the score that selects each checkpoint; scores are compared from the left."""
-    scores = {"best": [evaluation.selection]}
-    if holdout:
-        scores["selected"] = [holdout["classification_mAP"] or 0.0, -holdout["loss"]]
-    return scores
 
 
 def report(
@@ -154,12 +143,12 @@ def report(
     annotations: Annotations,
     store: FeatureStore,
     training: Training,
-    evaluation: Evaluation,
+    evaluation,
     snippet_rate: float,
 ) -> None:
     """Write metrics, detections and pictures of a finished run, and print its table."""
     run_dir, rows = Path(args.run_dir), training.table_rows(evaluation.metrics)
-    features = f"{simulated_prefix(store)}{' + '.join(args.modalities)}"
+    features = f"{store.simulated_prefix}{' + '.join(args.modalities)}"
     title = f"{run_dir.name}, last checkpoint (iteration {training.iteration}), {features}"
     write_results(run_dir, rows, evaluation, annotations, snippet_rate, args.modalities, title)
     print(f"\n{args.dataset}, {features}, seed {args.seed}")

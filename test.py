@@ -11,7 +11,7 @@ from utils.checkpoint import load_state, read_checkpoint, require_classes
 from utils.datasets import DATASETS
 from utils.engine import TABLE_PROTOCOLS, Evaluator, choose_device, write_results
 from utils.errors import InputError, exit_on_input_error
-from utils.features import open_features, simulated_prefix
+from utils.features import open_features
 from utils.methods import METHODS, build_method
 from wsad_dataset import WeakVideoDataset
 
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     name, iteration = Path(args.checkpoint).stem, checkpoint.get("iteration")
-    simulated = simulated_prefix(store)
+    simulated = store.simulated_prefix
     title = f"{args.checkpoint}, {simulated}features"
     rows = [(name, iteration, evaluation.metrics)]
     write_results(output, rows, evaluation, annotations, evaluate.snippet_rate, options.modalities, title)

@@ -8,7 +8,7 @@ import main
 from model import CO2Net
 from utils.annotations import parse_annotations
 from utils.datasets import DATASETS, DatasetSpec
-from utils.engine import BatchLoss, Evaluator, holdout_scores, predict, split_holdout
+from utils.engine import BatchLoss, Evaluator, holdout_scores, predict, selection_scores, split_holdout
 from utils.features.simulate import invent_timeline, simulate_features
 from utils.losses import CO2Loss
 from utils.methods import Method, build_method
@@ -127,7 +127,7 @@ def test_split_is_random_by_seed_and_complete():
 def test_selection_prefers_high_map_then_low_loss():
     def score(mean_ap, loss):
         evaluation = type("Evaluation", (), {"selection": 0.5})
-        return main.selection_scores(evaluation, {"classification_mAP": mean_ap, "loss": loss})["selected"]
+        return selection_scores(evaluation, {"classification_mAP": mean_ap, "loss": loss})["selected"]
 
     assert score(0.9, 5.0) > score(0.8, 1.0)
     assert score(0.9, 1.0) > score(0.9, 5.0)

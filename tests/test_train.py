@@ -160,7 +160,7 @@ def test_a_finished_run_resumed_only_reports(dataset, tmp_path, capsys):
         train(arguments(dataset, tmp_path, "--max-iter", "3", "--resume"))
         table = capsys.readouterr().out
     assert [record["iteration"] for record in records(tmp_path)] == [0, 2, 3]
-    assert "best" in table
+    assert "already at iteration 3 of 3" in table and "best" in table
 
 
 def test_ctrl_c_saves_and_resume_continues(dataset, tmp_path):
@@ -260,7 +260,7 @@ def test_a_mistake_found_late_leaves_the_folder_free(dataset, tmp_path):
             video["annotations"] = []
     (tmp_path / "data/annotations.json").write_text(json.dumps(annotations))
     done = run_program("main.py", *arguments(tmp_path / "data", tmp_path / "run"))
-    assert_one_line(done, "nothing to evaluate on")
+    assert_one_line(done, "no annotated segment in a video that can be tested")
     assert not (tmp_path / "run").exists()
     done = run_program("main.py", *arguments(dataset, tmp_path / "run", "--lr", "1e20", "--precision", "bf16"))
     assert_one_line(done, "the loss or its gradient is not finite at iteration 2")

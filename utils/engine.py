@@ -306,6 +306,14 @@ def holdout_scores(method: Method, dataset: WeakVideoDataset) -> dict[str, float
     return {"classification_mAP": nan_to_none(mean_ap), "loss": float(np.mean(losses))}
 
 
+def selection_scores(evaluation: Evaluation, holdout: dict[str, float | None]) -> dict[str, list[float]]:
+    """Return the score that selects each checkpoint; scores are compared from the left."""
+    scores = {"best": [evaluation.selection]}
+    if holdout:
+        scores["selected"] = [holdout["classification_mAP"] or 0.0, -holdout["loss"]]
+    return scores
+
+
 def write_results(
     folder: Path,
     rows: Sequence[tuple[str, int, dict]],

@@ -61,6 +61,11 @@ class FeatureStore:
     def __contains__(self, video_id: object) -> bool:
         return video_id in self._known
 
+    @property
+    def simulated_prefix(self) -> str:
+        """`SIMULATED ` for simulated features: the first word of every text with a number that comes from them."""
+        return "SIMULATED " if self.source.simulated else ""
+
     def describe(self) -> dict:
         """Return the path and the format of the features, and if they are simulated."""
         return {"path": str(self.source.path), "form": self.source.form, "simulated": self.source.simulated}
@@ -304,8 +309,3 @@ def _stored_modality(source: Source, modality: str) -> str:
         f"{source.path}: modality '{modality}' not found; stored are {', '.join(source.modalities)} "
         f"(and <modality>{DIFFERENCE_SUFFIX} of each)"
     )
-
-
-def simulated_prefix(store: FeatureStore) -> str:
-    """Return `SIMULATED ` for simulated features, for every text with a number that comes from them."""
-    return "SIMULATED " if store.source.simulated else ""
