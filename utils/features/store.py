@@ -63,7 +63,7 @@ class FeatureStore:
 
     @property
     def simulated_prefix(self) -> str:
-        """`SIMULATED ` for simulated features: the first word of every text with a number that comes from them."""
+        """Prefix of every text with a number that comes from these features: `SIMULATED `, or nothing."""
         return "SIMULATED " if self.source.simulated else ""
 
     def describe(self) -> dict:
