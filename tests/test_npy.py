@@ -22,7 +22,7 @@ MEGABYTE = 2**20
 
 
 def header(shape, descr="|O", version=(1, 0)) -> bytes:
-    """The start of a .npy file that claims this, true or not."""
+    """Return the header of a .npy file, true or not."""
     text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape!r}, }}".encode() + b"\n"
     length = struct.pack("<H" if version == (1, 0) else "<I", len(text))
     return b"\x93NUMPY" + bytes(version) + length + text
@@ -36,7 +36,7 @@ def objects(*rows) -> np.ndarray:
 
 
 def pickled(array, protocol=4) -> bytes:
-    """An object-dtype .npy file of any protocol."""
+    """Return an object-dtype .npy file, pickled by any protocol."""
     content = io.BytesIO()
     np.lib.format.write_array_header_1_0(content, np.lib.format.header_data_from_array_1_0(array))
     pickle.dump(array, content, protocol=protocol)
@@ -53,13 +53,13 @@ def dtype(code: str, order="<", state: bytes | None = None) -> bytes:
 
 
 def array(shape: bytes, made_dtype: bytes, content: bytes) -> bytes:
-    """The operations that make an array."""
+    """Return the opcodes of an array."""
     empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
     return empty + b"(K\x01" + shape + made_dtype + b"\x89" + content + b"tb"
 
 
 def holding(operations: bytes) -> bytes:
-    """An object-dtype .npy file of one row, made by these operations of a pickle."""
+    """Return an object-dtype .npy file with one row, given by opcodes."""
     return header((1,)) + b"\x80\x04" + array(b"K\x01\x85", dtype("O8", "|"), b"]" + operations + b"a") + b"."
 
 
@@ -72,13 +72,13 @@ ONES = b"](" + b"K\x01" * 1000 + b"e"
 
 
 def levels(count: int) -> bytes:
-    """A list of 1000 references to a list of 1000 references, and so on: 5 KB for 1000**count values."""
+    """Return a list of 1000 references to a list of 1000 references, and so on: 5 KB for 1000**count values."""
     refer = b"".join(b"q%c](" % level + b"h%c" % level * 1000 + b"e" for level in range(count - 1))
     return ONES + refer
 
 
 def repeated(function: bytes, arguments: bytes) -> bytes:
-    """A list of 1000 results of one call; function and arguments come from the memo."""
+    """Return a list of 1000 results of one call; function and arguments come from the memo."""
     return b"](" + function + b"q\x05" + arguments + b"q\x06R" + b"h\x05h\x06R" * 1000 + b"e"
 
 
@@ -87,9 +87,10 @@ HOSTILE = {
     "an instance by NEWOBJ": b"cnumpy\nndarray\nK\x03\x85\x85\x81",
     "an instance by NEWOBJ_EX": b"cnumpy\nndarray\nK\x03\x85\x85}\x92",
     "a buffer from elsewhere": b"\x97",
-    "a state for a function": b"c_codecs\nencode\n}" + text("__code__") + b"Nsb",
-    "a state for a class": b"cnumpy\nndarray\n}" + text("__len__") + b"Nsb",
-    "a state for a list": b"]}" + text("a") + b"Nsb",
+    "a state for a function": b"c_codecs\nencode\nK\x01b",
+    "a state for a list": b"]K\x01b",
+    "a state for an array twice": array(b"K\x01\x85", dtype("i1"), b"C\x01a") + b"K\x01b",
+    "attributes for a function": b"c_codecs\nencode\n}" + text("__code__") + b"Nsb",
     "a class among the values": b"cnumpy\nndarray\n",
     "a dtype among the values": dtype("f4"),
     "another codec": b"c_codecs\nencode\n" + text("abc") + text("zip") + b"\x86R",
@@ -103,6 +104,7 @@ HOSTILE = {
     "a Python 2 string of negative length": b"T\xff\xff\xff\xff",
     "a missing long integer": b"\x8b\xff\xff\xff\x7f",
     "an integer of 5000 digits": b"\x8b" + struct.pack("<i", 3000) + b"\x7f" * 3000,
+    "calls ten thousand deep": b"c_codecs\nencode\n" * 10_000 + b"N" + b"\x85R" * 10_000,
     "lists ten thousand deep": b"]" * 10_000 + b"a" * 9_999,
     "tuples ten thousand deep": b")" + b"\x85" * 10_000,
     "a list of itself": b"]q\x07h\x07a",
@@ -174,7 +176,7 @@ HOSTILE = {
 
 
 def refused(path, content: bytes) -> str:
-    """The one-line message with which a file is refused; no file is created and little memory is used."""
+    """Return the one-line message of a refused file; no file is created and little memory is used."""
     path.write_bytes(content)
     before = sorted(os.listdir(path.parent))
     tracemalloc.start()
@@ -301,6 +303,15 @@ def test_plain_reader_refuses_object_dtype(tmp_path):
             read(tmp_path / "a.npy")
 
 
+def test_rows_are_read_without_pread(tmp_path, monkeypatch):
+    """As on Windows."""
+    monkeypatch.delattr(os, "pread")
+    values = np.arange(4000, dtype=np.float32).reshape(-1, 4)
+    np.save(tmp_path / "a.npy", values)
+    rows = np.array([0, 7, 7, 999])
+    np.testing.assert_array_equal(load_plain_rows(tmp_path / "a.npy", rows), values[rows])
+
+
 def test_message_shows_a_long_number(tmp_path):
     (tmp_path / "a.npy").write_bytes(holding(b"\x8a\xff" + b"\x7f" * 255))
     with pytest.raises(InputError, match="row 0: expected a name, got 62871626"):
@@ -308,7 +319,7 @@ def test_message_shows_a_long_number(tmp_path):
 
 
 def same(first, second) -> bool:
-    """Equal in type, dtype, shape and content, all the way down."""
+    """Compare type, dtype, shape and content at every level."""
     if isinstance(first, np.ndarray):
         alike = isinstance(second, np.ndarray) and (first.dtype, first.shape) == (second.dtype, second.shape)
         if not alike or not first.dtype.hasobject:
@@ -384,7 +395,7 @@ def test_joint_file_needs_the_memory_of_its_content(tmp_path, protocol):
 
 
 def damaged(whole: bytes, rng: random.Random) -> bytes:
-    """A file with some bytes changed, or cut off."""
+    """Return a file with some bytes changed, or truncated."""
     content = bytearray(whole)
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
         content[rng.randrange(len(content))] = rng.randrange(256)
