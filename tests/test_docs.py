@@ -1,0 +1,187 @@
+"""README and docs agree with the code: paths, commands, options, links, names and examples."""
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from eval.tables import read_ground_truth
+from utils.annotations import load_annotations
+from utils.features.store import open_features
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+# A command of these writes the page, so the page may name an older tree.
+WRITTEN = ("docs/results.md", "docs/performance.md", "docs/reliability.md")
+HAND_WRITTEN = [name for name in NAMES if name not in WRITTEN]
+MAX_COLUMNS = 90
+
+BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+PATH = re.compile(r"(?<![\w./-])(?:(?:configs|docs|eval|scripts|tests|utils)/[\w./*-]*|\w+\.(?:py|cff|toml|lock))")
+NAMED = re.compile(r"`([\w/]+\.py)`: ((?:`\w+`(?:, )?)+)")
+PLACEHOLDER = re.compile(r"mine|my_|[A-Z]{4}")  # files that a reader writes
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(name: str, *languages: str) -> list[str]:
+    """Return the code blocks of a page in these languages."""
+    return [code for _, language, code in BLOCK.findall(text_of(name)) if language in languages]
+
+
+def commands(name: str) -> list[str]:
+    """Return the shell commands of a page, from its code blocks and its inline code."""
+    lines = [line for code in blocks(name, "bash") for line in code.replace("\\\n", " ").splitlines()]
+    inline = INLINE.findall(BLOCK.sub("", text_of(name)))
+    return [line.split("  #")[0].strip() for line in (*lines, *inline)]
+
+
+def program(command: str) -> tuple[str, list[str]] | None:
+    """Return the Python program that a command runs, and the command's words; None for any other command."""
+    if command.startswith("#") or command.split(" ")[0] not in ("python", "torchrun", "bash", "srun"):
+        return None
+    words = shlex.split(command)
+    if words[0] == "bash":
+        return ("main.py", words) if words[1:2] == ["scripts/train.sh"] else None
+    if words[1:2] == ["-m"]:
+        return words[2], words[3:]
+    scripts = [index for index, word in enumerate(words) if word.endswith(".py")]
+    return (words[scripts[0]], words[scripts[0] :]) if scripts else None
+
+
+@pytest.fixture(scope="module")
+def help_of():
+    """Return a function from a program to its help text, which it prints in this process."""
+    texts = {}
+
+    def printed(name: str, capsys: pytest.CaptureFixture) -> str:
+        if name not in texts:
+            before = sys.argv, sys.path
+            sys.argv, sys.path = [name, "--help"], [str((ROOT / name).parent), *sys.path]  # as `python name` has it
+            try:
+                with pytest.raises(SystemExit) as ended:
+                    if name.endswith(".py"):
+                        runpy.run_path(str(ROOT / name), run_name="__main__")
+                    else:
+                        runpy.run_module(name, run_name="__main__", alter_sys=True)
+            finally:
+                sys.argv, sys.path = before
+            assert not ended.value.code, f"{name} --help failed"
+            texts[name] = capsys.readouterr().out
+        return texts[name]
+
+    return printed
+
+
+@pytest.mark.parametrize("name", HAND_WRITTEN)
+def test_commands_and_their_options_exist(name, help_of, capsys):
+    for command in commands(name):
+        if called := program(command):
+            script, words = called
+            known = set(OPTION.findall(help_of(script, capsys)))
+            for word in words:
+                option = word.split("=")[0]
+                if option.startswith("--"):
+                    assert option in known, f"{name}: {script} has no option {option}, in: {command}"
+
+
+@pytest.mark.parametrize("name", HAND_WRITTEN)
+def test_options_named_in_the_text_exist(name, help_of, capsys):
+    programs = {called[0] for page in HAND_WRITTEN for command in commands(page) if (called := program(command))}
+    known = {option for script in sorted(programs) for option in OPTION.findall(help_of(script, capsys))}
+    known |= {"--nnodes", "--nproc_per_node", "--max-restarts"}  # torchrun's
+    for code in INLINE.findall(BLOCK.sub("", text_of(name))):
+        for option in OPTION.findall(code):
+            assert option in known, f"{name}: no program has the option {option}"
+
+
+@pytest.mark.parametrize("name", HAND_WRITTEN)
+def test_paths_exist(name):
+    text = text_of(name)
+    pieces = INLINE.findall(BLOCK.sub("", text)) + [code for _, language, code in BLOCK.findall(text) if language]
+    for path in {path.rstrip(".") for piece in pieces for path in PATH.findall(piece)}:
+        if not PLACEHOLDER.search(path):
+            assert any(ROOT.glob(path.rstrip("/"))), f"{name}: {path} does not exist"
+
+
+def test_tree_of_the_readme():
+    """Each name in the file tree exists, and the tree leaves out no file of the top level, utils/ or eval/."""
+    (tree,) = (code for code in blocks("README.md", "") if code.startswith("main.py"))
+    listed, folder = set(), ""
+    for line in tree.splitlines():
+        names = line.split("  ")[0] if not line.startswith(" ") else line.strip().split("  ")[0]
+        if line.startswith("   ") or not names:  # the second line of an entry
+            continue
+        folder = folder if line.startswith("  ") else ""
+        for name in names.split(", "):
+            assert (ROOT / folder / name).exists(), f"README.md: {folder}{name} does not exist"
+            listed.add(folder + name)
+        if not line.startswith(" ") and names.endswith("/"):
+            folder = names
+    for pattern in ("*.py", "utils/*.py", "utils/*/", "eval/*.py", "eval/*/"):
+        for path in ROOT.glob(pattern):
+            name = str(path.relative_to(ROOT)) + "/" * path.is_dir()
+            if path.name not in ("__init__.py", "setup.py", "__pycache__"):
+                assert name in listed, f"README.md: the file tree lacks {name}"
+
+
+@pytest.mark.parametrize("name", HAND_WRITTEN)
+def test_names_in_files_exist(name):
+    """Check each `file.py`: `name`, `name`."""
+    for file, names in NAMED.findall(text_of(name)):
+        if not PLACEHOLDER.search(file):
+            code = text_of(file)
+            for definition in INLINE.findall(names):
+                found = re.search(rf"^\s*(?:def|class) {definition}\b|^{definition}\b.* = ", code, re.MULTILINE)
+                assert found, f"{name}: {file} has no {definition}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_resolve(name):
+    for target in LINK.findall(BLOCK.sub("", text_of(name))):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        page = (ROOT / name).parent / path if path else ROOT / name
+        assert page.exists(), f"{name}: the link {target} leads nowhere"
+        if anchor:
+            assert anchor in anchors(page), f"{name}: {page.name} has no section #{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's sections, as GitHub names them."""
+    titles = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", HAND_WRITTEN)
+def test_code_blocks_fit_the_page(name):
+    for _, _, code in BLOCK.findall(text_of(name)):
+        for line in code.splitlines():
+            assert len(line) <= MAX_COLUMNS, f"{name}: {len(line)} columns: {line}"
+
+
+def test_every_page_is_in_the_index():
+    linked = set(LINK.findall(text_of("docs/README.md")))
+    assert {page.name for page in PAGES[1:]} - {"README.md"} <= linked
+
+
+def test_own_dataset_example_runs(tmp_path, monkeypatch):
+    (code,) = blocks("docs/data.md", "python")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/data.md", "exec"), {})
+    folder = tmp_path / "data" / "mine"
+    annotations = load_annotations(folder)
+    store = open_features(folder, ["rgb", "flow"])
+    assert annotations.classes == ("Jump", "Throw")
+    assert set(store.video_ids) == set(annotations.videos)
+    assert len(read_ground_truth(folder / "annotations.json", "test").segments) == 8
