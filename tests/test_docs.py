@@ -185,3 +185,24 @@ def test_own_dataset_example_runs(tmp_path, monkeypatch):
     assert annotations.classes == ("Jump", "Throw")
     assert set(store.video_ids) == set(annotations.videos)
     assert len(read_ground_truth(folder / "annotations.json", "test").segments) == 8
+
+
+def test_examples_of_changes_apply():
+    """Check that each change in docs/extending.md fits the file that the text before it names, and still compiles."""
+    text = text_of("docs/extending.md")
+    changed = {}
+    for found in BLOCK.finditer(text):
+        if found[2] == "diff":
+            file = re.findall(r"`([\w/]+\.(?:py|yaml))`", text[: found.start()])[-1]
+            code = changed.get(file, text_of(file))
+            for hunk in re.split(r"^@@.*\n", found[3], flags=re.MULTILINE):
+                lines = [(line[:1], line[1:] + "\n") for line in hunk.splitlines()]
+                before = "".join(line for mark, line in lines if mark != "+")
+                after = "".join(line for mark, line in lines if mark != "-")
+                assert code.count(before) == 1, f"docs/extending.md: {file} has {code.count(before)} of:\n{before}"
+                code = code.replace(before, after)
+            changed[file] = code
+    assert changed
+    for file, code in changed.items():
+        if file.endswith(".py"):
+            compile(code, file, "exec")
