@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from eval.tables import read_ground_truth
 from utils.annotations import load_annotations
@@ -185,6 +186,20 @@ def test_own_dataset_example_runs(tmp_path, monkeypatch):
     assert annotations.classes == ("Jump", "Throw")
     assert set(store.video_ids) == set(annotations.videos)
     assert len(read_ground_truth(folder / "annotations.json", "test").segments) == 8
+
+
+def test_method_example_trains():
+    """Run the Python blocks of docs/extending.md, and one step of the method that they define."""
+    names = {}
+    for code in blocks("docs/extending.md", "python"):
+        exec(compile(code, "docs/extending.md", "exec"), names)
+    attention = names["GatedAttentionUnit"](6)(torch.rand(2, 6, 9))
+    assert attention.shape == (2, 9)
+    definition = names["DEFINITION"]
+    network, objective = definition.network(3, [4, 2]), definition.objective(weights={"norm": 0.5})
+    terms = objective(network(torch.rand(2, 9, 6)), torch.eye(3)[:2], torch.tensor([[0, 1]]))
+    terms["total"].backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 def test_examples_of_changes_apply():
