@@ -31,12 +31,12 @@ def released_state(classes=3):
 
 def assert_loaded(net, state):
     own = net.state_dict()
-    for released, ours in RELEASED_MODULES.items():
+    for released, name in RELEASED_MODULES.items():
         weight = state[f"{released}.weight"]
         if ".channel_conv." in released:
             weight = weight[:, :, 1:2]
-        assert torch.equal(own[f"{ours}.weight"], weight)
-        assert torch.equal(own[f"{ours}.bias"], state[f"{released}.bias"])
+        assert torch.equal(own[f"{name}.weight"], weight)
+        assert torch.equal(own[f"{name}.bias"], state[f"{released}.bias"])
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from utils.errors import InputError, shorten
 from utils.formats.files import atomic_write
 
-# Module names of the release -> ours. Of X.channel_conv only the middle tap is used; fusion.GlobalContext explains it.
+# Module names of the release -> of model.CO2Net. Only the middle tap of X.channel_conv is used (see model.py).
 RELEASED_MODULES = {
     "vAttn.channel_conv.0": "consensus.0.global_context.0",
     "vAttn.bit_wise_attn.0": "consensus.0.cross_modal.0",

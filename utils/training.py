@@ -3,25 +3,19 @@
 import random
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.checkpoint import (
-    STATES,
-    has_training_state,
-    load_state,
-    read_checkpoint,
-    require_classes,
-    save_checkpoint,
-)
+from utils.checkpoint import STATES, has_training_state, load_state, read_checkpoint, require_classes, save_checkpoint
 from utils.errors import InputError
 from utils.run.ranks import SINGLE_PROCESS, Ranks
+from wsad_dataset import Batch, BatchLoader
 
 
 class StepOutcome(NamedTuple):
@@ -29,19 +23,6 @@ class StepOutcome(NamedTuple):
 
     terms: dict[str, Tensor]  # loss terms and their total, detached scalars, averaged over ranks
     finite: Tensor  # bool: whether the weights were updated
-
-
-class Batches(Protocol):
-    """Endless iterator over training batches whose position can be saved and restored."""
-
-    video_ids: Sequence[str]  # of the last batch
-
-    def __next__(self) -> Sequence[Tensor]: ...
-    def state_dict(self) -> dict:
-        """Return the state from which the next batch is drawn."""
-
-    def load_state_dict(self, state: dict) -> None:
-        """Continue from a state returned by `state_dict`."""
 
 
 class Training:
@@ -74,7 +55,7 @@ class Training:
         self,
         net: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
-        loader: Batches,
+        loader: BatchLoader,
         identity: dict,
         run_dir: Path,
         ranks: Ranks = SINGLE_PROCESS,
@@ -91,19 +72,19 @@ class Training:
         self.skipped = 0
         self._sums: dict[str, Tensor] = {}  # of the loss terms since the last evaluation
         self._count: Tensor | int = 0  # of the finite steps since then
-        self._unchecked: deque[tuple[int, StepOutcome, Sequence[Tensor], list[str]]] = deque()
+        self._unchecked: deque[tuple[int, StepOutcome, Batch, list[str]]] = deque()
 
     @property
     def is_due(self) -> bool:
         """True if an evaluation follows the last step: on schedule, or at the end of the run."""
         return self._is_scheduled(self.iteration) or self.iteration == self.max_iter
 
-    def batches(self) -> Iterator[Sequence[Tensor]]:
+    def batches(self) -> Iterator[Batch]:
         """Yield batches until the run has `max_iter` steps. `advance` must follow each."""
         while self.iteration < self.max_iter:
             yield next(self.loader)
 
-    def advance(self, outcome: StepOutcome, batch: Sequence[Tensor]) -> None:
+    def advance(self, outcome: StepOutcome, batch: Batch) -> None:
         """Count a step and add its loss terms to the running means.
 
         A CPU step is checked for non-finite values here. A GPU step is checked when the next one is under way, so that
@@ -200,19 +181,19 @@ class Training:
             if not outcome.finite:
                 self._skip(iteration, outcome.terms, batch, video_ids)
 
-    def _skip(self, iteration: int, terms: dict[str, Tensor], batch: Sequence[Tensor], video_ids: list[str]) -> None:
+    def _skip(self, iteration: int, terms: dict[str, Tensor], batch: Batch, video_ids: list[str]) -> None:
         self.skipped += 1
         values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
         fault = f"the loss or its gradient is not finite at iteration {iteration} ({values})"
-        batches = self.ranks.gather((video_ids, *(part.cpu() for part in batch[:2])))
-        video_ids = [video_id for ids, *_ in batches for video_id in ids]
+        shares = self.ranks.gather((video_ids, batch.features.cpu(), batch.labels.cpu()))
+        ids, features, labels = zip(*shares, strict=True)
+        video_ids = sum(ids, [])
         videos = ", ".join(video_ids)
         if self.skipped <= self.skip_nonfinite:
             tqdm.write(f"skipped: {fault}, videos {videos}", file=sys.stderr)
             return
         path = self.checkpoints / "fault.pt"
-        features, labels = (torch.cat(parts) for parts in list(zip(*batches, strict=True))[1:])
-        step = {"terms": terms, "video_ids": video_ids, "features": features, "labels": labels}
+        step = {"terms": terms, "video_ids": video_ids, "features": torch.cat(features), "labels": torch.cat(labels)}
         self._save(path, {**self._weights(), "training": self._state(), "fault": step})
         raise InputError(
             f"{fault} with the videos {videos}; lower --lr, check the features with python -m utils.features DIR "
@@ -226,12 +207,8 @@ class Training:
         self.ranks.barrier()
 
     def _weights(self) -> dict:
-        return {
-            **self.identity,
-            "model": self.net.state_dict(),
-            "iteration": self.iteration,
-            "metrics": self.metrics,
-        }
+        current = {"model": self.net.state_dict(), "iteration": self.iteration, "metrics": self.metrics}
+        return {**self.identity, **current}
 
     def _state(self) -> dict:
         own, *others = self.ranks.gather(random_states())
