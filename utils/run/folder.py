@@ -123,7 +123,7 @@ def require_same_options(path: Path, options: dict, complete: Callable[[dict], d
         options: expected values.
         complete: Function that completes the saved options of an older run.
     """
-    before = read_yaml(path)
+    before = read_yaml(path, verify=True)
     if not isinstance(before, dict):
         raise InputError(f"{path}: not the options of a run; move the folder away")
     before = complete(before)
