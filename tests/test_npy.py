@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.torture.pickles import PICKLES, as_objects
+from tests.torture.pickles import PICKLES, npy_of_objects
 from utils.errors import InputError
 from utils.formats import npy
 from utils.formats.npy import array_shape, load_array, load_names, load_plain_array, load_plain_rows
@@ -205,7 +205,7 @@ def test_hostile_pickle_is_refused(tmp_path, monkeypatch, operations):
 def test_no_code_runs(tmp_path, make):
     """As a whole file and inside an array, a pickle that would create a folder creates none."""
     content = make(str(tmp_path / "sentinel"))
-    refused(tmp_path / "a.npy", as_objects(content))
+    refused(tmp_path / "a.npy", npy_of_objects(content))
     refused(tmp_path / "a.npy", holding(content[2 * content.startswith(b"\x80") : -1]))
 
 

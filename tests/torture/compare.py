@@ -1,4 +1,4 @@
-"""Two values that were read, leaf by leaf and bit by bit."""
+"""Comparison of two values, leaf by leaf and bit by bit."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ import torch
 
 @dataclass(frozen=True)
 class Difference:
-    """How two values differ.
+    """Difference of two values.
 
     Attributes:
-        structure: names, their order, counts, shapes, dtypes or types are others.
-        leaves: numbers, texts and array elements that are others, where the structure is the same.
+        structure: names, their order, counts, shapes, dtypes or types differ.
+        leaves: number of numbers, texts and array elements that differ.
     """
 
     structure: bool
@@ -21,30 +21,26 @@ class Difference:
     def __bool__(self) -> bool:
         return self.structure or self.leaves > 0
 
-    @property
-    def kind(self) -> str:
-        if self.structure:
-            return "structure"
-        return {0: "same", 1: "one value"}.get(self.leaves, "several values")
+    def __str__(self) -> str:
+        return f"structure differs: {self.structure}, {self.leaves} values differ"
 
 
 def compare(first: object, second: object) -> Difference:
-    """Through dicts, sequences, arrays and tensors; NaN equals NaN of the same bits."""
+    """Compare dicts, sequences, arrays and tensors; NaN equals NaN of the same bits."""
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         first, second = first.numpy(), second.numpy()
     if type(first) is not type(second):
         return Difference(True, 1)
     if isinstance(first, dict):
-        shared = [compare(first[name], second[name]) for name in first if name in second]
-        return _joined(shared, list(first) != list(second))
+        return _join([compare(first[name], second[name]) for name in first if name in second], [*first] != [*second])
     if isinstance(first, list | tuple):
-        return _joined([compare(*pair) for pair in zip(first, second, strict=False)], len(first) != len(second))
+        return _join([compare(*pair) for pair in zip(first, second, strict=False)], len(first) != len(second))
     if isinstance(first, np.ndarray):
         return _compare_arrays(first, second)
     return Difference(False, int(first != second and repr(first) != repr(second)))
 
 
-def _joined(parts: list[Difference], structure: bool) -> Difference:
+def _join(parts: list[Difference], structure: bool) -> Difference:
     return Difference(structure or any(part.structure for part in parts), sum(part.leaves for part in parts))
 
 
