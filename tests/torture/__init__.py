@@ -1,1 +1,1 @@
-"""What tests/torture/__main__.py does to the project: kills, damaged files, files of strangers."""
+"""Fault rig: kills trainings, damages files and writes hostile ones; see `python -m tests.torture --help`."""

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-KILLS, INPUTS, EXAMPLES = 2, 100, 60
+KILLS, INPUTS, EXAMPLES = 2, 80, 50
 
 # In a process of its own, because trainings are forked from it. The dataset and its training are made once.
 PROGRAM = """
@@ -54,9 +54,9 @@ for words in ("--minutes 0", "--seed -1", "--only all", "--kills many"):
 run("good", "--seed", "7", "--markdown", str(out / "page.md"), *sys.argv[2:])
 utils.formats.files.verify_checksum = lambda *arguments: None  # JSON, YAML and text are read unchecked
 trials.inputs = lambda folders: damaged_files(folders, ["run folder"])
-run("wrong", "--only", "inputs", "--inputs", "60")
+run("wrong", "--only", "inputs", "--inputs", "40")
 number = json.loads((out / "wrong.json").read_text())["failures"][0]["number"]
-run("again", "--only", "inputs", "--inputs", "60", "--first", str(number))
+run("again", "--only", "inputs", "--inputs", "40", "--first", str(number))
 (out / "ends.json").write_text(json.dumps({"statuses": statuses, "refused": refused}))
 """
 
