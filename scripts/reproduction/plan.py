@@ -150,6 +150,6 @@ def _published_rows(dataset: str, method: str) -> Iterator[Row]:
 def planned_runs(table: Table, setting: Setting, seeds: Sequence[int]) -> list[PlannedRun]:
     """Return the runs of a table, all rows per seed, so that an interrupted table is complete for its first seeds."""
     base = setting.run(Row("", table.method), 0).options
-    if base.model != table.method:
-        raise InputError(f"{table.key} is about --method {table.method}, but {setting.base} trains {base.model}")
+    if base.method != table.method:
+        raise InputError(f"{table.key} is about --method {table.method}, but {setting.base} trains {base.method}")
     return [setting.run(row, seed) for seed in seeds for row in table.rows_for(base.dataset)]
