@@ -13,12 +13,10 @@ from utils.datasets import DATASETS, DatasetSpec
 from utils.engine import (
     TABLE_PROTOCOLS,
     BatchLoss,
+    Evaluation,
     Evaluator,
-    choose_device,
     holdout_scores,
-    memory_advice,
     selection_scores,
-    split_holdout,
     train_step,
     write_results,
 )
@@ -28,18 +26,20 @@ from utils.features.check import startup_warnings
 from utils.features.simulate import provide_demo
 from utils.methods import build_method
 from utils.run import Ranks, RunFolder, RunLog, StopSignal, join_ranks
+from utils.run.devices import choose_device, memory_advice
 from utils.run.fast_cpu import speed_up_cpu
 from utils.training import Training, seed_everything
-from wsad_dataset import BatchLoader, WeakVideoDataset
+from wsad_dataset import BatchLoader, WeakVideoDataset, split_holdout
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
+    """Train with the options of the command line."""
     args = parse_args(argv)
     with join_ranks() as ranks:
-        # Rank 0 alone writes. Processes that torchrun restarted continue their run.
-        resumes = args.resume or ranks.restarts > 0
-        folder = RunFolder(args.run_dir, resume_options(args), resumes, complete_options) if ranks.is_main else None
+        resume = args.resume or ranks.restarts > 0  # torchrun restarts lost processes; they continue the run
+        folder = None
+        if ranks.is_main:  # the only rank that writes
+            folder = RunFolder(args.run_dir, resume_options(args), resume, complete_options)
         advice = "lower --batch-size or --num-snippets, or use --precision bf16 or --device cpu"
         with folder or nullcontext(), memory_advice(advice):
             train(args, folder, ranks)
@@ -48,7 +48,8 @@ def main(argv: list[str] | None = None) -> None:
 def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     """Train, evaluate and write a whole run. Only rank 0 has a folder."""
     # Data
-    device, spec, run_dir = ranks.device(choose_device(args.device)), DATASETS[args.dataset], Path(args.run_dir)
+    device = ranks.device(choose_device(args.device))
+    spec = DATASETS[args.dataset]
     ranks.on_rank_zero(provide_demo, args.path_dataset)
     annotations = load_annotations(args.path_dataset)
     store = open_features(args.path_dataset, args.modalities)
@@ -79,8 +80,17 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
         "classes": list(annotations.classes),
         "options": run_options(args),
     }
-    schedule = {"max_iter": args.max_iter, "eval_every": args.eval_every, "skip_nonfinite": args.skip_nonfinite}
-    training = Training(net, optimizer, loader, identity, run_dir, ranks, **schedule)
+    training = Training(
+        net,
+        optimizer,
+        loader,
+        identity,
+        args.run_dir,
+        ranks,
+        max_iter=args.max_iter,
+        eval_every=args.eval_every,
+        skip_nonfinite=args.skip_nonfinite,
+    )
     training.resume(args.seed)
     batch_loss = ranks.share(batch_loss, loader.example(device))
     evaluate = Evaluator(test_set, annotations, spec, ranks)
@@ -90,15 +100,22 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
         print(f"already at iteration {training.iteration} of {args.max_iter}; raise --max-iter to train on")
 
     # Loop
-    evaluation, log_dir, batch_snippets = None, run_dir if folder else None, args.batch_size * args.num_snippets
-    log = RunLog(log_dir, training.iteration, args.max_iter, args.eval_every, batch_snippets, spec.main_range)
+    log = RunLog(
+        args.run_dir if folder else None,
+        training.iteration,
+        args.max_iter,
+        args.eval_every,
+        args.batch_size * args.num_snippets,
+        spec.main_range,
+    )
+    evaluation = None
     with log, StopSignal(ranks) as stop, closing(loader):
         if args.evaluate_untrained and training.iteration == 0:
             training.untrained = evaluate(method).metrics
             log.evaluation(0, {}, training.untrained)
         for batch in training.batches():
             outcome = train_step(batch_loss, optimizer, batch, ranks)  # forward, losses, backward, Adam
-            training.advance(outcome, batch)  # counts; a step that is not finite has changed nothing
+            training.advance(outcome, batch)  # counts the step; a non-finite one left the weights unchanged
             log.step(training.iteration, outcome.terms, args.lr)
             if training.is_due:
                 evaluation = evaluate(method)
@@ -125,7 +142,8 @@ def open_subsets(
     train_ids, holdout_ids = split_holdout(annotations, spec.train_subset, args.holdout, args.seed)
     host = None if args.cache == "none" else "cpu"
     common = {"missing_features": args.missing_features, "min_snippets": spec.min_snippets}
-    subset, train_device = spec.train_subset, device if args.cache == "device" else host
+    train_device = device if args.cache == "device" else host
+    subset = spec.train_subset
     train_set = WeakVideoDataset(annotations, store, subset, video_ids=train_ids, device=train_device, **common)
     test_set = WeakVideoDataset(annotations, store, spec.test_subset, device=host, **common)
     holdout_set = None
@@ -143,11 +161,12 @@ def report(
     annotations: Annotations,
     store: FeatureStore,
     training: Training,
-    evaluation,
+    evaluation: Evaluation,
     snippet_rate: float,
 ) -> None:
     """Write metrics, detections and pictures of a finished run, and print its table."""
-    run_dir, rows = Path(args.run_dir), training.table_rows(evaluation.metrics)
+    run_dir = Path(args.run_dir)
+    rows = training.table_rows(evaluation.metrics)
     features = f"{store.simulated_prefix}{' + '.join(args.modalities)}"
     title = f"{run_dir.name}, last checkpoint (iteration {training.iteration}), {features}"
     write_results(run_dir, rows, evaluation, annotations, snippet_rate, args.modalities, title)

@@ -25,8 +25,8 @@ def activation() -> nn.Module:
 class GlobalContext(nn.Sequential):
     """Global-context-aware unit F^G of Eq. 1: mean over time of a modality to a channel descriptor."""
 
-    # One pooled vector needs one tap. The release has three, of which the outer two only see zero padding.
-    # Its initialization counts all three.
+    # The release uses kernel 3 on one pooled vector, so the outer taps only see padding. Kernel 1 is equal, but the
+    # bound of the initial weights still counts the fan-in of kernel 3.
     INITIAL_TAPS = 3
 
     def __init__(self, in_dim: int, out_dim: int, dropout: float = 0.5):
@@ -60,7 +60,7 @@ class ConsensusModule(nn.Module):
 
 
 class PerModality(nn.ModuleList):
-    """Two units with separate parameters; each modality is the main one in one of them (Figure 2)."""
+    """Two units with separate parameters: each enhances one modality with the help of the other (Figure 2)."""
 
     def __init__(self, unit: Callable[[int, int], nn.Module], first_dim: int, second_dim: int):
         super().__init__([unit(first_dim, second_dim), unit(second_dim, first_dim)])
@@ -168,7 +168,7 @@ class CO2Net(nn.Module):
         if features.ndim != 3 or features.shape[1] < 1 or features.shape[2] != sum(self.modality_dims):
             expected = f"(videos, snippets >= 1, {sum(self.modality_dims)})"
             raise ValueError(f"features have shape {tuple(features.shape)}, expected {expected}")
-        # Made contiguous once; otherwise every convolution would copy its input.
+        # Contiguous once: otherwise every convolution copies its input.
         first, second = (x.transpose(1, 2).contiguous() for x in features.split(self.modality_dims, dim=-1))
         enhanced = torch.cat(self.consensus(first, second), dim=1)  # (B, D1 + D2, T)
         # The attention units see views of `enhanced`, so autograd stores it only once.
@@ -197,7 +197,8 @@ def init_conv(module: nn.Module, taps: int | None = None) -> None:
 
     Args:
         module: Any module; all but `nn.Conv1d` stay as they are.
-        taps: Kernel size that the fan-in counts. By default the convolution's own.
+        taps: Kernel size that the fan-in counts. By default the convolution's own. `nn.init.kaiming_uniform_` has no
+            such argument.
     """
     if isinstance(module, nn.Conv1d):
         bound = math.sqrt(6 / (module.in_channels * (taps or module.kernel_size[0])))

@@ -25,8 +25,16 @@ from utils.number_types import (
     seed,
 )
 
-NOT_IN_CONFIG = ("config", "base", "resume")
-FREE_ON_RESUME = ("run_dir", "path_dataset", "max_iter", "device", "cache", "skip_nonfinite", "compile")
+NOT_IN_CONFIG = ("config", "base", "resume")  # options of the command line alone
+FREE_ON_RESUME = (  # options that may change on --resume
+    "run_dir",
+    "path_dataset",
+    "max_iter",
+    "device",
+    "cache",
+    "skip_nonfinite",
+    "compile",
+)
 OLD_NAMES = {"model": "method", "pseudo_neighbours": "pseudo_neighbors"}  # options of older runs
 BOOLEAN = argparse.BooleanOptionalAction
 
@@ -45,14 +53,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     _add_train_options(parser)
-    source = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    source.add_argument("--config", nargs="?")
-    source.add_argument("--base", nargs="?")
-    source, _ = source.parse_known_args(argv)
+    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config_parser.add_argument("--config", nargs="?")
+    config_parser.add_argument("--base", nargs="?")
+    configs, _ = config_parser.parse_known_args(argv)
     args = argparse.Namespace()
-    if source.config:
-        parser.apply_config(args, Path(source.config), Path(source.base) if source.base else None)
-    elif source.base:
+    if configs.config:
+        parser.apply_config(args, Path(configs.config), Path(configs.base) if configs.base else None)
+    elif configs.base:
         parser.error("--base replaces the base of a config; give --config too")
     return _checked(parser, _with_method_defaults(parser.parse_args(argv, args)))
 
@@ -64,6 +72,7 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Localize and score with a trained checkpoint. Writes a table of every protocol, metrics.json, "
         "detections.json (ActivityNet submission format, in seconds) and a picture of a few videos.",
         formatter_class=_Help,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--checkpoint", required=True, help="best.pt or last.pt of a run, or a released .pkl (with --config)")
@@ -97,18 +106,18 @@ def complete_options(saved: Mapping[str, object]) -> dict:
     """Return the saved options of a run, which may be older: renamed, and completed with defaults."""
     parser = _Parser()
     _add_train_options(parser)
-    renamed = {OLD_NAMES.get(name, name): value for name, value in saved.items()}
+    renamed = {OLD_NAMES.get(name, str(name)): value for name, value in saved.items()}
     args = argparse.Namespace(**{**vars(parser.parse_args([])), **renamed})
-    return vars(_with_method_defaults(args) if args.method in METHODS else args)
+    return vars(_with_method_defaults(args) if args.method in tuple(METHODS) else args)
 
 
 def method_options(args: argparse.Namespace) -> dict:
     """Return the options of the method as `utils.methods.build_method` takes them."""
-    pools = args.temporal_pool == "dataset"
+    pools_as_dataset = args.temporal_pool == "dataset"
     options = {
         **vars(args),
         "weights": args.loss_weights,
-        "temporal_pool": DATASETS[args.dataset].temporal_pool(args.num_snippets) if pools else None,
+        "temporal_pool": DATASETS[args.dataset].temporal_pool(args.num_snippets) if pools_as_dataset else None,
     }
     return {name: options[name] for name in METHODS[args.method].options() if name in options}
 
@@ -117,8 +126,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the default of each option, except None and False."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        plain = action.default in (None, False, argparse.SUPPRESS) or not action.default and action.default != 0
-        return action.help if plain else super()._get_help_string(action)
+        hidden = action.default is None or action.default is False or action.default in ({}, argparse.SUPPRESS)
+        return action.help if hidden else super()._get_help_string(action)
 
 
 class _UpdateWeights(argparse.Action):
@@ -138,7 +147,7 @@ class _UpdateWeights(argparse.Action):
 class _Parser(OneLineParser):
     """Parser of a command line and of configs; an error in a config names its file."""
 
-    where = ""
+    where = ""  # prefix of messages: the config that is being applied
 
     def error(self, message: str) -> NoReturn:
         super().error(f"{self.where}{message}")
@@ -152,15 +161,15 @@ class _Parser(OneLineParser):
             args: Options so far; changed in place.
             path: The YAML file.
             base: Replaces the `base` of the file.
-            seen: Files that led here.
+            seen: Configs whose `base` led to this one, to detect a cycle.
         """
-        if path in seen:
+        if path.resolve() in seen:
             self.error(f"{path}: configs name each other as base")
         if not path.exists():
-            there = sorted(
+            existing = sorted(
                 str(other) for other in (path.parent if path.parent.is_dir() else Path("configs")).glob("*.yaml")
             )
-            self.error(f"{path}: not found; existing configs: {', '.join(there) or 'none'}")
+            self.error(f"{path}: not found; existing configs: {', '.join(existing) or 'none'}")
         try:
             values = read_yaml(path)
         except InputError as error:
@@ -171,7 +180,7 @@ class _Parser(OneLineParser):
         if base is None and own_base is not None:
             base = path.parent / str(own_base)
         if base is not None:
-            self.apply_config(args, base, seen=(*seen, path))
+            self.apply_config(args, base, seen=(*seen, path.resolve()))
         known = {*vars(self.parse_args([])), *OLD_NAMES} - {*NOT_IN_CONFIG}
         self.where = f"{path}: "
         for name, value in values.items():
@@ -326,7 +335,12 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         help="module that enhances the modalities: the CCM, or an alternative of Table 5 or 6 (default: ccm; "
         "audio_visual: cross_attention)",
     )
-    add("--stages", type=non_negative_int, default=2, help="stages of the cross attention; 0: plain concatenation")
+    add(
+        "--stages",
+        type=non_negative_int,
+        default=2,
+        help="stages of `--consensus cross_attention`; 0: plain concatenation",
+    )
     add(
         "--localization",
         choices=tuple(LOCALIZATIONS),

@@ -5,19 +5,20 @@ from pathlib import Path
 
 from eval.proposals import LOCALIZATIONS
 from eval.tables import results_table
-from options import complete_options, parse_test_args
+from options import complete_options, method_options, parse_test_args
 from utils.annotations import load_annotations
 from utils.checkpoint import load_state, read_checkpoint, require_classes
 from utils.datasets import DATASETS
-from utils.engine import TABLE_PROTOCOLS, Evaluator, choose_device, write_results
+from utils.engine import TABLE_PROTOCOLS, Evaluator, write_results
 from utils.errors import InputError, exit_on_input_error
 from utils.features import open_features
 from utils.methods import METHODS, build_method
+from utils.run.devices import choose_device, memory_advice
 from wsad_dataset import WeakVideoDataset
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
+    """Evaluate a checkpoint with the options of the command line."""
     args = parse_test_args(argv)
     device = choose_device(args.device)
     checkpoint = read_checkpoint(args.checkpoint)
@@ -36,17 +37,19 @@ def main(argv: list[str] | None = None) -> None:
         device=None,  # each video is read once
     )
 
-    # Method; a released checkpoint has weights only.
-    architecture = checkpoint.get("architecture", {"temporal_pool": spec.temporal_pool(options.num_snippets)})
-    architecture = {**architecture, "num_classes": len(annotations.classes), "modality_dims": test_set.modality_dims}
-    method = build_method(options.method, localization=options.localization, **architecture)
+    # Method; a released checkpoint has weights only, so its architecture comes from the options.
+    known = METHODS[options.method].options() - {"localization"}
+    stored = {name: value for name, value in checkpoint.get("architecture", {}).items() if name in known}
+    arguments = {**method_options(options), **stored}
+    method = build_method(options.method, len(annotations.classes), test_set.modality_dims, **arguments)
     require_classes(checkpoint, annotations.classes, args.checkpoint)
     load_state(method.network, checkpoint, args.checkpoint)
     method.network.to(device)
 
     # Results
     evaluate = Evaluator(test_set, annotations, spec)
-    evaluation = evaluate(method)
+    with memory_advice("use --device cpu"):
+        evaluation = evaluate(method)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     name, iteration = Path(args.checkpoint).stem, checkpoint.get("iteration")
@@ -63,7 +66,7 @@ def stored_options(checkpoint: dict, path: str) -> Namespace:
     """Return the options that a checkpoint of this project stores, checked.
 
     Raises:
-        InputError: If it has none, as a released one, or they are not those of a run.
+        InputError: If the checkpoint has no options (a released one), or invalid ones.
     """
     options = checkpoint.get("options")
     if options is None:
@@ -73,7 +76,7 @@ def stored_options(checkpoint: dict, path: str) -> Namespace:
     if not complete or options["dataset"] not in DATASETS or not all(isinstance(m, str) for m in options["modalities"]):
         raise InputError(f"{path}: its options are not those of a run; give others with --config")
     options = Namespace(**complete_options(options))
-    if options.method not in METHODS or options.localization not in LOCALIZATIONS:
+    if options.method not in tuple(METHODS) or options.localization not in tuple(LOCALIZATIONS):
         raise InputError(f"{path}: its options name an unknown method or localization")
     return options
 

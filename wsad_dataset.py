@@ -16,6 +16,7 @@ from tqdm import tqdm
 from utils.annotations import Annotations
 from utils.errors import InputError
 from utils.features.store import FeatureStore
+from utils.run.devices import is_out_of_memory, to_device
 from utils.sampler import PairSampler, ShardSampler, rank_rows, stratified_snippets
 
 
@@ -258,13 +259,18 @@ class BatchLoader:
         return {"sampler": self.sampler.state_dict(), "snippets": self._generator.bit_generator.state}
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to the device; a copy to a GPU does not block."""
-    if tensor.device == device or device.type == "cpu":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)  # PyTorch keeps the pinned memory until the copy is done
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return True for the error that PyTorch raises when memory of a GPU or the CPU runs out."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def split_holdout(annotations: Annotations, subset: str, fraction: float, seed: int) -> tuple[list[str], list[str]]:
+    """Split the video ids of a subset at random into training and holdout videos, both in file order."""
+    video_ids = [video.video_id for video in annotations.subset(subset)]
+    generator = np.random.default_rng([seed, 2])  # independent of the streams of the batches
+    count = round(fraction * len(video_ids))
+    if fraction and not 0 < count < len(video_ids):
+        raise InputError(
+            f"--holdout {fraction:g} of {len(video_ids)} videos gives {count} holdout videos; "
+            "expected at least one, and at least one left to train on"
+        )
+    holdout = set(generator.permutation(len(video_ids))[:count].tolist())
+    return (
+        [video_id for index, video_id in enumerate(video_ids) if index not in holdout],
+        [video_id for index, video_id in enumerate(video_ids) if index in holdout],
+    )

@@ -14,9 +14,9 @@ from scripts.benchmarks import data, evaluation, infer, localization, memory, sc
 from scripts.benchmarks.machine import describe_machine, machine_line, usable_cores
 from scripts.benchmarks.measure import Settings, device_name
 from scripts.benchmarks.page import check_page, write_page
-from utils.engine import choose_device
 from utils.errors import OneLineParser, exit_on_input_error
 from utils.formats.files import write_json
+from utils.run.devices import choose_device
 
 SUBJECTS = {
     "train": train.measure,

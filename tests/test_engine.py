@@ -8,12 +8,12 @@ import main
 from model import CO2Net
 from utils.annotations import parse_annotations
 from utils.datasets import DATASETS, DatasetSpec
-from utils.engine import BatchLoss, Evaluator, holdout_scores, predict, selection_scores, split_holdout
+from utils.engine import BatchLoss, Evaluator, holdout_scores, predict, selection_scores
 from utils.features.simulate import invent_timeline, simulate_features
 from utils.losses import CO2Loss
 from utils.methods import Method, build_method
 from utils.training import Training
-from wsad_dataset import Batch, WeakVideoDataset
+from wsad_dataset import Batch, WeakVideoDataset, split_holdout
 
 
 class Store:

@@ -248,10 +248,10 @@ def test_finite_loss_with_infinite_gradient_changes_nothing():
 
 
 def test_out_of_memory_names_options_to_lower(dataset, tmp_path, monkeypatch, run_main):  # noqa: F811
-    def greedy(self, batch):
+    def greedy(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore of it.")
 
-    monkeypatch.setattr(main.TrainingStep, "__call__", greedy)
+    monkeypatch.setattr(main, "train_step", greedy)
     status, _, err = run_main(main.main, *arguments(dataset, tmp_path / "run"))
     assert status == 2
     assert "error: out of memory (CUDA out of memory. Tried to allocate 20.00 GiB.); lower --batch-size" in err

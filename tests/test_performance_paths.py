@@ -19,14 +19,7 @@ from scripts.benchmarks.plain_step import PlainCO2Net, PlainLoss, plain_adam, pl
 from tests.conftest import ROOT
 from tests.test_engine import attentive_method, dataset_of
 from tests.test_golden import GOLDEN, LOSS_NAMES, Case, assert_golden
-from utils.engine import (
-    BATCH_SNIPPETS,
-    BatchLoss,
-    equal_length_batches,
-    network_outputs,
-    predict,
-    train_step,
-)
+from utils.engine import BATCH_SNIPPETS, BatchLoss, equal_length_batches, network_outputs, predict, train_step
 from utils.errors import InputError
 from utils.fusion import CONSENSUS, consensus_factory
 from utils.losses import CO2Loss

@@ -19,6 +19,7 @@ from scripts.reproduction.plan import read_tables
 from test import main as evaluate
 from tests.ave_release import make_release
 from utils.annotations import parse_annotations
+from utils.engine import train_step
 from utils.features.simulate import invent_timeline, simulate_features
 from utils.features.simulate_ave import simulate_ave
 from utils.fusion import CONSENSUS, SSMA, DescriptorPair, SqueezeExcitation, consensus_factory
@@ -58,17 +59,16 @@ def test_every_config_trains(config, datasets, tmp_path, monkeypatch):
     torch.set_num_threads(1)
     steps = []
 
-    class CheckedStep(main.TrainingStep):
-        def __call__(self, batch):
-            outcome = super().__call__(batch)
-            assert outcome.finite and all(torch.isfinite(value) for value in outcome.terms.values())
-            for name, parameter in self.objective.named_parameters():
-                assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
-                assert parameter.grad.any(), name
-            steps.append(outcome)
-            return outcome
+    def checked_step(batch_loss, *arguments):
+        outcome = train_step(batch_loss, *arguments)
+        assert outcome.finite and all(torch.isfinite(value) for value in outcome.terms.values())
+        for name, parameter in batch_loss.named_parameters():
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+            assert parameter.grad.any(), name
+        steps.append(outcome)
+        return outcome
 
-    monkeypatch.setattr(main, "TrainingStep", CheckedStep)
+    monkeypatch.setattr(main, "train_step", checked_step)
     monkeypatch.setattr(main, "write_results", lambda *arguments: None)
     name = parse_args(["--config", str(config), "--path-dataset", "DIR"]).dataset
     argv = ["--config", config, "--path-dataset", datasets[name], "--run-dir", tmp_path / "run", "--device", "cpu"]

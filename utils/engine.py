@@ -1,9 +1,8 @@
-"""One training step, predictions over a dataset, and their evaluation. main.py and test.py use these."""
+"""One training step, predictions over a dataset, and their evaluation: what main.py and test.py share."""
 
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,34 +25,15 @@ from utils.datasets import DatasetSpec
 from utils.errors import InputError
 from utils.formats.files import write_json
 from utils.methods import Method
+from utils.run.devices import to_device
 from utils.run.ranks import SINGLE_PROCESS, Ranks
 from utils.segments import seconds_to_snippets
 from utils.training import StepOutcome
-from wsad_dataset import Batch, WeakVideoDataset, is_out_of_memory, to_device
+from wsad_dataset import Batch, WeakVideoDataset
 
 TABLE_PROTOCOLS = ("snippet", "seconds")  # side by side in every table; the first one selects best.pt
 OUTPUTS = ("cas", "attention", "modality_attention")  # network outputs that an evaluation uses
 BATCH_SNIPPETS = {"cpu": 2048, "cuda": 16384}  # per evaluation batch; small batches saturate a CPU
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device called `auto`, `cpu` or `cuda`; InputError if there is no GPU for `cuda`."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: PyTorch finds no CUDA GPU; use --device cpu or auto")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-@contextmanager
-def memory_advice(advice: str) -> Iterator[None]:
-    """Turn PyTorch's out-of-memory errors into an InputError with this advice."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError(f"out of memory ({str(error).splitlines()[0]}); {advice}") from None
 
 
 class BatchLoss(nn.Module):
@@ -66,7 +46,7 @@ class BatchLoss(nn.Module):
         compiled: Use torch.compile, with CUDA graphs on a GPU. The first step then takes about a minute.
 
     Raises:
-        InputError: If it should be compiled for a CPU without a C++ compiler.
+        InputError: If `compiled` is set on a CPU and no C++ compiler is installed.
     """
 
     def __init__(self, network: nn.Module, objective: nn.Module, precision: str = "float32", compiled: bool = False):
@@ -108,7 +88,7 @@ def train_step(
     terms = batch_loss(*(to_device(part, device) for part in batch))
     terms["total"].backward()
     gradients = [parameter.grad for parameter in batch_loss.parameters() if parameter.grad is not None]
-    # The norm overflows where the square of a gradient does. Adam squares gradients too.
+    # The norm is infinite if the square of a gradient overflows, and Adam would store that square.
     values = ranks.mean(torch.stack([*terms.values(), nn.utils.get_total_norm(gradients)]))
     finite = values.isfinite().all()
     optimizer.found_inf = (~finite).float()
@@ -179,7 +159,7 @@ def network_outputs(
 
 
 def equal_length_batches(lengths: np.ndarray, max_snippets: int) -> Iterator[np.ndarray]:
-    """Yield batches of positions in `lengths` (N,), each of one length and of `max_snippets` or one video."""
+    """Yield positions in `lengths` (N,) in batches of equal length, of at most `max_snippets` or of one video."""
     for length in np.unique(lengths):
         positions = np.flatnonzero(lengths == length)
         size = max(1, max_snippets // length)
@@ -268,38 +248,22 @@ class Evaluator:
         return Evaluation(results, detections, metrics, selection)
 
 
-def split_holdout(annotations: Annotations, subset: str, fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """Split the video ids of a subset at random into training and holdout videos, both in file order."""
-    video_ids = [video.video_id for video in annotations.subset(subset)]
-    generator = np.random.default_rng([seed, 2])  # independent of the streams of the batches
-    count = round(fraction * len(video_ids))
-    if fraction and not 0 < count < len(video_ids):
-        raise InputError(
-            f"--holdout {fraction:g} of {len(video_ids)} videos gives {count} holdout videos; "
-            "expected at least one, and at least one left to train on"
-        )
-    holdout = set(generator.permutation(len(video_ids))[:count].tolist())
-    return (
-        [video_id for index, video_id in enumerate(video_ids) if index not in holdout],
-        [video_id for index, video_id in enumerate(video_ids) if index in holdout],
-    )
-
-
 def holdout_scores(method: Method, dataset: WeakVideoDataset) -> dict[str, float | None]:
     """Score a network on holdout videos by their video-level labels, all that weak supervision has.
 
     Returns:
-        Video-level `classification_mAP` (None if no video has a label) and the mean `loss` without L_cas.
+        Video-level `classification_mAP` (None if no video has a label) and the mean `loss` without L_cas (0 if
+        L_cas is the only term).
     """
-    # L_cas needs pairs; here each video is a batch.
+    # L_cas needs pairs of videos, and each batch here is one video.
     objective = copy(method.objective)
     objective.weights = {**objective.weights, "cas": 0.0}
     no_pairs = torch.zeros(0, 2, dtype=torch.long)
     scores, losses = [], []
     for index, outputs in network_outputs(method.network, dataset, np.arange(len(dataset))):
-        batch = {name: torch.from_numpy(value)[None] for name, value in outputs.items()}
+        one_video = {name: torch.from_numpy(value)[None] for name, value in outputs.items()}  # a batch of one
         labels = torch.from_numpy(dataset.labels[index]).float()[None]
-        losses.append(objective(batch, labels, no_pairs)["total"].item())
+        losses.append(objective(one_video, labels, no_pairs)["total"].item())
         scores.append((index, method.video_scores(outputs["cas"], outputs["attention"])[:-1]))
     ordered = np.stack([score for _, score in sorted(scores, key=lambda item: item[0])])
     mean_ap = classification_map(ordered, dataset.labels)[1]

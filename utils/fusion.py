@@ -127,7 +127,8 @@ class CrossAttentionStage(nn.Module):
     Lambda = X_u^T W X_v correlates l2-normalized snippets. Each modality is averaged over time with the column-wise
     softmax of Lambda (u) or of its transpose (v). At snippet l, the snippets of one modality are weighted by how well
     they match snippet l of the *other*. The average is over X itself, not normalized (our reading: the paper
-    normalizes "before computing the cross-correlation"). W is rectangular for modalities of different widths.
+    normalizes "before computing the cross-correlation"). W is rectangular for modalities of different widths. Here u is
+    `first` and v is `second`; they are interchangeable, with W transposed.
     """
 
     def __init__(self, first_dim: int, second_dim: int):
@@ -144,9 +145,9 @@ class CrossAttentionStage(nn.Module):
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Return softmax(queries keys^T) values, all (B, T, D), in memory linear in T.
+    """Return softmax(queries keys^T) values, all (B, T, D).
 
-    The correlation is computed QUERY_CHUNK rows at a time. In training, where T is small, autograd stores all of it.
+    The correlation is computed QUERY_CHUNK rows at a time. Without autograd the memory is linear in T.
     """
     chunks = queries.split(QUERY_CHUNK, dim=1)
     return torch.cat([(chunk @ keys.transpose(1, 2)).softmax(dim=-1) @ values for chunk in chunks], dim=1)
@@ -200,7 +201,7 @@ CONSENSUS: dict[str, Callable[..., nn.Module]] = {
     "concat": Concat,
     "ssma": SSMA,
     "se": partial(PerModality, SqueezeExcitation),
-    "cross_attention": EmbeddedCrossAttention,
+    "cross_attention": EmbeddedCrossAttention,  # the audio-visual network has its own embeddings
 }
 
 

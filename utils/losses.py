@@ -2,7 +2,8 @@
 
 Section 3.5 of arXiv:2107.12589, one function per term under its equation number. "Release" marks where the authors'
 code differs from the paper or fills a gap. All terms stay finite for T = 1, for a pair without a shared class, and
-for features of norm zero. `cas` is the T-CAM as a tensor, and the co-activity similarity loss as a term.
+for features of norm zero. The name `cas` has two meanings: the T-CAM (tensor), and the co-activity
+similarity loss (term).
 
 Shapes: B videos, T snippets, D channels, C action classes (background is class C of a T-CAM), P pairs.
 """
@@ -50,7 +51,7 @@ def mil_loss(
         topk_ratio: Divisor of T; 7 on THUMOS14, 5 on ActivityNet1.2.
         normalized: The T-CAM holds log probabilities, which need no softmax over the classes.
     """
-    column = torch.ones_like(labels[:, 0]) * background  # on the device, so that the host does not wait
+    column = torch.ones_like(labels[:, 0]) * background  # (B,), on the device of the labels
     labels = torch.cat([labels, column.unsqueeze(1)], dim=1)
     labels = labels / (labels.sum(dim=1, keepdim=True) + 1e-4)  # 1e-4: release
     k = max(1, cas.shape[1] // topk_ratio)
@@ -86,15 +87,15 @@ def co_activity_loss(
     high = weights.transpose(1, 2) @ snippets  # (2P, C, D)
     low = (snippets.sum(dim=1, keepdim=True) - high) / max(num_snippets - 1, 1)  # weights 1 - a
     (high_1, high_2), (low_1, low_2) = (x.unflatten(0, (-1, 2)).unbind(dim=1) for x in (high, low))
-    near = 1 - F.cosine_similarity(high_1, high_2, dim=-1)  # (P, C)
-    far_2 = 1 - F.cosine_similarity(high_1, low_2, dim=-1)
-    far_1 = 1 - F.cosine_similarity(low_1, high_2, dim=-1)
-    hinge = 0.5 * (F.relu(near - far_2 + margin) + F.relu(near - far_1 + margin))
+    distance_high = 1 - F.cosine_similarity(high_1, high_2, dim=-1)  # (P, C)
+    distance_low_2 = 1 - F.cosine_similarity(high_1, low_2, dim=-1)
+    distance_low_1 = 1 - F.cosine_similarity(low_1, high_2, dim=-1)
+    hinge = 0.5 * (F.relu(distance_high - distance_low_2 + margin) + F.relu(distance_high - distance_low_1 + margin))
     shared = labels[pairs[:, 0]] * labels[pairs[:, 1]]  # (P, C)
-    return (shared * hinge).sum() / _pair_labels(shared)
+    return (shared * hinge).sum() / _mean_divisor(shared)
 
 
-def _pair_labels(shared: Tensor) -> Tensor:
+def _mean_divisor(shared: Tensor) -> Tensor:
     """Return the divisor that turns this rank's sum over shared labels (P, C) into a mean over all pairs."""
     count = shared.sum()
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -162,8 +163,8 @@ class CO2Loss(nn.Module):
 
     Args:
         topk_ratio: Divisor of T in the top-k of L_mil (7 on THUMOS14, 5 on ActivityNet1.2).
-        weights: Weights by term that differ from WEIGHTS. `mil` stands for `mil_org` and `mil_supp`. A weight of 0
-            removes a term from the result, and its cost.
+        weights: Weights by term that differ from WEIGHTS. `mil` sets `mil_org` and `mil_supp` unless they are given.
+            A weight of 0 removes a term from the result, and its cost.
         suppression: Suppressed T-CAM of the release (`shifted`), or the paper's Eq. 9 (`product`).
         mutual: Similarity of L_ml, a key of SIMILARITIES (Table 4).
 
@@ -186,7 +187,8 @@ class CO2Loss(nn.Module):
         self.topk_ratio, self.suppression, self.mutual = topk_ratio, suppression, mutual
         weights = dict(weights or {})
         if "mil" in weights:
-            weights["mil_org"] = weights["mil_supp"] = weights.pop("mil")
+            mil = weights.pop("mil")
+            weights = {"mil_org": mil, "mil_supp": mil, **weights}
         self.weights = complete_weights(weights, WEIGHTS)
 
     def forward(self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor) -> dict[str, Tensor]:
@@ -214,8 +216,8 @@ class CO2Loss(nn.Module):
 def weighted_sum(terms: Mapping[str, Callable[[], Tensor]], weights: Mapping[str, float]) -> dict[str, Tensor]:
     """Compute the terms with a weight other than 0, and their weighted sum `total`."""
     values = {name: terms[name]() for name, weight in weights.items() if weight}
-    first, *others = [weights[name] * value for name, value in values.items()] or [torch.zeros(())]
-    return {**values, "total": sum(others, first)}
+    total = sum(weights[name] * value for name, value in values.items()) if values else torch.zeros(())
+    return {**values, "total": total}
 
 
 def complete_weights(weights: Mapping[str, float], published: Mapping[str, float]) -> dict[str, float]:

@@ -12,8 +12,8 @@ from scripts.benchmarks.measure import Settings, progress, time_in_turns
 from scripts.benchmarks.synthetic import THUMOS14, make_dataset, store_contiguously, write_dataset_files
 from scripts.benchmarks.table import ResultTable
 from utils.annotations import load_annotations
-from utils.engine import choose_device
 from utils.features.store import FeatureStore, open_features
+from utils.run.devices import choose_device
 from utils.sampler import PairSampler, stratified_snippets
 from wsad_dataset import BatchLoader, WeakVideoDataset
 

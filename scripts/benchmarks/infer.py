@@ -12,9 +12,10 @@ from scripts.benchmarks.synthetic import THUMOS14, Scale, make_dataset
 from scripts.benchmarks.table import ResultTable
 from scripts.benchmarks.yardstick import Yardstick, count_flops
 from utils.datasets import DATASETS
-from utils.engine import Evaluation, Evaluator, choose_device
+from utils.engine import Evaluation, Evaluator
 from utils.features.store import FeatureStore
 from utils.methods import build_method
+from utils.run.devices import choose_device
 from wsad_dataset import WeakVideoDataset
 
 DIM, QUICK_DIM = 1024, 16

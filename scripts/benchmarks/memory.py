@@ -12,7 +12,7 @@ from scripts.benchmarks.measure import Settings, progress
 from scripts.benchmarks.synthetic import THUMOS14, Scale, equal_videos, write_dataset_files
 from scripts.benchmarks.table import ResultTable
 from scripts.benchmarks.yardstick import precisions
-from utils.engine import choose_device
+from utils.run.devices import choose_device
 
 TRAINING_VIDEOS = (400, 4_000, 40_000)  # of the narrow datasets
 TEST_VIDEOS, SNIPPETS, DIM = 20, 60, 32  # of the narrow datasets: per subset, per video, per modality

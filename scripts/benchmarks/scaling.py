@@ -24,7 +24,7 @@ from scripts.benchmarks.synthetic import (
 )
 from scripts.benchmarks.table import ResultTable
 from utils.datasets import DATASETS
-from utils.engine import choose_device
+from utils.run.devices import choose_device
 
 LINEAR = 1.1  # largest exponent that counts as linear growth
 DETECTIONS, SEGMENTS = 150, 16  # per video, about as on THUMOS14

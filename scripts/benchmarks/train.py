@@ -16,9 +16,10 @@ from scripts.benchmarks.measure import Settings, device_name, device_peak_mb, pr
 from scripts.benchmarks.synthetic import THUMOS14, make_dataset
 from scripts.benchmarks.table import ResultTable
 from scripts.benchmarks.yardstick import Yardstick, count_flops, precisions
-from utils.engine import BatchLoss, choose_device, train_step
+from utils.engine import BatchLoss, train_step
 from utils.features.store import FeatureStore
 from utils.losses import CO2Loss
+from utils.run.devices import choose_device
 from utils.run.fast_cpu import use_fast_dropout
 from wsad_dataset import Batch, BatchLoader, WeakVideoDataset
 

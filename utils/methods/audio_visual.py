@@ -23,7 +23,7 @@ from utils.number_types import fraction, non_negative_int, positive_float
 
 CLASSIFIERS = ("openmax", "softmax")
 WEIGHTS = {"mil": 1.0, "cas": 0.8, "cont": 0.8, "pseu": 1.0}  # Eq. 10 with alpha, beta and gamma of Section 4.2
-WINDOW = 4  # B of Eq. 6 and 7: number of neighbors in the window
+WINDOW = 4  # number of neighbors in the window: B of Eq. 6 and 7, not the batch size
 
 
 class AudioVisualNet(nn.Module):
@@ -40,7 +40,8 @@ class AudioVisualNet(nn.Module):
         dropout: Dropout on the attended features, before the classifier.
 
     Raises:
-        ValueError: If there is no class, not one or two modalities, or an unknown consensus or classifier.
+        ValueError: If there is no class, not one or two modalities, an unknown classifier, or, with two modalities, an
+            unknown consensus.
     """
 
     CLASS_LAYER = "classifier.weight"  # the parameter with one row per class, background last
@@ -137,7 +138,7 @@ def window_mean(values: Tensor, window: Tensor) -> Tensor:
 
 
 def gaussian_window(sigma: float, width: int = WINDOW) -> Tensor:
-    """Return G of Eq. 6 and 7 at -B/2, ..., B/2, (B + 1,); `sigma` is in snippets."""
+    """Return the weights G (width + 1,) of Eq. 6 and 7 at offsets -width/2 to width/2; `sigma` is in snippets."""
     offsets = torch.arange(width + 1) - width // 2
     return torch.exp(-0.5 * (offsets / sigma) ** 2)
 
@@ -145,10 +146,10 @@ def gaussian_window(sigma: float, width: int = WINDOW) -> Tensor:
 def foreground_continuity_loss(cas: Tensor, labels: Tensor, sigma: float = 1.0, stop_gradient: bool = False) -> Tensor:
     """Compute the foreground continuity loss L_cont, Eq. 6 to 8.
 
-    mu should be near its own smoothed value and near that of the video's action. The paper does not scale G. Here the
-    weights of the mean sum to 1 (in its terms: sum G = B + 1); with a smaller sum, a constant foreground would cost
-    more the more certain it is. p(c^) of a video with several actions is their sum, because mu is the probability of
-    any of them. For a video without an action it is 0, so mu is drawn to 0.
+    mu should equal its smoothed value and the smoothed probability of the video's actions. The paper does not scale
+    G. Here the window weights sum to 1 (sum G = B + 1 in the paper's terms); with a smaller sum, a confident constant
+    foreground would have a loss. For several actions, p(c^) is the sum over them, because mu is the probability of
+    any. Without an action it is 0, so mu tends to 0.
 
     Args:
         cas: Log probabilities log p (B, T, C + 1).
@@ -175,7 +176,8 @@ def pseudo_localization_loss(cas: Tensor, neighbors: int = 4, threshold: float =
     Args:
         cas: Log probabilities log p (B, T, C + 1).
         neighbors: Number of neighbors N, even; 4, as B in the continuity loss.
-        threshold: Confidence threshold tau. Above 1/2, the value of an untrained mu's background everywhere.
+        threshold: Confidence threshold tau. It must exceed 1/2: an untrained network predicts the
+            background with 1/2 everywhere.
     """
     q = window_mean(cas.detach().exp(), torch.ones(neighbors + 1))
     confidence, pseudo_labels = q.max(dim=-1)  # (B, T)

@@ -11,7 +11,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Definition:
-    """Definition of a method; each file of utils/methods holds one."""
+    """Parts of a method before it is built. Each file of utils/methods defines one."""
 
     network: Callable[..., nn.Module]  # from num_classes, modality_dims and options
     objective: Callable[..., nn.Module]  # from options; called with outputs, labels and pairs
@@ -23,12 +23,12 @@ class Definition:
     def options(self) -> set[str]:
         """Return the names of the options that network, objective and localization take."""
         names = {*inspect.signature(self.network).parameters, *inspect.signature(self.objective).parameters}
-        return names - {"num_classes", "modality_dims"} | {"localization"}
+        return (names - {"num_classes", "modality_dims"}) | {"localization"}
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method, built: what training, evaluation and tests use.
+    """Network, objective and localization of a built method.
 
     Attributes:
         network: Maps features (B, T, D) to a dict with `cas`, `attention`, `features`, ...
