@@ -173,7 +173,7 @@ def test_stopped_and_killed_ranks_change_nothing(dataset, run, tmp_path):
     argv = arguments(dataset, tmp_path / "run", "--holdout", "0.2")
     done = torchrun(2, "tests/ranks.py", "interrupted", *argv, restarts=2)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("stopped after iteration 3; run the same command with --resume to continue") == 1
+    assert done.stderr.count("stopped after iteration 3; --resume continues the run") == 1
     assert done.stderr.count("error: another process of this run was lost") <= 1
     assert "Traceback" not in done.stderr
     environment = json.loads((tmp_path / "run/environment.json").read_text())

@@ -90,7 +90,7 @@ def test_sigterm_saves_and_reports_how_to_continue(dataset, whole, tmp_path):  #
     process.terminate()
     _, printed = process.communicate(timeout=120)
     assert process.returncode == 143
-    assert "run the same command with --resume to continue" in printed and "Traceback" not in printed
+    assert "--resume continues the run" in printed and "Traceback" not in printed
     main.main(arguments(dataset, tmp_path / "run", *MORE, "--resume"))
     assert_same_run(tmp_path / "run", whole)
 

@@ -39,7 +39,7 @@ FAULTS = {None: 0.5, "flip": 0.14, "remove": 0.08, "partial files": 0.08, "secon
 DISKS = ((200, 2**12), (2**12, 2**15), (2**15, 2**20), (2**20, 2**25))  # bytes; last.pt has about 19 MB
 TIMEOUT = 600.0  # seconds
 # Words of a training's messages.
-RESUMABLE, RESUMING, REFUSED = "--resume to continue", "resuming from", "by another process"
+RESUMABLE, RESUMING, REFUSED = "--resume continues the run", "resuming from", "by another process"
 
 COUNTS = {
     "runs started": None,

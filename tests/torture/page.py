@@ -34,7 +34,8 @@ Hypothesis draws these inputs. Each is one change to a good file, and the reader
 The first rows count random damage to files: a bit, byte or digit changed, several bytes changed, the end cut off, a
 block zeroed, repeated or inserted. A file with checksums (the first six rows) must be refused or read unchanged. A file
 without checksums may give another value, but must be well-formed. One flip must not change several values, except where
-a few bytes stand for many: {", ".join(name for name, form in FORMS.items() if form.shortcut)}.
+a few bytes stand for many:
+{", ".join(name for name, form in FORMS.items() if form.shortcut)}.
 `python scripts/convert_features.py` writes features with checksums.
 
 The last rows: *arrays* have any dtype and shape; *headers* have any content; *one value changed* replaces, removes or
@@ -55,7 +56,7 @@ must have no markup beyond that of other reports. The control opens the hostile 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence], total: bool = False) -> str:
     """Return a Markdown table under its title and note; `total` adds the sums of the columns."""
     if total:
-        rows = [*rows, ("all", *(sum(column) for column in list(zip(*rows, strict=True))[1:]))]
+        rows = [*rows, ("all", *(sum(row[column] for row in rows) for column in range(1, len(head))))]
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     body = "".join("| " + " | ".join(map(_cell, line)) + " |\n" for line in lines)
     return f"## {title}\n\n{NOTES[title].rstrip()}\n\n{body}"

@@ -46,7 +46,7 @@ class StopSignal:
 
     def _receive(self, number: int, frame: object) -> None:
         if self._number:
-            self.end("stopped at once; run the same command with --resume to continue from the last evaluation")
+            self.end("stopped at once; --resume continues the run from the last evaluation")
         self._number = number
         self._print("\nstopping after this step; a second signal stops at once")
 
