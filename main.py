@@ -117,7 +117,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
             outcome = train_step(batch_loss, optimizer, batch, ranks)  # forward, losses, backward, Adam
             training.advance(outcome, batch)  # counts the step; a non-finite one left the weights unchanged
             log.step(training.iteration, outcome.terms, args.lr)
-            if training.is_due:
+            if training.evaluation_is_due:
                 evaluation = evaluate(method)
                 holdout = ranks.on_rank_zero(holdout_scores, method, holdout_set) if holdout_set else {}
                 log.evaluation(training.iteration, training.losses(), evaluation.metrics, holdout, training.skipped)

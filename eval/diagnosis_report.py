@@ -87,7 +87,7 @@ def diagnosis_figure(diagnosis: dict, path: str | Path) -> None:
 
     Raises:
         InputError: The file cannot be written.
-        ValueError: matplotlib does not support the file type.
+        ValueError: Matplotlib does not support the file type.
     """
     figure = Figure(figsize=(14, 13), layout="constrained")
     panels = figure.subplot_mosaic([["profile", "removal"], ["sensitivity", "missed"], ["classes", "classes"]])

@@ -22,7 +22,7 @@ def video_scores(cas: np.ndarray, attention: np.ndarray, topk_divisor: int = 10)
     Args:
         cas: (T, C + 1) logits, background last.
         attention: (T,).
-        topk_divisor: k = max(1, T // topk_divisor).
+        topk_divisor: K = max(1, T // topk_divisor).
 
     Returns:
         (C + 1,) probabilities, background last.
@@ -88,7 +88,7 @@ def probability_scores(cas: np.ndarray, attention: np.ndarray, topk_divisor: int
     Args:
         cas: (T, C + 1) logits or log probabilities, background last.
         attention: Not used; `cas` contains it already.
-        topk_divisor: k = max(1, T // topk_divisor); 8 in W-TALC.
+        topk_divisor: K = max(1, T // topk_divisor); 8 in W-TALC.
 
     Returns:
         (C + 1,) scores, background last.

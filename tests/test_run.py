@@ -63,7 +63,7 @@ def test_batches_end_with_the_run_and_evaluations_follow_the_schedule(tmp_path):
     training, due = build_training(tmp_path, max_iter=5), []
     for batch in training.batches():
         training.advance(finite_step(), batch)
-        due += [training.iteration] * training.is_due
+        due += [training.iteration] * training.evaluation_is_due
     assert training.iteration == training.loader.drawn == 5
     assert due == [2, 4, 5]
 

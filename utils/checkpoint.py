@@ -48,12 +48,12 @@ def save_checkpoint(path: str | Path, checkpoint: dict, previous: Path | None = 
     """Write a checkpoint atomically.
 
     Args:
-        path: file to write.
-        checkpoint: tensors and plain values.
-        previous: new name of the file that `path` replaces; by default that file is deleted.
+        path: File to write.
+        checkpoint: Tensors and plain values.
+        previous: New name of the file that `path` replaces; by default that file is deleted.
 
     Raises:
-        InputError: if it cannot be written (a full disk, ...). The existing file is then unchanged.
+        InputError: If it cannot be written (a full disk, ...). The existing file is then unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def read_checkpoint(path: str | Path) -> dict:
     """Return the dict of a checkpoint file, on the CPU. The file cannot run code.
 
     Raises:
-        InputError: if the file does not exist, or is not a checkpoint of tensors and plain values.
+        InputError: If the file does not exist, or is not a checkpoint of tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -106,11 +106,11 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
     """Load the weights of a checkpoint file into a network.
 
     Args:
-        net: network to change; unchanged if there is an error.
-        path: a checkpoint of a run, or a released .pkl (legacy or zip, CUDA tensors) with the release's names.
+        net: Network to change; unchanged if there is an error.
+        path: A checkpoint of a run, or a released .pkl (legacy or zip, CUDA tensors) with the release's names.
 
     Raises:
-        InputError: if the file cannot be opened, or its weights do not fit the network.
+        InputError: If the file cannot be opened, or its weights do not fit the network.
     """
     load_state(net, read_checkpoint(path), path)
 

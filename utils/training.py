@@ -29,26 +29,26 @@ class Training:
     """State of a training run, saved as a whole and resumed as if it had never stopped.
 
     Every method that reads or writes files is collective: all ranks call it, rank 0 accesses the files, and it returns
-    on all ranks when the files are complete.
+    on all ranks when the files are complete. `table_rows` is the exception: it only reads, on the calling rank.
 
     Attributes:
-        iteration: number of steps taken.
-        metrics: of the last evaluation; None if a step was taken since.
-        chosen: iteration and score of each chosen checkpoint by name; `best` is best.pt.
-        skipped: number of steps whose loss or gradient was not finite, and which therefore changed nothing.
-        untrained: metrics before the first step, None if not evaluated.
-        checkpoints: folder of the checkpoint files.
+        iteration: Number of steps taken.
+        metrics: Metrics of the last evaluation; None if a step was taken since.
+        chosen: Iteration and score of each chosen checkpoint by name; `best` is best.pt.
+        skipped: Number of steps whose loss or gradient was not finite, and which therefore changed nothing.
+        untrained: Metrics before the first step, None if not evaluated.
+        checkpoints: Folder of the checkpoint files.
 
     Args:
-        net: network, already on its device.
-        optimizer: its optimizer.
-        loader: its batches.
+        net: Network, already on its device.
+        optimizer: Optimizer of the network.
+        loader: Training batches.
         identity: `architecture`, `classes` and `options`, saved in every checkpoint.
-        run_dir: folder of the run.
-        ranks: processes that train together.
-        max_iter: number of steps of the whole run.
-        eval_every: number of steps between evaluations.
-        skip_nonfinite: number of non-finite steps to tolerate before the run stops.
+        run_dir: Folder of the run.
+        ranks: Processes that train together.
+        max_iter: Number of steps of the whole run.
+        eval_every: Number of steps between evaluations.
+        skip_nonfinite: Number of non-finite steps to tolerate before the run stops.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Training:
         self._unchecked: deque[tuple[int, StepOutcome, Batch, list[str]]] = deque()
 
     @property
-    def is_due(self) -> bool:
+    def evaluation_is_due(self) -> bool:
         """True if an evaluation follows the last step: on schedule, or at the end of the run."""
         return self._is_scheduled(self.iteration) or self.iteration == self.max_iter
 
@@ -91,11 +91,12 @@ class Training:
         the GPU never waits for the host, but always before an evaluation, a save or a stop.
 
         Args:
-            outcome: of the step.
-            batch: last batch of the loader, on which the step was taken.
+            outcome: Outcome of the step.
+            batch: Last batch of the loader, on which the step was taken.
 
         Raises:
-            InputError: if more than `skip_nonfinite` steps were not finite. fault.pt then has the state and the batch.
+            InputError: If more than `skip_nonfinite` steps were not finite. fault.pt then has the newest state
+                and the batch.
         """
         self.iteration += 1
         self.metrics = None
@@ -103,7 +104,7 @@ class Training:
         for name, value in outcome.terms.items():  # summed on the device, without waiting for it
             self._sums[name] = self._sums.get(name, 0.0) + torch.where(outcome.finite, value, 0.0).double()
         self._unchecked.append((self.iteration, outcome, batch, list(self.loader.video_ids)))
-        self._check_steps(delay=1 if outcome.finite.is_cuda and not self.is_due else 0)
+        self._check_steps(delay=1 if outcome.finite.is_cuda and not self.evaluation_is_due else 0)
 
     def losses(self) -> dict[str, float]:
         """Return the mean of each loss term over the finite steps since the last evaluation; {} without any."""
@@ -117,8 +118,8 @@ class Training:
         resumes from it must equal a run that was never stopped there.
 
         Args:
-            metrics: of the evaluation of the current weights.
-            scores: by name of the chosen checkpoint. Lists are compared from the left.
+            metrics: Metrics of the current weights.
+            scores: Score by name of the chosen checkpoint. Lists are compared from the left.
         """
         self.metrics = metrics
         is_scheduled = self._is_scheduled(self.iteration)
@@ -153,10 +154,10 @@ class Training:
         """Continue from last.pt, or from previous.pt if last.pt is damaged or missing; do nothing without both.
 
         Args:
-            seed: of the run. With another number of ranks than before, dropout continues with new random streams.
+            seed: Seed of the run. With another number of ranks than before, dropout continues with new random streams.
 
         Raises:
-            InputError: if there is a state but it cannot be used.
+            InputError: If there is a state but it cannot be used.
         """
         path, checkpoint = self.ranks.on_rank_zero(self._read_newest_state)
         if checkpoint is None:
@@ -168,6 +169,11 @@ class Training:
             self._load_random_states(checkpoint["training"], seed)
         except Exception as error:  # setters of PyTorch and Python raise almost any exception for an invalid state
             raise InputError(f"{path}: training state cannot be used ({type(error).__name__}: {error})") from None
+        if self.iteration > self.max_iter:
+            raise InputError(
+                f"{path}: is at iteration {self.iteration}, beyond --max-iter {self.max_iter}; raise --max-iter "
+                "or choose another --run-dir"
+            )
         if self.iteration < self.max_iter:
             self.chosen = {n: choice for n, choice in self.chosen.items() if self._is_scheduled(choice["iteration"])}
 
@@ -197,8 +203,8 @@ class Training:
         self._save(path, {**self._weights(), "training": self._state(), "fault": step})
         raise InputError(
             f"{fault} with the videos {videos}; lower --lr, check the features with python -m utils.features DIR "
-            f"--check, or tolerate such steps with --skip-nonfinite N; {path} has the state before that step and its "
-            "batch"
+            f"--check, or tolerate such steps with --skip-nonfinite N; {path} has the newest state and the "
+            "batch of that step"
         )
 
     def _save(self, path: Path, checkpoint: dict, previous: Path | None = None) -> None:
@@ -282,9 +288,9 @@ def seed_everything(seed: int, rank: int = 0, iteration: int = 0) -> None:
     """Seed the global random generators of Python, NumPy and PyTorch.
 
     Args:
-        seed: of the run.
-        rank: each rank draws from its own streams.
-        iteration: number of steps already taken, for a run that continues without its random states.
+        seed: Seed of the run.
+        rank: Rank; each one has its own streams.
+        iteration: Number of steps already taken, for a run that continues without its random states.
     """
     if rank or iteration:
         seed = int(np.random.SeedSequence([seed, rank, iteration]).generate_state(1, np.uint64)[0] >> np.uint64(1))
@@ -314,4 +320,4 @@ def restore_random_states(states: dict) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])

@@ -21,10 +21,10 @@ def run_main(arguments: Sequence[str], run_dir: Path, threads: int, processes: i
     """Run main.py with these arguments.
 
     Args:
-        arguments: arguments of main.py without `--run-dir`.
-        run_dir: folder of the run, which must not exist.
-        threads: threads per process.
-        processes: number of processes under torchrun; 0 runs main.py without torchrun.
+        arguments: Arguments of main.py without `--run-dir`.
+        run_dir: Folder of the run, which must not exist.
+        threads: Threads per process.
+        processes: Number of processes under torchrun; 0 runs main.py without torchrun.
 
     Returns:
         `ended`: "ok", or the exit status with the last error. After "ok" also `seconds`, `start seconds` (until the

@@ -25,10 +25,10 @@ class Settings:
     """Options that hold for all subjects.
 
     Attributes:
-        quick: use small sizes, in this process; the figures then mean nothing.
-        threads: threads of PyTorch.
-        device: device of the network, as in `main.py --device`.
-        files: annotations and detections of the user, for `evaluation`.
+        quick: Use small sizes, in this process; the figures then mean nothing.
+        threads: Threads of PyTorch.
+        device: Device of the network, as in `main.py --device`.
+        files: Annotations and detections of the user, for `evaluation`.
     """
 
     quick: bool = False
@@ -67,10 +67,10 @@ def time_in_turns(*functions: Callable[[], object], budget: float, rounds: int =
     The first round warms up and counts only if it is the last. PyTorch's clock waits for the GPU, if there is one.
 
     Args:
-        functions: functions without arguments.
-        budget: seconds after which no further round begins.
-        rounds: rounds at most, after the first one.
-        calls: calls per function and round, without waiting for the GPU in between.
+        functions: Functions without arguments.
+        budget: Seconds after which no further round begins.
+        rounds: Rounds at most, after the first one.
+        calls: Calls per function and round, without waiting for the GPU in between.
     """
     turns, end = [], time.monotonic() + budget
     while not turns or (len(turns) <= rounds and time.monotonic() < end):

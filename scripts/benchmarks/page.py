@@ -66,12 +66,12 @@ def write_page(
     """Replace the section of one kind of device, and its picture.
 
     Args:
-        path: the page; the section of the other kind stays.
-        tables: results of all subjects.
-        not_run: subjects that the command left out.
-        machine: result of `describe_machine`, with the name of the GPU or None as `gpu`.
-        words: arguments of the command.
-        minutes: duration of the command.
+        path: The page; the section of the other kind stays.
+        tables: Results of all subjects.
+        not_run: Subjects that the command left out.
+        machine: Result of `describe_machine`, with the name of the GPU or None as `gpu`.
+        words: Arguments of the command.
+        minutes: Duration of the command.
     """
     kind = "GPU" if machine["gpu"] else "CPU"
     sections = {name: f"## {name}: not measured\n\nThe command has not run on a {name} yet.\n" for name in KINDS}
@@ -103,8 +103,8 @@ def goal_rows(kind: str, tables: Mapping[str, Sequence[dict]]) -> list[list[str]
     """Return the goals for a `CPU` or a `GPU` beside the measured figures, headings first.
 
     Args:
-        kind: kind of device.
-        tables: rows by the name of their table.
+        kind: Kind of device.
+        tables: Rows by the name of their table.
     """
     lines = [["table", "row", "figure", "goal", "measured"]]
     for kinds, name, chosen, heading, goal in GOALS:

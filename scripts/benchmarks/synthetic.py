@@ -141,7 +141,7 @@ def write_dataset_files(out: Path, train: Scale, test: Scale, dim: int, dtype: s
     """Write features.h5 and annotations.json of a training subset and a test subset, and return the bytes of features.
 
     Raises:
-        InputError: if the disk has too little space.
+        InputError: If the disk has too little space.
     """
     database, lengths = {}, {}
     for scale, seed in ((train, 0), (test, 1)):

@@ -12,11 +12,11 @@ class ResultTable:
     """Figures of one measurement, with the notes that a reader needs.
 
     Attributes:
-        name: key in the JSON file.
-        title: what the rows are about.
-        rows: one dict per row, from heading to value; a row may lack a value.
-        notes: one sentence each.
-        not_measured: what belongs here and was not measured, with the reason.
+        name: Key in the JSON file.
+        title: What the rows are about.
+        rows: One dict per row, from heading to value; a row may lack a value.
+        notes: One sentence each.
+        not_measured: What belongs here and was not measured, with the reason.
     """
 
     name: str

@@ -124,7 +124,7 @@ def run_on_slurm(runs: Sequence[PlannedRun], folder: Path, parameters: Mapping[s
             submitit's executor ("slurm", "local", or "debug").
 
     Raises:
-        InputError: submitit is not installed, finds no cluster, or does not know a parameter.
+        InputError: Submitit is not installed, finds no cluster, or does not know a parameter.
     """
     try:
         import submitit

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LEVELS = 2**16  # resolution of a dropout probability
+LEVELS = 2**16  # dropout probabilities are multiples of 1 / LEVELS
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def speed_up_cpu(net: nn.Module, precision: str, reuse_memory: bool) -> None:
-    """Prepare a network and the process for training on a CPU.
+    """Prepare this process and a network for fast training on a CPU.
 
     Args:
         net: Network; its dropout layers are replaced.

@@ -35,13 +35,13 @@ class RunFolder:
     If an error stops the run before it writes anything, the empty folder is removed.
 
     Args:
-        run_dir: the folder. Created if it does not exist.
-        options: options that must be unchanged when the run is resumed.
-        resume: whether to continue a run that the folder already has.
+        run_dir: The folder. Created if it does not exist.
+        options: Options that must be unchanged when the run is resumed.
+        resume: Whether to continue a run that the folder already has.
         complete: Function that completes the saved options of an older run.
 
     Raises:
-        InputError: if another process uses the folder, it has a run and `resume` is off, its run has other options, or
+        InputError: If another process uses the folder, it has a run and `resume` is off, its run has other options, or
             it cannot be created.
     """
 
@@ -80,11 +80,11 @@ class RunFolder:
         """Write options.yaml, which is enough to repeat the run, and environment.json.
 
         Args:
-            options: all resolved options.
-            features: description of the features trained on.
-            device: device trained on.
-            ranks: number of processes that train together.
-            nodes: number of their machines.
+            options: All resolved options.
+            features: Description of the features trained on.
+            device: Device trained on.
+            ranks: Number of processes that train together.
+            nodes: Number of their machines.
         """
         (self.path / SUMS).unlink(missing_ok=True)  # the run is about to change the listed files
         write_text(self.path / "options.yaml", yaml.safe_dump(options, sort_keys=False))
@@ -119,8 +119,8 @@ def require_same_options(path: Path, options: dict, complete: Callable[[dict], d
     """Raise InputError if the options.yaml of a run has other options.
 
     Args:
-        path: the options.yaml.
-        options: expected values.
+        path: The options.yaml.
+        options: Expected values.
         complete: Function that completes the saved options of an older run.
     """
     before = read_yaml(path, verify=True)

@@ -26,13 +26,13 @@ class RunLog:
     Progress is a bar on a terminal, and otherwise one plain line per evaluation.
 
     Args:
-        run_dir: folder of the run; None logs nothing (ranks other than 0).
-        first: number of steps taken so far. Records after it, of an interrupted attempt, are dropped. If the run
+        run_dir: Folder of the run; None logs nothing (ranks other than 0).
+        first: Number of steps taken so far. Records after it, of an interrupted attempt, are dropped. If the run
             continues, so are those off the evaluation schedule: a resumed log equals an uninterrupted one.
-        total: number of steps of the whole run.
-        eval_every: number of steps between evaluations.
-        snippets: number of snippets per batch.
-        main_range: tIoU range whose mean mAP is shown as progress.
+        total: Number of steps of the whole run.
+        eval_every: Number of steps between evaluations.
+        snippets: Number of snippets per batch.
+        main_range: TIoU range whose mean mAP is shown as progress.
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class RunLog:
         """Log an evaluation: a line of log.jsonl, and its scalars.
 
         Args:
-            iteration: number of steps taken.
-            losses: mean loss terms since the last evaluation.
-            metrics: of the test subset, in the form of metrics.json.
-            holdout: scores of the held-out training videos.
-            skipped: number of non-finite steps so far.
+            iteration: Number of steps taken.
+            losses: Mean loss terms since the last evaluation.
+            metrics: Metrics of the test subset, in the form of metrics.json.
+            holdout: Scores of the holdout training videos.
+            skipped: Number of non-finite steps so far.
         """
         if self._is_silent:
             return

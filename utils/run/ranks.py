@@ -1,6 +1,6 @@
 """Processes that train one network together, as started by torchrun; docs/scaling.md explains how they share work.
 
-Each process is a rank. All ranks hold the same weights and take the same steps; only rank 0 writes files and prints.
+Each process is a rank. All ranks have the same weights and take the same steps; only rank 0 writes files and prints.
 Without torchrun there is a single rank: every operation is the identity, and no process group exists.
 """
 
@@ -26,11 +26,11 @@ class Ranks:
     A method marked "Collective" must be called by every rank, in the same order. A missing call blocks the others.
 
     Attributes:
-        rank: number of this process.
-        size: number of processes.
-        local_rank: number of this process on its machine.
-        nodes: number of machines.
-        restarts: number of restarts by torchrun, each after the loss of a rank.
+        rank: Number of this process.
+        size: Number of processes.
+        local_rank: Number of this process on its machine.
+        nodes: Number of machines.
+        restarts: Number of restarts by torchrun, each after the loss of a rank.
     """
 
     rank: int = 0
@@ -48,7 +48,7 @@ class Ranks:
         """Return the device of this rank: its own GPU, or the given device if it is the CPU or there is one rank.
 
         Raises:
-            InputError: if this machine has fewer GPUs than ranks.
+            InputError: If this machine has fewer GPUs than ranks.
         """
         if device.type == "cpu" or self.size == 1:
             return device
@@ -60,8 +60,8 @@ class Ranks:
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
-    def share(self, objective: nn.Module, example: Sequence[Tensor]) -> nn.Module:
-        """Return the objective with rank 0's weights and with gradients averaged over ranks. Collective.
+    def share(self, batch_loss: nn.Module, example: Sequence[Tensor]) -> nn.Module:
+        """Wrap a BatchLoss so that ranks share the weights of rank 0 and average their gradients. Collective.
 
         Two passes over an example batch come first, and their gradients are discarded. They settle two things:
 
@@ -72,12 +72,12 @@ class Ranks:
         differ from it in the last bits. Random states are unchanged.
 
         Args:
-            objective: module that returns loss terms, `total` among them.
-            example: inputs of the objective.
+            batch_loss: Module that returns loss terms, `total` among them.
+            example: Inputs of the module.
         """
         if self.size == 1:
-            return objective
-        shared = nn.parallel.DistributedDataParallel(objective, static_graph=True, gradient_as_bucket_view=True)
+            return batch_loss
+        shared = nn.parallel.DistributedDataParallel(batch_loss, static_graph=True, gradient_as_bucket_view=True)
         with torch.random.fork_rng([x.device for x in example[:1] if x.is_cuda]):
             for _ in range(2):
                 shared(*example)["total"].backward()
@@ -105,7 +105,7 @@ class Ranks:
         self.max(0)
 
     def gather(self, value: Value) -> list[Value]:
-        """Return every rank's value, in order, on rank 0; only its own value on the others. Collective."""
+        """Gather the values of all ranks on rank 0, in order; other ranks get a list of their own value. Collective."""
         if self.size == 1:
             return [value]
         values = [None] * self.size if self.is_main else None
@@ -130,7 +130,7 @@ def join_ranks() -> Iterator[Ranks]:
     Inside the block only rank 0 prints. With several ranks the process ends with the block.
 
     Raises:
-        InputError: if another rank is lost; replaces PyTorch's own message.
+        InputError: If another rank is lost; replaces PyTorch's own message.
     """
     ranks = _ranks_from_environment()
     if ranks.size == 1:

@@ -14,7 +14,7 @@ class StopSignal:
     A second signal ends the process at once. Progress since the last evaluation is then lost.
 
     Args:
-        ranks: processes that stop together. Rank 0 prints the messages.
+        ranks: Processes that stop together. Rank 0 prints the messages.
     """
 
     def __init__(self, ranks: Ranks = SINGLE_PROCESS):
@@ -48,7 +48,7 @@ class StopSignal:
         if self._number:
             self.end("stopped at once; --resume continues the run from the last evaluation")
         self._number = number
-        self._print("\nstopping after this step; a second signal stops at once")
+        self._print("\nstopping after the current step or evaluation; a second signal stops at once")
 
     def _print(self, message: str) -> None:
         # Bypasses Python's buffer: the signal may have interrupted a print in the middle of its own write.
