@@ -52,6 +52,7 @@ COUNTS = {
     "SIGINT": None,
     "  reported how to resume": "one line, exit status 143 or 130",
     "  before or after the steps": "ended by the signal, or 'interrupted'",
+    "  ignored by Python": "Ctrl-C during the callback of a weak reference; the training goes on",
     "newest state damaged": "one byte of last.pt changed between two attempts",
     "  noticed": "the previous state was used; the rest changed nothing that is read",
     "newest state removed": None,
@@ -271,7 +272,10 @@ class _Run:
         return True
 
     def _check_traceback(self, process: TrainingProcess) -> None:
-        if process.lines("Traceback") or process.lines("Fatal Python error"):
+        ignored = r"Exception ignored in: [^\n]*\nTraceback[^\n]*\n(?:\s[^\n]*\n|\n)*KeyboardInterrupt"
+        text, number = re.subn(ignored, "", process.text)
+        self._counts["  ignored by Python"] += number
+        if "Traceback" in text or "Fatal Python error" in text:
             self._fail("traceback", "a traceback was printed", process)
 
     def _fail(self, kind: str, what: str, process: TrainingProcess) -> bool:
