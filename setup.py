@@ -26,6 +26,14 @@ setup(
     ],
     extras_require={
         "cluster": ["submitit>=1.5"],  # scripts/reproduce.py --slurm
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.15", "scipy>=1.11", "selenium>=4.51,<5", "submitit>=1.5"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.15",
+            "scipy>=1.11",
+            "selenium>=4.51,<5",
+            "submitit>=1.5",
+        ],
     },
 )

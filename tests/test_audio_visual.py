@@ -131,7 +131,7 @@ def embed(layer, x):
     """Fully connected layer and LeakyReLU of one video (L, D) -> (width, L)."""
     weight, bias = (p.detach().numpy() for p in layer[0].parameters())
     raw = weight[:, :, 0] @ x.T + bias[:, None]
-    return np.where(raw > 0, raw, fusion.LEAKY_SLOPE * raw)
+    return np.where(raw > 0, raw, 0.2 * raw)
 
 
 @pytest.mark.parametrize("stages", [0, 2])
@@ -186,7 +186,7 @@ def test_the_correlation_in_parts_is_the_correlation(monkeypatch):
         scale=1.0,
     )
     torch.testing.assert_close(whole[0], expected)
-    monkeypatch.setattr(fusion, "QUERIES_AT_ONCE", 4)
+    monkeypatch.setattr(fusion, "QUERY_CHUNK", 4)
     for one, other in zip(stage(first, second), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-15)
 
