@@ -144,7 +144,7 @@ def run(dataset, tmp_path_factory):
 @needs_processes
 def test_two_processes_write_and_print_once(run):
     folder, done = run
-    assert done.stdout.count("all of it is in") == 1
+    assert done.stdout.count("the run is in") == 1
     assert done.stdout.count("SIMULATED features") == 1
     assert "Warning" not in done.stderr
     assert [record["iteration"] for record in records(folder)] == [0, 2, 4, 6]
@@ -307,7 +307,7 @@ def test_demo_is_simulated_only_in_its_default_folder(tmp_path, monkeypatch, cap
     provide_demo("data/other")
     assert not (tmp_path / "data").exists()
     provide_demo("data/demo")
-    assert "simulating it" in capsys.readouterr().out
+    assert "simulating the demo dataset" in capsys.readouterr().out
     made = (tmp_path / "data/demo/features.h5").stat()
     provide_demo(tmp_path / "data/demo")
     assert (tmp_path / "data/demo/features.h5").stat().st_mtime_ns == made.st_mtime_ns

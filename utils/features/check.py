@@ -271,7 +271,7 @@ def describe(path: str | Path, modalities: Sequence[str] | None = None) -> None:
         print(f"annotations  not used: {error}")
     else:
         _describe_match(annotations, store, lengths)
-    for video_id in tqdm(store.video_ids, desc="reading all values", unit="video"):
+    for video_id in tqdm(store.video_ids, desc="reading all values", unit="video", disable=None):
         store[video_id]
     print("values       all finite")
 

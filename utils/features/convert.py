@@ -170,7 +170,7 @@ class _Selection:
         """Return the videos of each shard: in order, at least one, and about equally many bytes."""
         if not 0 < count <= len(self.video_ids):
             raise InputError(f"{self.source.path}: has {len(self.video_ids)} videos, which do not fill {count} shards")
-        measured = tqdm(self.video_ids, "measuring", leave=False, unit="video", delay=2)
+        measured = tqdm(self.video_ids, "measuring", leave=False, unit="video", delay=2, disable=None)
         sizes = np.array([self.num_bytes(video_id) for video_id in measured])
         shards = np.arange(count)
         starts = np.searchsorted(np.cumsum(sizes) - sizes / 2, sizes.sum() / count * shards)
@@ -186,7 +186,7 @@ class _Selection:
 
     def arrays(self, video_ids: Iterable[str], activity: str) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the arrays of the videos as float16 or float32; InputError for unusable features."""
-        for video_id in tqdm(video_ids, activity, unit="video", leave=False):
+        for video_id in tqdm(video_ids, activity, unit="video", leave=False, disable=None):
             for modality, store in self._stores.items():
                 if video_id in self._member_sets[modality]:
                     store.num_snippets(video_id)  # checks the shape against other videos

@@ -84,7 +84,7 @@ def find_faults(
 def find_value_faults(store: FeatureStore) -> Iterator[Finding]:
     """Yield the faults of values, reading all of them: unreadable, wrong dtype, not finite or constant."""
     arrays = [(stored, video_id) for stored in store.stored_modalities for video_id in store.source.video_ids(stored)]
-    for stored, video_id in tqdm(dict.fromkeys(arrays), "reading all values", unit="array"):
+    for stored, video_id in tqdm(dict.fromkeys(arrays), "reading all values", unit="array", disable=None):
         yield from _value_faults(store, stored, video_id)
 
 
@@ -117,7 +117,7 @@ class _Layout:
         self.unreadable: list[Finding] = []
         listed = (video_id for stored in self.members for video_id in store.source.video_ids(stored))
         self.video_ids = list(dict.fromkeys(listed))
-        for video_id in tqdm(self.video_ids, "checking shapes", unit="video", leave=False, delay=2):
+        for video_id in tqdm(self.video_ids, "checking shapes", unit="video", leave=False, delay=2, disable=None):
             for stored in self.members:
                 if video_id in self.members[stored]:
                     try:

@@ -255,7 +255,7 @@ def _is_marked(timeline: Path) -> bool:
 def _simulate(
     annotations: Annotations, lengths: dict[str, int], dims: tuple[int, int], seed: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-    for video_id, video in tqdm(annotations.videos.items(), desc="simulating", unit="video"):
+    for video_id, video in tqdm(annotations.videos.items(), desc="simulating", unit="video", disable=None):
         rgb, flow = simulate_video(video, annotations.classes, lengths[video_id], dims, seed)
         yield f"rgb/{video_id}", rgb
         yield f"flow/{video_id}", flow

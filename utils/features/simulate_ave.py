@@ -125,7 +125,7 @@ def _write(
         for file, shape in zip((audio, visual), shapes, strict=True):
             set_attributes(file, {"simulated": MARK, "seed": seed})
             file.create_dataset(KEY, (len(videos), *shape), dtype=np.float16)
-        for row, video in enumerate(tqdm(videos, desc="simulating", unit="clip")):
+        for row, video in enumerate(tqdm(videos, desc="simulating", unit="clip", disable=None)):
             audio[KEY][row], visual[KEY][row] = simulate_clip(video, classes, seed, dims)
 
 
