@@ -9,7 +9,7 @@ import torch
 from eval.tables import results_table
 from options import complete_options, method_options, parse_args, resume_options, run_options
 from utils.annotations import Annotations, load_annotations
-from utils.datasets import DATASETS, DatasetSpec
+from utils.datasets import DatasetSpec, dataset_spec
 from utils.engine import (
     TABLE_PROTOCOLS,
     BatchLoss,
@@ -20,7 +20,7 @@ from utils.engine import (
     train_step,
     write_results,
 )
-from utils.errors import exit_on_input_error
+from utils.errors import InputError, exit_on_input_error
 from utils.features import FeatureStore, open_features
 from utils.features.check import startup_warnings
 from utils.features.simulate import provide_demo
@@ -49,7 +49,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     """Train, evaluate and write a whole run. Only rank 0 has a folder."""
     # Data
     device = ranks.device(choose_device(args.device))
-    spec = DATASETS[args.dataset]
+    spec = dataset_spec(vars(args))
     ranks.on_rank_zero(provide_demo, args.path_dataset)
     annotations = load_annotations(args.path_dataset)
     store = open_features(args.path_dataset, args.modalities)
@@ -94,6 +94,11 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     training.resume(args.seed)
     batch_loss = ranks.share(batch_loss, loader.example(device))
     evaluate = Evaluator(test_set, annotations, spec, ranks)
+    if not evaluate.has_ground_truth:
+        raise InputError(
+            f"subset '{spec.test_subset}' has no annotated segment in a video that can be tested; annotate one, "
+            "or choose another --test-subset"
+        )
     if folder:
         folder.begin(run_options(args), store.describe(), device, ranks.size, ranks.nodes)
     if training.iteration == args.max_iter:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from eval.proposals import LOCALIZATIONS
-from utils.datasets import DATASETS
+from utils.datasets import DATASETS, dataset_options, dataset_spec, parse_range
 from utils.errors import InputError, OneLineParser, shorten
 from utils.formats.files import read_yaml
 from utils.fusion import CONSENSUS
@@ -21,6 +21,7 @@ from utils.number_types import (
     non_negative_float,
     non_negative_int,
     positive_float,
+    positive_fraction,
     positive_int,
     seed,
 )
@@ -62,7 +63,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.apply_config(args, Path(configs.config), Path(configs.base) if configs.base else None)
     elif configs.base:
         parser.error("--base replaces the base of a config; give --config too")
-    return _checked(parser, _with_method_defaults(parser.parse_args(argv, args)))
+    return _checked(parser, _with_defaults(parser.parse_args(argv, args)))
 
 
 def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -79,6 +80,7 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--path-dataset", required=True, help="folder with annotations.json and the features")
     add("--output-dir", required=True, help="folder for metrics.json, detections.json and the picture")
     add("--config", help="options for a released .pkl, which has none, e.g. configs/thumos14.yaml")
+    add("--subset", metavar="NAME", help="subset to localize, and to score if it has segments (default: as trained)")
     add(
         "--missing-features",
         choices=("error", "skip"),
@@ -108,7 +110,7 @@ def complete_options(saved: Mapping[str, object]) -> dict:
     _add_train_options(parser)
     renamed = {OLD_NAMES.get(name, str(name)): value for name, value in saved.items()}
     args = argparse.Namespace(**{**vars(parser.parse_args([])), **renamed})
-    return vars(_with_method_defaults(args) if args.method in tuple(METHODS) else args)
+    return vars(_with_defaults(args) if args.method in tuple(METHODS) else args)
 
 
 def method_options(args: argparse.Namespace) -> dict:
@@ -117,7 +119,7 @@ def method_options(args: argparse.Namespace) -> dict:
     options = {
         **vars(args),
         "weights": args.loss_weights,
-        "temporal_pool": DATASETS[args.dataset].temporal_pool(args.num_snippets) if pools_as_dataset else None,
+        "temporal_pool": dataset_spec(vars(args)).temporal_pool(args.num_snippets) if pools_as_dataset else None,
     }
     return {name: options[name] for name in METHODS[args.method].options() if name in options}
 
@@ -207,10 +209,21 @@ def _as_words(name: str, value: object) -> list[str]:
     return [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
 
 
-def _with_method_defaults(args: argparse.Namespace) -> argparse.Namespace:
+def _range(text: str) -> str:
+    try:
+        parse_range(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range of tIoU such as 0.1:0.7") from None
+    return text
+
+
+def _with_defaults(args: argparse.Namespace) -> argparse.Namespace:
     definition = METHODS[args.method]
     args.consensus = args.consensus or definition.consensus
     args.localization = args.localization or definition.localization
+    for name, value in dataset_options(args.dataset).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     return args
 
 
@@ -225,6 +238,10 @@ def _checked(parser: OneLineParser, args: argparse.Namespace) -> argparse.Namesp
         )
     if len(set(args.modalities)) < len(args.modalities):
         parser.error(f"--modalities {' '.join(args.modalities)}: each modality may appear once")
+    try:
+        dataset_spec(vars(args))
+    except InputError as error:
+        parser.error(str(error))
     try:
         definition.objective(**arguments_of(definition.objective, method_options(args)))
     except ValueError as error:
@@ -264,7 +281,41 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument_group("data").add_argument
     add("--path-dataset", help="folder with annotations.json and the features")
-    add("--dataset", choices=tuple(DATASETS), default="thumos14", help="dataset: subsets, thresholds and rules")
+    add(
+        "--dataset",
+        default="thumos14",
+        metavar="NAME",
+        help=f"dataset; {', '.join(DATASETS)} have published values of the next six options",
+    )
+    add("--train-subset", metavar="NAME", help="subset of the annotations to train on")
+    add("--test-subset", metavar="NAME", help="subset of the annotations to test on")
+    add(
+        "--tiou-thresholds",
+        nargs="+",
+        type=positive_fraction,
+        metavar="TIOU",
+        help="thresholds of mAP@tIoU (default: the dataset's, else 0.1 0.2 ... 0.9)",
+    )
+    add(
+        "--average-ranges",
+        nargs="+",
+        type=_range,
+        metavar="LOW:HIGH",
+        help="ranges of tIoU whose mAP is averaged in tables; the first one selects the best checkpoint, unless the "
+        "dataset's own is among them (default: the dataset's, else 0.1:0.5 0.1:0.7 0.1:0.9)",
+    )
+    add(
+        "--snippet-rate",
+        type=positive_float,
+        metavar="HZ",
+        help="snippets per second of features that do not store their rate (default: the dataset's, else 25 / 16)",
+    )
+    add(
+        "--min-snippets",
+        type=positive_int,
+        metavar="N",
+        help="leave out videos with fewer snippets (default: the dataset's, else 1)",
+    )
     add(
         "--modalities",
         nargs="+",

@@ -1,6 +1,7 @@
 """Localize and score with a trained or released checkpoint. See python test.py --help."""
 
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 from eval.proposals import LOCALIZATIONS
@@ -8,7 +9,7 @@ from eval.tables import results_table
 from options import complete_options, method_options, parse_test_args
 from utils.annotations import load_annotations
 from utils.checkpoint import load_state, read_checkpoint, require_classes
-from utils.datasets import DATASETS
+from utils.datasets import dataset_spec
 from utils.engine import TABLE_PROTOCOLS, Evaluator, write_results
 from utils.errors import InputError, exit_on_input_error
 from utils.features import open_features
@@ -23,7 +24,8 @@ def main(argv: list[str] | None = None) -> None:
     device = choose_device(args.device)
     checkpoint = read_checkpoint(args.checkpoint)
     options = args.options or stored_options(checkpoint, args.checkpoint)
-    spec = DATASETS[options.dataset]
+    spec = dataset_spec(vars(options))
+    spec = replace(spec, test_subset=args.subset or spec.test_subset)
 
     # Data
     annotations = load_annotations(args.path_dataset)
@@ -55,10 +57,14 @@ def main(argv: list[str] | None = None) -> None:
     name, iteration = Path(args.checkpoint).stem, checkpoint.get("iteration")
     simulated = store.simulated_prefix
     title = f"{args.checkpoint}, {simulated}features"
-    rows = [(name, iteration, evaluation.metrics)]
+    rows = [(name, iteration, evaluation.metrics)] if evaluate.has_ground_truth else []
     write_results(output, rows, evaluation, annotations, evaluate.snippet_rate, options.modalities, title)
     print(f"{options.dataset}, {simulated}features {store.source.path}: {spec.test_subset} {test_set}")
-    print(results_table(rows, spec, TABLE_PROTOCOLS))
+    if evaluate.has_ground_truth:
+        print(results_table(rows, spec, TABLE_PROTOCOLS))
+    else:
+        count = len(evaluation.detections)
+        print(f"subset '{spec.test_subset}' has no annotated segments: {count} detections, no scores")
     print(f"the results are in {output}: metrics.json, detections.json, the picture videos.png, ...")
 
 
@@ -73,7 +79,7 @@ def stored_options(checkpoint: dict, path: str) -> Namespace:
         raise InputError(f"{path}: has no options (a released checkpoint?); add --config configs/thumos14.yaml")
     types = {"dataset": str, "modalities": list, "missing_features": str, "num_snippets": int}
     complete = all(isinstance(options.get(name), kind) for name, kind in types.items())
-    if not complete or options["dataset"] not in DATASETS or not all(isinstance(m, str) for m in options["modalities"]):
+    if not complete or not all(isinstance(m, str) for m in options["modalities"]):
         raise InputError(f"{path}: its options are not those of a run; give others with --config")
     options = Namespace(**complete_options(options))
     if options.method not in tuple(METHODS) or options.localization not in tuple(LOCALIZATIONS):

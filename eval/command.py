@@ -11,7 +11,7 @@ import numpy as np
 from eval.average_precision import named_means
 from eval.protocols import PROTOCOLS
 from eval.tables import GroundTruth, Table, read_detections, read_ground_truth
-from utils.datasets import DATASETS
+from utils.datasets import DATASETS, find_dataset
 from utils.errors import InputError, shorten
 from utils.formats.files import read_json
 
@@ -55,10 +55,11 @@ def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     add("--ground-truth", required=True, help="annotations.json (ActivityNet's schema) or a dataset folder")
     add(
         "--dataset",
-        choices=sorted(DATASETS),
         default="thumos14",
-        help="dataset that defines the defaults of --subset, --snippet-rate and --tiou-thresholds, the averaged "
-        "ranges of tIoU, and the bins of a diagnosis; default: thumos14",
+        metavar="NAME",
+        help=f"dataset ({', '.join(DATASETS)}), or a config file or options.yaml that defines one: the "
+        "defaults of --subset, --snippet-rate and --tiou-thresholds, the averaged ranges of tIoU, and the bins of a "
+        "diagnosis (default: thumos14)",
     )
     add("--subset", help="subset of the ground truth; default: the dataset's test subset")
     add(
@@ -87,7 +88,7 @@ def read_inputs(args: argparse.Namespace, paths: Sequence[str]) -> Inputs:
     Raises:
         InputError: A file cannot be used, or the files state different snippet rates.
     """
-    spec = DATASETS[args.dataset]
+    spec = find_dataset(args.dataset)
     truth = read_ground_truth(args.ground_truth, args.subset or spec.test_subset)
     detections = [read_detections(path) for path in paths]
     thresholds = tuple(args.tiou_thresholds or spec.tiou_thresholds)
@@ -118,7 +119,7 @@ def _snippet_rate(args: argparse.Namespace, paths: Sequence[str]) -> tuple[float
         raise InputError(f"the detection files have different snippet rates (Hz): {rates}; choose --snippet-rate")
     for path, rate in stored.items():
         return rate, f"from {path}"
-    return DATASETS[args.dataset].snippet_rate, f"the default of {args.dataset}"
+    return find_dataset(args.dataset).snippet_rate, f"the default of {args.dataset}"
 
 
 def _stored_snippet_rate(path: str | Path) -> float | None:

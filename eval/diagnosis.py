@@ -21,7 +21,7 @@ from eval.detection import DetectionResult, evaluate_inputs
 from eval.diagnosis_report import diagnosis_figure, diagnosis_table
 from eval.protocols import PROTOCOLS
 from utils.annotations import load_annotations
-from utils.datasets import DATASETS
+from utils.datasets import find_dataset
 from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.formats.files import write_json
 from utils.segments import snippets_to_seconds, tiou
@@ -46,11 +46,10 @@ _ACTIVITYNET_BINS = {
 }
 _AVE_BINS = {**_ACTIVITYNET_BINS, "length in s": (2, 4, 6, 8, np.inf)}  # clips of 10 s; DETAD has no AVE
 BINS = {
-    "thumos14": _THUMOS14_BINS,
     "activitynet12": _ACTIVITYNET_BINS,
+    "activitynet13": _ACTIVITYNET_BINS,
     "ave": _AVE_BINS,
-    "demo": _THUMOS14_BINS,
-}
+}  # other datasets have THUMOS14's
 
 
 def error_kinds(result: DetectionResult) -> np.ndarray:
@@ -162,7 +161,7 @@ def diagnose(
     Args:
         result: Evaluated detections.
         durations: {video_id: seconds}. If an annotated video has no duration, coverage is left out with a note.
-        dataset: Name in BINS of the dataset whose bins are used.
+        dataset: Dataset whose bins are used; one without bins of its own has those of THUMOS14.
         snippet_rate: Snippets per second that `result` was evaluated with; default: the dataset's. Under a protocol on
             the snippet grid, an instance's length is that of its rounded borders and may fall into a neighboring bin.
 
@@ -174,15 +173,10 @@ def diagnose(
         * `removal`: gain in average mAP of the whole list, and in DETAD's average mAP_N of the top 10G, if the
           detections of one kind are removed.
         * `not_found` [T]: share of instances.
-
-    Raises:
-        InputError: There are no bins for the dataset.
     """
-    if dataset not in BINS:
-        raise InputError(f"no bins for dataset '{dataset}'; choose one of {sorted(BINS)}")
     kinds, classes = error_kinds(result), _Classes(result)
     found = _found_instances(result, classes)
-    bins, notes = _bins(result, durations, dataset, snippet_rate or DATASETS[dataset].snippet_rate)
+    bins, notes = _bins(result, durations, dataset, snippet_rate or find_dataset(dataset).snippet_rate)
     return {
         "protocol": result.protocol,
         "tiou_thresholds": result.tiou_thresholds.tolist(),
@@ -242,7 +236,7 @@ def _bins(result: DetectionResult, durations: Mapping | None, dataset: str, rate
         notes.append(f"coverage is left out: the duration of {len(unknown)} videos is unknown, such as {unknown[0]}")
     else:
         values["coverage"] = length / seconds
-    edges = BINS[dataset]
+    edges = BINS.get(dataset, _THUMOS14_BINS)
     return {name: (np.searchsorted(edges[name], values[name]), edges[name]) for name in edges if name in values}, notes
 
 

@@ -109,7 +109,7 @@ def test_a_wrong_config_is_one_line(tmp_path, capsys, text, message):
     ("argv", "message"),
     [
         ([], "--path-dataset is missing"),
-        (["--path-dataset", "DIR", "--dataset", "kinetics"], "invalid choice: 'kinetics'"),
+        (["--path-dataset", "DIR", "--dataset", "kinetics"], "dataset 'kinetics' has no published train_subset"),
         (["--path-dataset", "DIR", "--loss-weights", "oppo"], "got 'oppo'"),
         (["--path-dataset", "DIR", "--seed", "-1"], "a whole number from 0"),
         (["--path-dataset", "DIR", "--seed", str(2**63)], "a whole number from 0"),

@@ -187,13 +187,14 @@ class Evaluation:
 
 
 class Evaluator:
-    """Scores a method on a test subset under every protocol.
+    """Scores a method on a test subset under every protocol, if it has annotated segments.
 
     The ground truth counts for the videos of the dataset and for those too short to be tested (release). It does not
     count for videos without features. Ranks share the videos; rank 0 scores them.
 
-    Raises:
-        InputError: If no testable video has an annotated segment.
+    Attributes:
+        has_ground_truth: True if a video that can be tested has an annotated segment. Otherwise an evaluation has
+            detections, but no metrics.
     """
 
     def __init__(
@@ -203,11 +204,7 @@ class Evaluator:
         self.snippet_rate = dataset.snippet_rate or spec.snippet_rate  # Hz
         self._ground_truth = read_ground_truth(annotations, spec.test_subset)
         self._video_ids = dataset.video_ids + dataset.too_short
-        if not any(len(annotations.videos[video_id].segments) for video_id in self._video_ids):
-            raise InputError(
-                f"subset '{spec.test_subset}' has no annotated segment in a video that can be tested; "
-                "annotate at least one segment"
-            )
+        self.has_ground_truth = any(len(annotations.videos[video_id].segments) for video_id in self._video_ids)
 
     def __call__(self, method: Method) -> Evaluation:
         """Predict and score. Collective: all ranks must call this."""
@@ -228,6 +225,8 @@ class Evaluator:
         # Videos too short to be tested have no detections, but their ground truth counts.
         localized |= {video_id: np.empty(0, DETECTION) for video_id in self.dataset.too_short}
         detections = localized_table(localized, self.annotations.classes, self.snippet_rate)
+        if not self.has_ground_truth:
+            return Evaluation(results, detections, {}, float("nan"))
         scores = np.stack([method.video_scores(result.cas, result.attention)[:-1] for result in results])
         metrics = {"classification_map": nan_to_none(classification_map(scores, self.dataset.labels)[1])}
         for protocol in TABLE_PROTOCOLS:

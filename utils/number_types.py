@@ -47,3 +47,8 @@ def fraction(text: str) -> float:
 def fraction_below_one(text: str) -> float:
     """Convert a number in [0, 1)."""
     return _number(float, text, lambda x: 0 <= x < 1, "a number in [0, 1)")
+
+
+def positive_fraction(text: str) -> float:
+    """Convert a number in (0, 1]."""
+    return _number(float, text, lambda x: 0 < x <= 1, "a number in (0, 1]")

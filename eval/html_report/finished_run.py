@@ -8,7 +8,7 @@ from pathlib import Path
 from eval.outputs import open_outputs
 from eval.protocols import PROTOCOLS
 from eval.tables import Table, read_detections
-from utils.datasets import DATASETS, DatasetSpec
+from utils.datasets import DatasetSpec, dataset_spec
 from utils.errors import InputError, shorten
 from utils.formats.files import read_json, read_json_lines, read_yaml
 
@@ -38,7 +38,7 @@ class FinishedRun:
     @property
     def spec(self) -> DatasetSpec:
         """Properties of the dataset."""
-        return DATASETS[self.options["dataset"]]
+        return dataset_spec(self.options)
 
 
 def read_runs(folders: Sequence[str | Path], path_dataset: str | Path | None = None) -> list[FinishedRun]:
@@ -101,8 +101,9 @@ def _read_options(path: Path) -> dict:
     is_valid = isinstance(options, dict) and all(
         isinstance(options[name], kind) for name, kind in types.items() if name in options
     )
-    if not is_valid or options.get("dataset") not in DATASETS:
-        raise InputError(f"{path}: not the options of a run; expected a 'dataset' out of {sorted(DATASETS)}")
+    if not is_valid or "dataset" not in options:
+        raise InputError(f"{path}: not the options of a run; expected a line 'dataset: NAME'")
+    dataset_spec(options)
     return options
 
 

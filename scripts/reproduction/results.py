@@ -14,7 +14,7 @@ from eval.average_precision import mean_over_range
 from eval.html_report.finished_run import protocols_of
 from eval.snippet_accuracy import accuracy_note
 from scripts.reproduction.plan import Table
-from utils.datasets import DATASETS
+from utils.datasets import DATASETS, dataset_spec
 from utils.formats.files import atomic_write, read_json, read_yaml
 
 CHECKPOINTS = ("last", "best")
@@ -37,7 +37,7 @@ def _read_run(folder: Path) -> dict:
     """Return one row: the facts of a run, then its scores."""
     options = read_yaml(folder / "options.yaml", verify=True)
     environment, metrics = (read_json(folder / f"{name}.json") for name in ("environment", "metrics"))
-    spec, simulated = DATASETS[options["dataset"]], bool(environment["features"]["simulated"])
+    spec, simulated = dataset_spec(options), bool(environment["features"]["simulated"])
     (base, data), prefix = folder.parts[-3:-1], "SIMULATED " if simulated else ""
     iterations = metrics["last"]["iteration"]
     place = base if data == base else f"{base} on {data}"
@@ -79,7 +79,8 @@ def dataset_of(group: pd.DataFrame) -> str:
 
 def measures_of(group: pd.DataFrame, protocol: str) -> tuple[str, ...]:
     """Return the measures that a table shows; the first one decides on the order of rows."""
-    return DATASETS[dataset_of(group)].accuracy_subsets or (protocol,)
+    spec = DATASETS.get(dataset_of(group))
+    return (spec and spec.accuracy_subsets) or (protocol,)
 
 
 def spread(values: pd.Series) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.annotations import RELEASE_SUFFIX, Annotations, Video, load_annotations, parse_annotations
-from utils.datasets import DATASETS, SNIPPET_RATE, DatasetSpec
+from utils.datasets import DATASETS, SNIPPET_RATE, DatasetSpec, find_dataset
 from utils.errors import InputError, OneLineParser
 from utils.features.faults import (
     ERROR,
@@ -98,7 +98,7 @@ def check_dataset(
     findings = list(find_checksum_faults(folder))
     annotations, where = _read_annotations(folder, findings)
     store = _open_store(path, modalities, findings)
-    spec = DATASETS[dataset] if dataset else None
+    spec = find_dataset(dataset) if dataset else None
     if annotations is not None and spec is None:
         spec = _guess_spec(annotations, where, findings)
     findings += find_faults(store, annotations, spec, _missing_severity(missing_features), where)
@@ -304,7 +304,9 @@ def main() -> None:
     parser.add_argument("--modalities", nargs="+", help="modalities to read (default: all)")
     check = parser.add_argument_group("report faults instead")
     check.add_argument("--check", action="store_true", help="report every fault; exit status 1 if one is an error")
-    check.add_argument("--dataset", choices=DATASETS, help="dataset with the expected subsets (default: guessed)")
+    check.add_argument(
+        "--dataset", metavar="NAME", help="dataset, or config file, with the expected subsets (default: guessed)"
+    )
     check.add_argument(
         "--missing-features",
         choices=("error", "skip"),
