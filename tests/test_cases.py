@@ -7,7 +7,6 @@ import json
 import shutil
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -107,7 +106,9 @@ def test_subsets_with_capitals(folder, run_main, run_train):
     edit_annotations(folder, lambda video, entry: entry.update(subset=entry["subset"].title()))
     report = assert_works(folder, run_main, run_train)
     assert "dataset thumos14" in report
-    status, _, error = run_main(convert, folder, "--out", folder / "new", "--subsets", "TEST", "--fps", 25, "--stride", 16)
+    status, _, error = run_main(
+        convert, folder, "--out", folder / "new", "--subsets", "TEST", "--fps", 25, "--stride", 16
+    )
     assert status == 0, error
 
 

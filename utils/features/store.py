@@ -147,9 +147,7 @@ class FeatureStore:
                 f"{self.source.path}: the modalities of video '{video_id}' differ by more than 2 snippets or 1 %: "
                 f"{got}; extract them again from the same frames, or correct fps and stride"
             )
-        return {
-            stored: min(length, math.ceil(shortest * rates[stored] - 1e-6)) for stored, length in lengths.items()
-        }
+        return {stored: min(length, math.ceil(shortest * rates[stored] - 1e-6)) for stored, length in lengths.items()}
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         return self._features(video_id, None)
