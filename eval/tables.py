@@ -181,7 +181,7 @@ def _read_annotations(source: Annotations | dict | str | Path) -> tuple[Annotati
 
 def _default_subset(videos: Iterable[Video]) -> str:
     present = sorted({video.subset for video in videos})
-    if "test" in present:
+    if "test" in map(str.casefold, present):
         return "test"
     if len(present) > 1:
         raise InputError(f"the annotations have several subsets, choose one of {present}")

@@ -49,6 +49,8 @@ def main() -> None:
         print(f"{row.modality:12} {row.videos:7} {row.channels:9} {rate:11g}  {', '.join(row.dtypes)}")
         if "float64" in row.dtypes:
             print(f"{'':12} float64 became float32")
+    if cut := max(row.cut for row in conversions):
+        print(f"{cut} videos have modalities of different length, which were cut to the shorter")
     annotations = load_annotations(args.out)
     kind = "SIMULATED features" if source.simulated else "features"
     size = sum(path.stat().st_size for path in find_features(args.out)) / 1e6

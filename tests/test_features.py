@@ -196,7 +196,7 @@ def bad_value(data):
 
 
 def bad_length(data):
-    data["flow"]["v3"] = data["flow"]["v3"][:-1]
+    data["flow"]["v3"] = data["flow"]["v3"][:-3]
 
 
 def bad_width(data):
@@ -204,7 +204,7 @@ def bad_width(data):
 
 
 def bad_rank(data):
-    data["flow"]["v3"] = data["flow"]["v3"][None]
+    data["flow"]["v3"] = data["flow"]["v3"][None].repeat(2, axis=0)
 
 
 def bad_type(data):
@@ -216,9 +216,9 @@ def bad_type(data):
     ("spoil", "expected"),
     [
         (bad_value, "row 4"),
-        (bad_length, "'rgb': 9, 'flow': 8"),
+        (bad_length, "'rgb': 9, 'flow': 6"),
         (bad_width, "(9, 7), expected (snippets, 4)"),
-        (bad_rank, "(1, 9, 4)"),
+        (bad_rank, "(2, 9, 4)"),
         (bad_type, "int64"),
     ],
 )
@@ -261,7 +261,7 @@ def test_links_and_groups_in_hdf5(tmp_path):
 
 
 @pytest.mark.parametrize("write", [write_hdf5, write_folders])
-@pytest.mark.parametrize("shape", [(5, 0), (8,), (1, 5, 4)])
+@pytest.mark.parametrize("shape", [(5, 0), (8,), (2, 5, 4)])
 def test_a_first_video_without_channels(tmp_path, write, shape):
     data = streams()
     data["rgb"]["v1"] = np.zeros(shape, dtype=np.float32)

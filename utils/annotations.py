@@ -36,6 +36,10 @@ class Video:
     segment_labels: tuple[str, ...]  # (N,)
     ambiguous: np.ndarray  # (M, 2) float64, seconds
 
+    def is_in(self, subset: str) -> bool:
+        """Return whether the video belongs to a subset, or to one of several (`val+test`)."""
+        return self.subset.casefold() in subset_names(subset)
+
 
 @dataclass(frozen=True)
 class Annotations:
@@ -45,21 +49,25 @@ class Annotations:
     videos: dict[str, Video]
 
     def subset(self, name: str) -> list[Video]:
-        """Return the videos of one subset, or of several (`val+test`), in file order.
+        """Return the videos of one subset, or of several (`val+test`), in file order; upper and lower case are equal.
 
         Raises:
             InputError: The subset has no video.
         """
-        names = subset_names(name)
-        videos = [video for video in self.videos.values() if video.subset in names]
+        videos = [video for video in self.videos.values() if video.is_in(name)]
         if not videos:
-            present = sorted({video.subset for video in self.videos.values()})
-            raise InputError(f"no video of subset '{name}' in the annotations; subsets present: {present}")
+            raise InputError(f"no video of subset '{name}' in the annotations; subsets present: {self.subsets}")
         return videos
+
+    @property
+    def subsets(self) -> list[str]:
+        """Names of the subsets with videos, as written and sorted."""
+        return sorted({video.subset for video in self.videos.values()})
 
 
 def subset_names(name: str) -> set[str]:
-    """Return the subsets that a name stands for: `val+test` is itself, `val` and `test`."""
+    """Return the subsets that a name stands for, in lower case: `val+test` is itself, `val` and `test`."""
+    name = name.casefold()
     return {name, *name.split("+")}
 
 

@@ -29,7 +29,6 @@ from utils.features.faults import (
     find_faults,
     find_value_faults,
     is_used,
-    list_subsets,
 )
 from utils.features.store import FeatureStore, open_features
 from utils.formats.files import read_json, write_json
@@ -186,9 +185,10 @@ def _labels_in(database: dict[str, dict]) -> list[str]:
 
 def _guess_spec(annotations: Annotations, where: str, findings: list[Finding]) -> DatasetSpec | None:
     """Return the only dataset with all subsets present; otherwise a note is added to the findings."""
-    present = list_subsets(annotations)
-    wanted = {spec: {*spec.train_subset.split("+"), *spec.test_subset.split("+")} for spec in DATASETS.values()}
-    specs = [spec for spec, subsets in wanted.items() if subsets.issubset(present)]
+    present = annotations.subsets
+    names = {spec: f"{spec.train_subset}+{spec.test_subset}".casefold().split("+") for spec in DATASETS.values()}
+    wanted = {spec: set(subsets) for spec, subsets in names.items()}
+    specs = [spec for spec, subsets in wanted.items() if subsets.issubset(map(str.casefold, present))]
     most = max((len(wanted[spec]) for spec in specs), default=0)  # AVE has the subsets of the demo, and more
     specs = [spec for spec in specs if len(wanted[spec]) == most]
     if len(specs) == 1:

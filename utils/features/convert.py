@@ -41,6 +41,7 @@ class Conversion:
     videos: int
     channels: int
     dtypes: tuple[str, ...]  # in the source; wider ones than float32 became float32
+    cut: int  # videos whose modalities were cut to the shorter
 
 
 def write_dataset(out: Path, arrays: Arrays, attributes: Attributes, annotations: object | None) -> Path:
@@ -139,6 +140,7 @@ class _Selection:
     def __init__(self, source: Source, modalities: Sequence[str], wanted: Container[str] | None):
         self.source = source
         self._stores = {modality: FeatureStore(source, (modality,)) for modality in modalities}
+        self._store = FeatureStore(source, modalities)
         self._members: dict[str, list[str]] = {}  # videos by modality
         for modality, store in self._stores.items():
             self._members[modality] = [name for name in store.video_ids if wanted is None or name in wanted]
@@ -147,15 +149,24 @@ class _Selection:
             check_hdf5_names(self._members[modality])
         self._member_sets = {modality: frozenset(video_ids) for modality, video_ids in self._members.items()}
         self.video_ids = list(dict.fromkeys(name for video_ids in self._members.values() for name in video_ids))
+        self.cut: set[str] = set()  # videos whose modalities differ in length
         self._dtypes: dict[str, set[str]] = {modality: set() for modality in modalities}
 
     def num_bytes(self, video_id: str) -> int:
         """Return the approximate size of a video's features; InputError for an unusable shape."""
-        return sum(
-            store.num_snippets(video_id) * self._row_bytes[modality]
+        return sum(length * self._row_bytes[modality] for modality, length in self._lengths(video_id).items())
+
+    def _lengths(self, video_id: str) -> dict[str, int]:
+        """Return the snippets to write of each modality; InputError for a shape unlike that of other videos."""
+        lengths = {
+            modality: store.num_snippets(video_id)
             for modality, store in self._stores.items()
             if video_id in self._member_sets[modality]
-        )
+        }
+        used = self._store.common_lengths(video_id, lengths)
+        if used != lengths:
+            self.cut.add(video_id)
+        return used
 
     @cached_property
     def _row_bytes(self) -> dict[str, int]:
@@ -187,10 +198,10 @@ class _Selection:
     def arrays(self, video_ids: Iterable[str], activity: str) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the arrays of the videos as float16 or float32; InputError for unusable features."""
         for video_id in tqdm(video_ids, activity, unit="video", leave=False, disable=None):
+            lengths = self._lengths(video_id)
             for modality, store in self._stores.items():
                 if video_id in self._member_sets[modality]:
-                    store.num_snippets(video_id)  # checks the shape against other videos
-                    values = store.stored_values(modality, video_id)
+                    values = store.stored_values(modality, video_id)[: lengths[modality]]
                     self._dtypes[modality].add(values.dtype.name)
                     yield f"{modality}/{video_id}", values.astype(_target_dtype(values), copy=False)
 
@@ -212,7 +223,13 @@ class _Selection:
     def conversions(self) -> list[Conversion]:
         """Return the summary of each modality."""
         return [
-            Conversion(name, len(self._members[name]), store.modality_dims[0], tuple(sorted(self._dtypes[name])))
+            Conversion(
+                name,
+                len(self._members[name]),
+                store.modality_dims[0],
+                tuple(sorted(self._dtypes[name])),
+                len(self.cut.intersection(self._members[name])),
+            )
             for name, store in self._stores.items()
         ]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.annotations import Annotations, Video, subset_names
+from utils.annotations import Annotations, Video
 from utils.datasets import SNIPPET_RATE, DatasetSpec
 from utils.errors import InputError
 from utils.features.store import FeatureStore, is_finite
@@ -121,7 +121,7 @@ class _Layout:
             for stored in self.members:
                 if video_id in self.members[stored]:
                     try:
-                        self.shapes[stored][video_id] = store.source.shape(stored, video_id)
+                        self.shapes[stored][video_id] = store.shape(stored, video_id)
                     except InputError as error:
                         path = store.source.path_of(stored, video_id)
                         self.unreadable.append(error_finding("unreadable features", path, error, video_id))
@@ -137,12 +137,18 @@ class _Layout:
         return next((shape[0] for shape in shapes if len(shape) == 2), 0)
 
     @cached_property
-    def snippet_rate(self) -> float | None:
-        """Snippets per second, None if not stored or unusable, which `_rate_faults` reports."""
+    def has_unusable_rate(self) -> bool:
+        """True if a rate is stored that cannot be used."""
         try:
-            return self.store.snippet_rate
+            self.store.snippet_rate  # noqa: B018 (reads the file)
         except InputError:
-            return None
+            return True
+        return False
+
+    @property
+    def snippet_rate(self) -> float | None:
+        """Snippets per second, None if not stored or unusable."""
+        return None if self.has_unusable_rate else self.store.snippet_rate
 
 
 def _rate_faults(store: FeatureStore) -> Iterator[Finding]:
@@ -169,21 +175,25 @@ def _shape_faults(layout: _Layout) -> Iterator[Finding]:
             elif not shape[0]:
                 message = f"{message} with at least one snippet; training leaves the video out"
                 yield Finding(WARNING, "no snippets", where, message, video_id)
+    if layout.has_unusable_rate:  # `_rate_faults` reports it
+        return
     for video_id in layout.video_ids:
         lengths = {stored: shapes[video_id][0] for stored, shapes in layout.shapes.items() if shapes.get(video_id)}
         try:
-            message = layout.store.length_fault(video_id, lengths)
-        except InputError:  # an unusable rate, which `_rate_faults` reports
-            return
-        if message:
-            yield Finding(ERROR, "different lengths", layout.path, message, video_id)
+            used = layout.store.common_lengths(video_id, lengths)
+        except InputError as error:
+            yield error_finding("different lengths", layout.path, error, video_id)
+            continue
+        if used != lengths:
+            message = f"the modalities of video '{video_id}' have {lengths} snippets; cut to the shorter, {used}"
+            yield Finding(WARNING, "cut to the shorter", layout.path, message, video_id)
 
 
 def _subset_faults(annotations: Annotations, spec: DatasetSpec | None, where: str) -> Iterator[Finding]:
-    present = list_subsets(annotations)
     wanted = {"train": spec.train_subset, "test": spec.test_subset} if spec else {}
     for purpose, subset in wanted.items():
-        if not subset_names(subset).intersection(present):
+        if not any(video.is_in(subset) for video in annotations.videos.values()):
+            present = annotations.subsets
             message = f"no video of subset '{subset}', on which {spec.name} {purpose}s; subsets present: {present}"
             yield Finding(ERROR, "wrong subsets", where, message)
 
@@ -262,7 +272,7 @@ def _training_faults(layout: _Layout, annotations: Annotations, spec: DatasetSpe
     """Yield training videos without labels, and classes with fewer than the two videos of a pair."""
     videos = _usable_videos(layout, annotations, spec, spec.train_subset)
     for video in videos:
-        if not video.labels and video.subset != BACKGROUND:
+        if not video.labels and not video.is_in(BACKGROUND):
             message = f"training video '{video.video_id}' has no label, expected at least one"
             yield Finding(WARNING, "unlabeled training video", where, message, video.video_id)
     counts = Counter(label for video in videos for label in video.labels)
@@ -310,7 +320,7 @@ def _usable_videos(layout: _Layout, annotations: Annotations, spec: DatasetSpec,
     return [
         video
         for video in annotations.videos.values()
-        if video.subset in subset_names(subset)
+        if video.is_in(subset)
         and not layout.missing(video.video_id)
         and layout.num_snippets(video.video_id) >= max(1, spec.min_snippets)
     ]
@@ -318,12 +328,7 @@ def _usable_videos(layout: _Layout, annotations: Annotations, spec: DatasetSpec,
 
 def is_used(spec: DatasetSpec | None, video: Video) -> bool:
     """Return whether training or test reads the video's subset."""
-    return spec is None or video.subset in subset_names(spec.train_subset) | subset_names(spec.test_subset)
-
-
-def list_subsets(annotations: Annotations) -> list[str]:
-    """Return the names of the annotated subsets, sorted."""
-    return sorted({video.subset for video in annotations.videos.values()})
+    return spec is None or video.is_in(spec.train_subset) or video.is_in(spec.test_subset)
 
 
 def duration_gaps(videos: Iterable[Video], lengths: dict[str, int], rate: float) -> dict[str, float]:

@@ -15,6 +15,7 @@ Modalities with different rates are aligned in time, to the snippets of the firs
 `python -m utils.features DIR` describes a folder; with `--check` it reports every fault (utils/features/check.py).
 """
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -79,7 +80,7 @@ class FeatureStore:
         """
         if not self.video_ids:
             raise InputError(f"{self.source.path}: no video has all modalities ({', '.join(self.modalities)})")
-        shapes = [self.source.shape(stored, self.video_ids[0]) for stored in self.stored_modalities]
+        shapes = [self.shape(stored, self.video_ids[0]) for stored in self.stored_modalities]
         for stored, shape in zip(self.stored_modalities, shapes, strict=True):
             if len(shape) != 2 or shape[1] == 0:
                 raise self._bad_shape(stored, self.video_ids[0], shape, "(snippets, channels >= 1)")
@@ -97,53 +98,56 @@ class FeatureStore:
         default = next((rate.snippet_rate for rate in rates if rate is not None), None)
         return tuple(default if rate is None else rate.snippet_rate for rate in rates)
 
+    def shape(self, stored: str, video_id: str) -> tuple[int, ...]:
+        """Return the shape of a stored modality; (1, T, D) is (T, D)."""
+        shape = tuple(self.source.shape(stored, video_id))
+        return shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+
     def num_snippets(self, video_id: str) -> int:
         """Return T of one video without reading values.
 
         Raises:
             InputError: The video has no features, another number of channels, or modalities that do not match.
         """
-        return self._lengths(video_id)[0]
+        return self._lengths(video_id)[self.stored_modalities[0]]
 
-    def _lengths(self, video_id: str) -> list[int]:
-        """Return the number of snippets of each modality, at its own rate."""
+    def _lengths(self, video_id: str) -> dict[str, int]:
+        """Return the number of snippets that are used of each stored modality, at its own rate."""
         if video_id not in self:
             pairs = zip(self.modalities, self.stored_modalities, strict=True)
             missing = [modality for modality, stored in pairs if video_id not in set(self.source.video_ids(stored))]
             raise InputError(f"{self.source.path}: video '{video_id}' has no features ({', '.join(missing)})")
         lengths = {}
         for stored, width in zip(self.stored_modalities, self.modality_dims, strict=True):
-            shape = self.source.shape(stored, video_id)
+            shape = self.shape(stored, video_id)
             if len(shape) != 2 or shape[1] != width:
                 raise self._bad_shape(stored, video_id, shape, f"(snippets, {width})")
             lengths[stored] = shape[0]
-        if fault := self.length_fault(video_id, lengths):
-            raise InputError(f"{self.source.path}: {fault}")
-        return [lengths[stored] for stored in self.stored_modalities]
+        return self.common_lengths(video_id, lengths)
 
-    def length_fault(self, video_id: str, lengths: dict[str, int]) -> str | None:
-        """Return why these numbers of snippets, by stored modality, cannot belong to one video; None if they can.
+    def common_lengths(self, video_id: str, lengths: dict[str, int]) -> dict[str, int]:
+        """Return how many snippets of each stored modality begin before the shortest modality ends.
 
-        At equal rates the numbers must be equal. At different rates the durations may differ by two snippets of the
-        lower rate, or by a tenth: extractors drop frames that do not fill a snippet.
+        Durations may differ by two snippets of the lower rate, or by one percent: extractors drop frames that do not
+        fill a snippet, and flow needs two frames.
+
+        Raises:
+            InputError: The durations differ by more.
         """
+        if len(set(lengths.values())) < 2 and len(set(self._snippet_rates)) < 2:
+            return lengths
         by_stored = dict(zip(self.stored_modalities, self._snippet_rates, strict=True))
-        rates = [by_stored[stored] for stored in lengths]
-        if len(set(rates)) < 2:
-            if len(set(lengths.values())) < 2:
-                return None
-            return (
-                f"the modalities of video '{video_id}' differ in snippets: {lengths}; "
-                "extract them again from the same frames"
+        rates = {stored: by_stored[stored] or 1.0 for stored in lengths}
+        durations = [length / rates[stored] for stored, length in lengths.items()]
+        shortest, longest = min(durations), max(durations)
+        if longest - shortest > max(2 / min(rates.values()), 0.01 * longest) + 1e-9 or (longest and not shortest):
+            parts = (f"{stored} {length} snippets at {rates[stored]:g} Hz" for stored, length in lengths.items())
+            got = ", ".join(parts) if len(set(rates.values())) > 1 else str(lengths)
+            raise InputError(
+                f"{self.source.path}: the modalities of video '{video_id}' differ by more than 2 snippets or 1 %: "
+                f"{got}; extract them again from the same frames, or correct fps and stride"
             )
-        durations = [length / rate for length, rate in zip(lengths.values(), rates, strict=True)]
-        if min(durations) and max(durations) - min(durations) <= max(2 / min(rates), 0.1 * max(durations)):
-            return None
-        got = ", ".join(f"{stored} {seconds:.1f} s" for stored, seconds in zip(lengths, durations, strict=True))
-        return (
-            f"the modalities of video '{video_id}' differ in duration: {got}; "
-            "extract them again from the same video, or correct fps and stride"
-        )
+        return {stored: min(length, math.ceil(shortest * rates[stored] - 1e-6)) for stored, length in lengths.items()}
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         return self._features(video_id, None)
@@ -164,17 +168,20 @@ class FeatureStore:
     def _features(self, video_id: str, snippets: np.ndarray | None) -> np.ndarray:
         """Return the features of a video, at these snippets or (None) at all of them."""
         lengths = self._lengths(video_id)
+        total = lengths[self.stored_modalities[0]]
         if snippets is not None:
-            _require_sorted(snippets, lengths[0])
-        count = lengths[0] if snippets is None else len(snippets)
+            _require_sorted(snippets, total)
+        count = total if snippets is None else len(snippets)
         features = np.empty((count, sum(self.modality_dims)), dtype=np.float32)
         parts = np.split(features, np.cumsum(self.modality_dims)[:-1], axis=1)
-        columns = (parts, self.modalities, self.stored_modalities, lengths, self._snippet_rates)
-        for part, modality, stored, length, rate in zip(*columns, strict=True):
-            rows = snippets
+        columns = (parts, self.modalities, self.stored_modalities, self._snippet_rates)
+        for part, modality, stored, rate in zip(*columns, strict=True):
+            rows, length = snippets, lengths[stored]
             if rate != self.snippet_rate:
-                aligned = aligned_snippets(lengths[0], self.snippet_rate, length, rate)
+                aligned = aligned_snippets(total, self.snippet_rate, length, rate)
                 rows = aligned if snippets is None else aligned[snippets]
+            elif snippets is None and length < self.shape(stored, video_id)[0]:
+                rows = np.arange(length)
             if modality == stored:
                 part[:] = self.stored_values(stored, video_id, rows)
             else:
@@ -197,7 +204,11 @@ class FeatureStore:
             InputError: The values are not floats, or not finite as float32.
         """
         name = f"{self.source.path}: '{stored}' of video '{video_id}'"
-        values = self.source.read(stored, video_id) if rows is None else self.source.rows(stored, video_id, rows)
+        if len(self.source.shape(stored, video_id)) == 3:  # (1, T, D)
+            values = self.source.read(stored, video_id)[0]
+            values = values if rows is None else values[rows]
+        else:
+            values = self.source.read(stored, video_id) if rows is None else self.source.rows(stored, video_id, rows)
         if values.dtype.kind != "f":
             raise InputError(f"{name} has dtype {values.dtype}, expected float16 or float32")
         finite = is_finite(values)
