@@ -180,11 +180,12 @@ def report(
     measure = f"mean mAP@{spec.main_range[0]:g}:{spec.main_range[1]:g} ({TABLE_PROTOCOLS[0]})"
     if spec.accuracy_subsets:
         measure = f"snippet accuracy ({spec.accuracy_subsets[0]})"
-    print(f"`best` was chosen on the test subset, by {measure}: an upper bound")
+    print(f"`best` has the highest {measure} on the test subset: an upper bound")
     if "selected" in training.chosen:
-        print("`selected` was chosen on holdout training videos, by their video-level labels alone")
-    print("`last` was not chosen")
-    print(f"the run is in {run_dir}: metrics.json, detections.json (of `last`), the picture videos.png, ...")
+        print("`selected` is the best on holdout training videos, by their video-level labels alone")
+    print("`last` is the state after the last iteration")
+    print(f"results in {run_dir}: metrics.json, detections.json (of `last`), outputs.h5, videos.png")
+    print(f"HTML report: python scripts/report.py {run_dir}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ A config is a command line written down, and goes through the same parser. It ma
 """
 
 import argparse
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -79,7 +80,11 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--checkpoint", required=True, help="best.pt or last.pt of a run, or a released .pkl (with --config)")
     add("--path-dataset", required=True, help="folder with annotations.json and the features")
     add("--output-dir", required=True, help="folder for metrics.json, detections.json and the picture")
-    add("--config", help="options for a released .pkl, which has none, e.g. configs/thumos14.yaml")
+    add(
+        "--config",
+        help="config with the options of the run, e.g. configs/thumos14.yaml; needed for a released .pkl, and "
+        "replaces the options stored in other checkpoints",
+    )
     add("--subset", metavar="NAME", help="subset to localize, and to score if it has segments (default: as trained)")
     add(
         "--missing-features",
@@ -168,10 +173,8 @@ class _Parser(OneLineParser):
         if path.resolve() in seen:
             self.error(f"{path}: configs name each other as base")
         if not path.exists():
-            existing = sorted(
-                str(other) for other in (path.parent if path.parent.is_dir() else Path("configs")).glob("*.yaml")
-            )
-            self.error(f"{path}: not found; existing configs: {', '.join(existing) or 'none'}")
+            existing = sorted(path.parent.glob("*.yaml")) or sorted(Path("configs").glob("*.yaml"))
+            self.error(f"{path}: not found; expected a YAML file such as {', '.join(map(str, existing))}")
         try:
             values = read_yaml(path)
         except InputError as error:
@@ -187,7 +190,11 @@ class _Parser(OneLineParser):
         self.where = f"{path}: "
         for name, value in values.items():
             if name not in known:
-                self.error(f"unknown option '{name}'; options are: {', '.join(sorted(known - {*OLD_NAMES}))}")
+                close = difflib.get_close_matches(str(name).replace("-", "_"), known, 1)
+                options = (
+                    f"did you mean {close[0]}?" if close else f"options are: {', '.join(sorted(known - {*OLD_NAMES}))}"
+                )
+                self.error(f"unknown option '{name}'; {options}")
             _, rest = self.parse_known_args(_as_words(name, value), args)
             if rest or value is None:
                 expected = "true or false" if isinstance(getattr(args, name, None), bool) else "a single value"
@@ -234,7 +241,7 @@ def _checked(parser: OneLineParser, args: argparse.Namespace) -> argparse.Namesp
         expected = " or ".join(map(str, definition.num_modalities))
         parser.error(
             f"--method {args.method} takes {expected} modalities, --modalities {' '.join(args.modalities)} has "
-            f"{len(args.modalities)}"
+            f"{len(args.modalities)}; separate names by spaces (in YAML: [rgb, flow])"
         )
     if len(set(args.modalities)) < len(args.modalities):
         parser.error(f"--modalities {' '.join(args.modalities)}: each modality may appear once")

@@ -21,6 +21,9 @@ from wsad_dataset import WeakVideoDataset
 def main(argv: list[str] | None = None) -> None:
     """Evaluate a checkpoint with the options of the command line."""
     args = parse_test_args(argv)
+    output = Path(args.output_dir)
+    if (output / "options.yaml").exists():
+        raise InputError(f"--output-dir {output} is the folder of a run, whose results would be lost; choose another")
     device = choose_device(args.device)
     checkpoint = read_checkpoint(args.checkpoint)
     options = args.options or stored_options(checkpoint, args.checkpoint)
@@ -52,7 +55,6 @@ def main(argv: list[str] | None = None) -> None:
     evaluate = Evaluator(test_set, annotations, spec)
     with memory_advice("use --device cpu"):
         evaluation = evaluate(method)
-    output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     name, iteration = Path(args.checkpoint).stem, checkpoint.get("iteration")
     simulated = store.simulated_prefix
@@ -65,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         count = len(evaluation.detections)
         print(f"subset '{spec.test_subset}' has no annotated segments: {count} detections, no scores")
-    print(f"the results are in {output}: metrics.json, detections.json, the picture videos.png, ...")
+    print(f"results in {output}: metrics.json, detections.json, outputs.h5, videos.png")
 
 
 def stored_options(checkpoint: dict, path: str) -> Namespace:

@@ -11,7 +11,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 name=demo
 if [ $# -gt 0 ] && [[ $1 != -* ]]; then
-  name=$1
+  name=${1#configs/}
+  name=${name%.yaml}
   shift
 fi
 config=configs/$name.yaml

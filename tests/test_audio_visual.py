@@ -579,7 +579,7 @@ def test_ave_through_every_command(ave, tmp_path, run_main, monkeypatch):
     status, printed, error = run_main(main.main, *words.split(), "--run-dir", tmp_path / "run", "--device", "cpu")
     assert status == 0, error
     assert "SIMULATED visual + audio" in printed and "acc. val+test" in printed
-    assert "val+test: 9 videos; test: 6 videos" in printed and "by snippet accuracy (val+test)" in printed
+    assert "val+test: 9 videos; test: 6 videos" in printed and "highest snippet accuracy (val+test)" in printed
     assert built == {
         "consensus": "cross_attention",
         "localization": "two_stage",

@@ -144,7 +144,7 @@ def run(dataset, tmp_path_factory):
 @needs_processes
 def test_two_processes_write_and_print_once(run):
     folder, done = run
-    assert done.stdout.count("the run is in") == 1
+    assert done.stdout.count("results in") == 1
     assert done.stdout.count("SIMULATED features") == 1
     assert "Warning" not in done.stderr
     assert [record["iteration"] for record in records(folder)] == [0, 2, 4, 6]

@@ -31,7 +31,7 @@ def test_every_method_gives_loss_terms_gradients_and_detections(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_stored_architecture_rebuilds_the_network(name):
-    method = build_method(name, 3, (6, 4), stages=1, topk_ratio=5)
+    method = build_method(name, 3, (6, 4))
     again = build_method(name, **method.architecture)
     again.network.load_state_dict(method.network.state_dict())
 

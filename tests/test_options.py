@@ -92,7 +92,7 @@ def test_every_kind_of_value_from_yaml(tmp_path):
         ("- lr", "option: value"),
         ("lr: [", "not a YAML file"),
         ("base: config.yaml", "configs name each other as base"),
-        ("base: absent.yaml", "absent.yaml: not found; existing configs: "),
+        ("base: absent.yaml", "absent.yaml: not found; expected a YAML file such as "),
     ],
 )
 def test_a_wrong_config_is_one_line(tmp_path, capsys, text, message):

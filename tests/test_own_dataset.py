@@ -45,7 +45,7 @@ def test_every_command_knows_the_dataset_of_a_config(dataset, tmp_path, run_main
     words = ("--config", config, "--path-dataset", dataset, "--run-dir", run, "--device", "cpu")
     status, printed, error = run_main(main.main, *words)
     assert status == 0, error
-    assert "0.25:0.5" in printed and "mean mAP@0.25:0.5 (snippet)" in printed
+    assert "0.25:0.5" in printed and "highest mean mAP@0.25:0.5 (snippet)" in printed
     metrics = json.loads((run / "metrics.json").read_text())["last"]
     assert metrics["snippet"]["tiou_thresholds"] == [0.25, 0.5]
 

@@ -92,7 +92,7 @@ def test_log_without_a_terminal_prints_a_line_per_evaluation(tmp_path, capsys):
         log.evaluation(2, {"total": 2.5}, METRICS)
     started, evaluated = capsys.readouterr().err.splitlines()
     assert started == "training: iterations 1 to 4, an evaluation every 2"
-    assert evaluated.startswith("training: iteration 2/4, loss 2.500, mAP@0.1:0.7 25.0, ETA 00:0")
+    assert evaluated.startswith("training: iteration 2/4, loss 2.500, mAP@0.1:0.7 (snippet) 25.0, ETA 00:0")
     assert json.loads((tmp_path / "log.jsonl").read_text())["scores"]["snippet/mAP@0.5"] == 0.2
 
 
@@ -103,7 +103,7 @@ def test_bar_on_a_terminal_names_its_mean(tmp_path, monkeypatch, capsys):
         for iteration in range(1, 11):
             log.step(iteration, LOSSES, 0.1)
     printed = capsys.readouterr().err
-    assert "loss=2.000, mAP@0.1:0.7=25.0" in printed
+    assert "loss=2.000, mAP@0.1:0.7 (snippet)=25.0" in printed
     assert "iteration 0/20" not in printed
 
 

@@ -147,7 +147,7 @@ class RunLog:
         values = [value for tiou, value in by_tiou.items() if low <= tiou <= high]
         if not values or None in values:  # None is an undefined mAP
             return {}
-        return {f"mAP@{low:g}:{high:g}": f"{100 * sum(values) / len(values):.1f}"}
+        return {f"mAP@{low:g}:{high:g} ({PROTOCOL})": f"{100 * sum(values) / len(values):.1f}"}
 
 
 class _Events:
