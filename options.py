@@ -18,6 +18,7 @@ from utils.formats.files import read_yaml
 from utils.fusion import CONSENSUS
 from utils.methods import METHODS, arguments_of
 from utils.number_types import (
+    fraction,
     fraction_below_one,
     non_negative_float,
     non_negative_int,
@@ -39,6 +40,34 @@ FREE_ON_RESUME = (  # options that may change on --resume
 )
 OLD_NAMES = {"model": "method", "pseudo_neighbours": "pseudo_neighbors"}  # options of older runs
 BOOLEAN = argparse.BooleanOptionalAction
+LOCALIZATION_SETTINGS = {  # number type, help text, default as text
+    "class_threshold": (
+        fraction,
+        "outer_inner: lowest video-level probability of a class to localize",
+        "0.2",
+    ),
+    "attention_thresholds": (
+        fraction_below_one,
+        "outer_inner: attention thresholds that give the proposals",
+        "10 from 0.1 to 0.9",
+    ),
+    "outer_margin": (
+        non_negative_float,
+        "outer_inner: margin on either side of a proposal, as a share of its length",
+        "0.25",
+    ),
+    "nms_sigma": (positive_float, "outer_inner: width of the Gaussian of soft-NMS", "0.3"),
+    "activation_threshold": (
+        fraction,
+        "two_stage: threshold from 0 (lowest class probability of the video) to 1 (highest)",
+        "0.5",
+    ),
+    "class_score_weight": (
+        non_negative_float,
+        "weight of the video-level class score in the score of a detection",
+        "0.2; two_stage: 0.7",
+    ),
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -92,11 +121,46 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="annotated videos without features: stop, or leave them out (default: as in training)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")
+    add_localization_options(parser, trained=True)
     args = parser.parse_args(argv)
     args.options = None
     if args.config:
         args.options = parse_args(["--config", args.config, "--path-dataset", args.path_dataset])
     return args
+
+
+def add_localization_options(parser: argparse.ArgumentParser, trained: bool = False) -> None:
+    """Add the settings of localization.
+
+    Args:
+        parser: Parser to change.
+        trained: The settings come from a checkpoint, so that the options have no defaults of their own.
+    """
+    add = parser.add_argument_group("localization (Section 3.6)").add_argument
+    for name, (number, help_text, default) in LOCALIZATION_SETTINGS.items():
+        add(
+            "--" + name.replace("_", "-"),
+            type=number,
+            nargs="+" if name == "attention_thresholds" else None,
+            metavar="NUMBER",
+            help=f"{help_text} (default: {'as in training' if trained else default})",
+        )
+
+
+def override_localization(options: argparse.Namespace, given: Mapping[str, object]) -> argparse.Namespace:
+    """Return the options of a run with other settings of localization.
+
+    Args:
+        options: Options of the run.
+        given: Settings by name; None, and every other name, changes nothing.
+
+    Raises:
+        InputError: A setting is not valid.
+    """
+    settings = {name: given[name] for name in LOCALIZATION_SETTINGS if given.get(name) is not None}
+    changed = argparse.Namespace(**{**vars(options), **settings})
+    _check_localization(changed)
+    return changed
 
 
 def run_options(args: argparse.Namespace) -> dict:
@@ -115,7 +179,10 @@ def complete_options(saved: Mapping[str, object]) -> dict:
     _add_train_options(parser)
     renamed = {OLD_NAMES.get(name, str(name)): value for name, value in saved.items()}
     args = argparse.Namespace(**{**vars(parser.parse_args([])), **renamed})
-    return vars(_with_defaults(args) if args.method in tuple(METHODS) else args)
+    if args.method in tuple(METHODS) and args.localization in (None, *LOCALIZATIONS):
+        args = _with_defaults(args)
+        _check_localization(args)
+    return vars(args)
 
 
 def method_options(args: argparse.Namespace) -> dict:
@@ -231,7 +298,26 @@ def _with_defaults(args: argparse.Namespace) -> argparse.Namespace:
     for name, value in dataset_options(args.dataset).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    defaults = {}
+    for localization in (*LOCALIZATIONS, args.localization):  # its own values come last
+        defaults |= LOCALIZATIONS[localization].settings()
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value.tolist() if name == "attention_thresholds" else value)
     return args
+
+
+def _check_localization(args: argparse.Namespace) -> None:
+    """Raise InputError if a setting of localization is not a number in its range."""
+    for name, (number, *_) in LOCALIZATION_SETTINGS.items():
+        value = getattr(args, name)
+        try:
+            if isinstance(value, list) != (name == "attention_thresholds") or value == []:
+                raise argparse.ArgumentTypeError(f"got {shorten(value)}")
+            for item in value if isinstance(value, list) else [value]:
+                number(str(item))
+        except argparse.ArgumentTypeError as error:
+            raise InputError(f"the option {name} is not valid: {error}") from None
 
 
 def _checked(parser: OneLineParser, args: argparse.Namespace) -> argparse.Namespace:
@@ -404,5 +490,6 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         choices=tuple(LOCALIZATIONS),
         help="localization from T-CAM and attention (default: outer_inner, CO2-Net's; audio_visual: two_stage)",
     )
+    add_localization_options(parser)
     for definition in METHODS.values():
         definition.add_options(parser)

@@ -39,20 +39,27 @@ def plot_videos(
     Raises:
         InputError: The file cannot be written.
     """
-    chosen = _varied(results, annotations, count)
-    figure = Figure(figsize=(11, 2.9 * len(chosen)), layout="constrained")
+    figure = draw_videos(_varied(results, annotations, count), annotations, snippet_rate, modalities, title)
+    save_figure(figure, path, dpi=110)
+
+
+def draw_videos(
+    results: Sequence, annotations: Annotations, snippet_rate: float, modalities: Sequence[str], title: str
+) -> Figure:
+    """Return a picture of all these videos; see `plot_videos`."""
+    figure = Figure(figsize=(11, 2.9 * len(results)), layout="constrained")
     figure.suptitle(title, parse_math=False)  # a path may contain a $
-    for part, result in zip(np.atleast_1d(figure.subfigures(len(chosen), 1)), chosen, strict=True):
+    for part, result in zip(np.atleast_1d(figure.subfigures(len(results), 1)), results, strict=True):
         video = annotations.videos[result.video_id]
         _plot_video(part, result, video, annotations.classes, snippet_rate, modalities)
-    save_figure(figure, path, dpi=110)
+    return figure
 
 
 def _varied(results: Sequence, annotations: Annotations, count: int) -> list:
     """Return the first video of each class, then further videos, `count` in total."""
     first_of_class = {}
     for result in results:
-        label = _main_class(annotations.videos[result.video_id], annotations.classes)
+        label = _main_class(result, annotations.videos[result.video_id], annotations.classes)
         first_of_class.setdefault(label, result)
     chosen = list(first_of_class.values())
     taken = {result.video_id for result in chosen}
@@ -62,7 +69,7 @@ def _varied(results: Sequence, annotations: Annotations, count: int) -> list:
 def _plot_video(
     part: Figure, result, video: Video, classes: Sequence[str], snippet_rate: float, modalities: Sequence[str]
 ) -> None:
-    label = _main_class(video, classes)
+    label = _main_class(result, video, classes)
     index = classes.index(label)
     times = snippets_to_seconds(np.arange(len(result.attention)) + 0.5, snippet_rate)
     bars, attention, activation = part.subplots(3, 1, sharex=True, height_ratios=(1.1, 1, 1))
@@ -76,7 +83,7 @@ def _plot_video(
     for detection, strength in zip(detections, strengths, strict=True):
         segment = snippets_to_seconds(np.array([detection["start"], detection["end"]]), snippet_rate)
         _draw_segments(bars, [segment], 0.0, DETECTION_COLOR, alpha=float(np.clip(strength, 0.1, 1)))
-    bars.set(yticks=[0.4, 1.4], yticklabels=["detections", "ground truth"], ylim=(-0.1, 1.9))
+    bars.set(yticks=[0.4, 1.4], yticklabels=["detections", "ground truth"], ylim=(-0.1, 1.9 if truth else 0.9))
 
     per_modality = result.modality_attention  # (2, T); (0, T) if the network has one attention for both
     for values, color, name in zip(per_modality, MODALITY_COLORS, modalities, strict=False):
@@ -91,9 +98,13 @@ def _plot_video(
     activation.set(ylabel="T-CAM", xlabel="seconds", xlim=(0, times[-1]))
 
 
-def _main_class(video: Video, classes: Sequence[str]) -> str:
-    """Return the class with the longest total duration in a video; its first label if it has no segments."""
-    shown = dict.fromkeys(video.labels or classes[:1], 0.0)
+def _main_class(result, video: Video, classes: Sequence[str]) -> str:
+    """Return the class with the longest total duration in a video.
+
+    Without segments this is its first label, and without labels the class of its best detection.
+    """
+    best = result.detections[result.detections["score"].argsort()[-1:]]["label"]
+    shown = dict.fromkeys(video.labels or [classes[label] for label in best] or classes[:1], 0.0)
     for label, (start, end) in zip(video.segment_labels, video.segments, strict=True):
         shown[label] = shown.get(label, 0.0) + end - start
     return max(shown, key=shown.get)

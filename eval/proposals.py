@@ -4,6 +4,7 @@
 which the audio-visual paper uses (its Section 4.2).
 """
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from utils.segments import runs, soft_nms
 
 DETECTION = np.dtype([("label", np.int64), ("start", np.int64), ("end", np.int64), ("score", np.float64)])
 ATTENTION_THRESHOLDS = np.linspace(0.1, 0.9, 10)
+NOT_SETTINGS = ("ambiguous", "topk_divisor")  # arguments of a localization that are not options
 
 
 def video_scores(cas: np.ndarray, attention: np.ndarray, topk_divisor: int = 10) -> np.ndarray:
@@ -37,7 +39,7 @@ def localize(
     class_threshold: float = 0.2,
     attention_thresholds: np.ndarray = ATTENTION_THRESHOLDS,
     outer_margin: float = 0.25,
-    class_weight: float = 0.2,
+    class_score_weight: float = 0.2,
     nms_sigma: float = 0.3,
     topk_divisor: int = 10,
     ambiguous: np.ndarray | None = None,
@@ -53,7 +55,7 @@ def localize(
         class_threshold: Lowest probability of a class that is localized; without one, the best class is.
         attention_thresholds: Thresholds of the proposals.
         outer_margin: Margin on either side of a proposal, as a share of its length.
-        class_weight: Weight of the class probability in the score.
+        class_score_weight: Weight of the class probability in the score.
         nms_sigma: Width of soft-NMS.
         topk_divisor: Divisor of the video-level scores; see `video_scores`.
         ambiguous: (M, 2) segments in snippets. Detections that share a snippet with one are deleted (THUMOS14).
@@ -76,7 +78,7 @@ def localize(
     segments = np.stack([start, end], axis=1)  # (N, 2), the same proposals for every class
     contrast = outer_inner_contrast(attention[:, None] * cas[:, labels], segments, outer_margin)  # (N, L)
     detections = np.empty((len(labels), len(segments)), dtype=DETECTION)
-    for row, label, score in zip(detections, labels, (contrast + class_weight * scores[labels]).T, strict=True):
+    for row, label, score in zip(detections, labels, (contrast + class_score_weight * scores[labels]).T, strict=True):
         order, row["score"] = soft_nms(segments, score, nms_sigma)
         row["label"], row["start"], row["end"] = label, start[order], end[order]
     return _without_ambiguous(detections.ravel(), ambiguous)
@@ -101,7 +103,7 @@ def localize_two_stage(
     attention: np.ndarray,
     *,
     activation_threshold: float = 0.5,
-    class_weight: float = 0.7,
+    class_score_weight: float = 0.7,
     ambiguous: np.ndarray | None = None,
 ) -> np.ndarray:
     """Detect the actions of one video by two thresholds.
@@ -114,7 +116,7 @@ def localize_two_stage(
         cas: (T, C + 1) logits or log probabilities, background last.
         attention: (T,). Only checked; `cas` contains it already.
         activation_threshold: Second threshold, from 0 (the class's lowest probability) to 1 (its highest).
-        class_weight: Weight of the video-level score.
+        class_score_weight: Weight of the video-level score.
         ambiguous: (M, 2) segments in snippets. Detections that share a snippet with one are deleted.
 
     Returns:
@@ -132,7 +134,7 @@ def localize_two_stage(
     detections = np.empty(len(row), dtype=DETECTION)
     detections["label"], detections["start"], detections["end"] = labels[row], start, end
     highest = [activation[index, first:last].max() for index, first, last in zip(row, start, end, strict=True)]
-    detections["score"] = np.array(highest) + class_weight * scores[labels[row]]
+    detections["score"] = np.array(highest) + class_score_weight * scores[labels[row]]
     return _without_ambiguous(detections, ambiguous)
 
 
@@ -141,6 +143,11 @@ class Localization(NamedTuple):
 
     video_scores: Callable[..., np.ndarray]
     localize: Callable[..., np.ndarray]
+
+    def settings(self) -> dict[str, object]:
+        """Return the settings that `localize` takes by name, with the published values."""
+        parameters = inspect.signature(self.localize).parameters.values()
+        return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in NOT_SETTINGS}
 
 
 LOCALIZATIONS = {

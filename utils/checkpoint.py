@@ -117,6 +117,15 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
 
 def load_state(net: nn.Module, checkpoint: dict, path: str | Path) -> None:
     """Load the weights of an opened checkpoint into a network; see `load_weights`."""
+    net.load_state_dict(checked_state(net, checkpoint, path))
+
+
+def checked_state(net: nn.Module, checkpoint: dict, path: str | Path) -> dict[str, Tensor]:
+    """Return the weights of an opened checkpoint under the names of a network.
+
+    Raises:
+        InputError: The weights do not fit the network, which may be on PyTorch's meta device.
+    """
     state = checkpoint.get("model", checkpoint)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
@@ -125,7 +134,7 @@ def load_state(net: nn.Module, checkpoint: dict, path: str | Path) -> None:
     if any(name.startswith(("vAttn.", "fAttn.", "module.vAttn.")) for name in state):
         state = _convert_released(state, path)
     _check_state(net, state, path)
-    net.load_state_dict(state)
+    return state
 
 
 def require_classes(checkpoint: dict, classes: Sequence[str], path: str | Path) -> None:

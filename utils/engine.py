@@ -127,16 +127,21 @@ def predict(
         Results in the order of the dataset.
     """
     indices = np.arange(len(dataset)) if indices is None else np.sort(indices)
-    results = {}
-    with tqdm(total=len(indices), desc="evaluating", leave=False, unit="video", disable=None) as bar:
-        for index, outputs in network_outputs(method.network, dataset, indices):
-            video_id = dataset.video_ids[index]
-            ambiguous = seconds_to_snippets(annotations.videos[video_id].ambiguous, snippet_rate)
-            outputs.setdefault("modality_attention", np.empty((0, len(outputs["attention"])), np.float32))
-            detections = method.localize(outputs["cas"], outputs["attention"], ambiguous=ambiguous)
-            results[index] = VideoResult(video_id=video_id, detections=detections, **outputs)
-            bar.update()
+    videos = localized_videos(method, dataset, annotations, snippet_rate, indices)
+    results = dict(tqdm(videos, "evaluating", len(indices), leave=False, unit="video", disable=None))
     return [results[index] for index in indices.tolist()]
+
+
+def localized_videos(
+    method: Method, dataset: WeakVideoDataset, annotations: Annotations, snippet_rate: float, indices: np.ndarray
+) -> Iterator[tuple[int, VideoResult]]:
+    """Yield index and result of each video, shortest videos first; see `predict`."""
+    for index, outputs in network_outputs(method.network, dataset, indices):
+        video_id = dataset.video_ids[index]
+        ambiguous = seconds_to_snippets(annotations.videos[video_id].ambiguous, snippet_rate)
+        outputs.setdefault("modality_attention", np.empty((0, len(outputs["attention"])), np.float32))
+        detections = method.localize(outputs["cas"], outputs["attention"], ambiguous=ambiguous)
+        yield index, VideoResult(video_id=video_id, detections=detections, **outputs)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Methods by name. Each is one file: network, objective, localization and options."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from eval.proposals import LOCALIZATIONS
 from utils.errors import InputError
@@ -43,4 +44,5 @@ def build_method(name: str, num_classes: int, modality_dims: Sequence[int], **op
         objective = definition.objective(**arguments_of(definition.objective, options))
     except (TypeError, ValueError) as error:
         raise InputError(f"method {name} cannot be built: {error}") from None
-    return Method(network, objective, localization.localize, localization.video_scores, architecture)
+    localize = partial(localization.localize, **arguments_of(localization.localize, options))
+    return Method(network, objective, localize, localization.video_scores, architecture)

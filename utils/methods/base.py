@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from eval.proposals import LOCALIZATIONS
+
 
 @dataclass(frozen=True)
 class Definition:
@@ -23,7 +25,8 @@ class Definition:
     def options(self) -> set[str]:
         """Return the names of the options that network, objective and localization take."""
         names = {*inspect.signature(self.network).parameters, *inspect.signature(self.objective).parameters}
-        return (names - {"num_classes", "modality_dims"}) | {"localization"}
+        settings = {name for localization in LOCALIZATIONS.values() for name in localization.settings()}
+        return (names - {"num_classes", "modality_dims"}) | {"localization"} | settings
 
 
 @dataclass(frozen=True)
