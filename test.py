@@ -10,7 +10,7 @@ from utils.checkpoint import read_checkpoint
 from utils.datasets import dataset_spec
 from utils.detector import load_method, stored_options
 from utils.engine import TABLE_PROTOCOLS, Evaluator, write_results
-from utils.errors import exit_on_input_error
+from utils.errors import InputError, exit_on_input_error
 from utils.features import open_features
 from utils.run.devices import choose_device, memory_advice
 from wsad_dataset import WeakVideoDataset
