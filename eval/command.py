@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.average_precision import named_means
+from eval.names import MOST_NAMES, NameRule, read_labels_as_indices, rename, require_matches
 from eval.protocols import PROTOCOLS
 from eval.tables import GroundTruth, Table, read_detections, read_ground_truth
 from utils.datasets import DATASETS, find_dataset
@@ -27,6 +28,7 @@ class Inputs:
     snippet_rate: float  # Hz
     grid: str  # one line that states the snippet rate and its source; empty if no protocol needs it
     videos: tuple[str, ...] | None  # the only videos to evaluate on; None for all
+    notes: tuple[str, ...] = ()  # on how the files are read
 
     def coverage_notes(self, evaluated: Table, detections: Table) -> list[str]:
         """Return a note if the detections do not cover all annotated videos.
@@ -52,7 +54,7 @@ def _videos_with_segments(table: Table) -> set[str]:
 def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `read_inputs` reads; the command itself adds its detections and --protocol."""
     add = parser.add_argument
-    add("--ground-truth", required=True, help="annotations.json (ActivityNet's schema) or a dataset folder")
+    add("--ground-truth", required=True, help="annotations.json (ActivityNet's schema), a dataset folder, or CSV")
     add(
         "--dataset",
         default="thumos14",
@@ -76,6 +78,25 @@ def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
         help="evaluate only on videos with an entry in the detections (in both files of a comparison); an empty "
         "list is an entry. Default: all videos of the subset",
     )
+    add(
+        "--strip",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="texts to remove from both ends of video ids and class names before they are compared, such as v_ .mp4",
+    )
+    add(
+        "--loose-names",
+        action="store_true",
+        help="compare video ids and class names without case, blanks, '-', '_' and the form b'...'",
+    )
+    add(
+        "--labels-are-indices",
+        action="store_true",
+        help="read the labels of the detections as class numbers: indices of the ground truth's 'classes', or the "
+        "'label_id' of its annotations",
+    )
 
 
 def read_inputs(args: argparse.Namespace, paths: Sequence[str]) -> Inputs:
@@ -86,11 +107,21 @@ def read_inputs(args: argparse.Namespace, paths: Sequence[str]) -> Inputs:
         paths: Detection files.
 
     Raises:
-        InputError: A file cannot be used, or the files state different snippet rates.
+        InputError: A file cannot be used, nothing in it matches, or the files state different snippet rates.
     """
     spec = find_dataset(args.dataset)
     truth = read_ground_truth(args.ground_truth, args.subset or spec.test_subset)
     detections = [read_detections(path) for path in paths]
+    notes = []
+    if args.labels_are_indices:
+        detections = [read_labels_as_indices(table, truth.class_numbers) for table in detections]
+        shown = [f"{number} {name}" for number, name in sorted(truth.class_numbers.items())]
+        more = ", ..." if len(shown) > MOST_NAMES else ""
+        notes.append(f"labels are read as class numbers: {', '.join(shown[:MOST_NAMES])}{more}")
+    rule = NameRule(tuple(args.strip), args.loose_names)
+    detections = [rename(table, truth, rule) for table in detections]
+    for path, table in zip(paths, detections, strict=True):
+        require_matches(table, truth, path)
     thresholds = tuple(args.tiou_thresholds or spec.tiou_thresholds)
     on_grid = args.protocol == "all" or PROTOCOLS[args.protocol].on_grid
     rate, source = _snippet_rate(args, paths if on_grid else ())
@@ -106,6 +137,7 @@ def read_inputs(args: argparse.Namespace, paths: Sequence[str]) -> Inputs:
         snippet_rate=rate,
         grid=f"grid of the snippet protocols: {rate:.10g} snippets per second ({source})" if on_grid else "",
         videos=videos,
+        notes=tuple(notes),
     )
 
 

@@ -2,10 +2,9 @@
 
     python -m eval.detection --ground-truth annotations.json --predictions detections.json --protocol all
 
-It departs from ActivityNet's code in four points:
+It departs from ActivityNet's code in three points:
 
 * Ties have a stable order. Among equal scores the later row ranks first; for equal tIoU see `eval.matching.match`.
-* Two zero-length segments do not match (there, 0 / 0 is a hit).
 * Numbers that are not finite and inverted segments are refused.
 * Detections of a class without any annotation are dropped and reported (there, a KeyError).
 """
@@ -18,8 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from eval.average_precision import average_precisions, nan_to_none, score_order
+from eval.average_recall import average_recall, recall_table
 from eval.command import Inputs, add_evaluation_options, read_inputs
 from eval.matching import match
+from eval.names import list_names
+from eval.notes import undetected_note, unit_notes, unmatched_note, zero_length_note
 from eval.protocols import PROTOCOLS, applicable_protocols, apply_protocol
 from eval.tables import (
     DetectionSource,
@@ -108,6 +110,10 @@ def evaluate_detections(
     segments, detections = apply_protocol(PROTOCOLS[protocol], truth, detections, snippet_rate)
     if len(segments) == 0:
         raise InputError("ground truth: no annotated segment to evaluate on")
+    known, numbers = segments.videos, detections.video[detections.video >= len(segments.videos)]
+    notes += unmatched_note("videos", "count as false positives", detections.videos, numbers, known)
+    notes += undetected_note(segments, detections)
+    detections = detections.renumber(known, segments.classes)
 
     detections = detections.select(score_order(detections.score))
     matched = match(segments, detections, thresholds)  # (T, N)
@@ -122,7 +128,7 @@ def evaluate_detections(
         ap=ap,
         map=mean_ap,
         average_map=float(mean_ap.mean()),
-        notes=notes,
+        notes=tuple(notes),
         ground_truth=segments,
         detections=detections,
         matched=matched,
@@ -131,34 +137,34 @@ def evaluate_detections(
 
 def _align(
     truth: GroundTruth, detections: Table, videos: Iterable[str] | None, classes: Iterable[str] | None
-) -> tuple[GroundTruth, Table, tuple[str, ...]]:
-    """Check all rows and number videos and classes alike; return notes on the detections without ground truth."""
+) -> tuple[GroundTruth, Table, list[str]]:
+    """Check all rows, drop detections of unknown classes, and number videos and classes alike; return notes too.
+
+    Videos that the ground truth lacks are numbered after its own.
+    """
     segments, ambiguous = truth.segments, truth.ambiguous
     _check_rows(segments, "ground truth")
     _check_rows(detections, "detections")
     video_names = segments.videos if videos is None else tuple(videos)
     class_names = segments.classes if classes is None else tuple(classes)
     if unknown := sorted(set(video_names) - set(segments.videos)):
-        raise InputError(f"videos: the ground truth lacks {_first_names(unknown)}")
+        raise InputError(f"videos: the ground truth lacks {list_names(unknown)}")
     if videos is not None:
         chosen = set(video_names)
         is_chosen = np.array([name in chosen for name in detections.videos], dtype=bool)
         detections = detections.select(is_chosen[detections.video])
-    segments, aligned = (table.renumber(video_names, class_names) for table in (segments, detections))
+    all_names = tuple(dict.fromkeys((*video_names, *detections.videos)))
+    segments, aligned = segments.renumber(video_names, class_names), detections.renumber(all_names, class_names)
     segments = segments.select((segments.video >= 0) & (segments.label >= 0))
-
-    notes = []
-    if (unknown := aligned.video < 0).any():
-        names = sorted({str(detections.videos[number]) for number in np.unique(detections.video[unknown])})
-        lacks = f"of {len(names)} videos that the ground truth lacks count as false positives"
-        notes.append(f"{unknown.sum()} detections {lacks}: {_first_names(names)}")
-    if (unknown := aligned.label < 0).any():
-        names = sorted({str(detections.classes[number]) for number in np.unique(detections.label[unknown])})
-        lacks = f"of {len(names)} classes that the ground truth lacks are dropped"
-        notes.append(f"{unknown.sum()} detections {lacks}: {_first_names(names)}")
-        aligned = aligned.select(~unknown)
-    ambiguous = ambiguous.renumber(video_names, ambiguous.classes)
-    return GroundTruth(segments, ambiguous), aligned, tuple(notes)
+    unknown = aligned.label < 0
+    notes = unmatched_note("classes", "are dropped", detections.classes, detections.label[unknown], class_names)
+    aligned = aligned.select(~unknown)
+    notes += zero_length_note(segments) + unit_notes(segments, aligned, truth.durations)
+    return (
+        replace(truth, segments=segments, ambiguous=ambiguous.renumber(video_names, ambiguous.classes)),
+        aligned,
+        notes,
+    )
 
 
 def _check_rows(table: Table, where: str) -> None:
@@ -174,11 +180,6 @@ def _check_rows(table: Table, where: str) -> None:
         raise InputError(f"{where}: video '{table.videos[table.video[row]]}', row {row}: {segment} {problem}")
 
 
-def _first_names(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def evaluate_inputs(inputs: Inputs, protocol: str) -> list[DetectionResult]:
     """Evaluate each list of detections of a command; notes on videos without detections are added to the result."""
     results = []
@@ -192,8 +193,18 @@ def evaluate_inputs(inputs: Inputs, protocol: str) -> list[DetectionResult]:
             videos=inputs.videos,
         )
         coverage = inputs.coverage_notes(result.ground_truth, detections)
-        results.append(replace(result, notes=(*result.notes, *coverage)))
+        results.append(replace(result, notes=(*inputs.notes, *result.notes, *coverage)))
     return results
+
+
+def shared_notes(results: Sequence[DetectionResult]) -> list[str]:
+    """Return the notes of all results once each; a note of some protocols only names the first of them."""
+    notes = dict.fromkeys(note for result in results for note in result.notes)
+    lines = []
+    for note in notes:
+        protocols = [result.protocol for result in results if note in result.notes]
+        lines.append(note if len(protocols) == len(results) else f"{protocols[0]}: {note}")
+    return lines
 
 
 def map_table(results: Sequence[DetectionResult], means: Mapping[str, Sequence[int]]) -> str:
@@ -229,6 +240,11 @@ def _parse_args() -> argparse.Namespace:
         "default: seconds",
     )
     add(
+        "--ar",
+        action="store_true",
+        help="also print average recall at N detections per video, and the area under its curve (ActivityNet's AR@AN)",
+    )
+    add(
         "--json",
         type=Path,
         metavar="FILE",
@@ -243,13 +259,18 @@ def main() -> None:
     inputs = read_inputs(args, [args.predictions])
     protocols = applicable_protocols(inputs.truth) if args.protocol == "all" else [args.protocol]
     results = [result for protocol in protocols for result in evaluate_inputs(inputs, protocol)]
-    for note in results[0].notes:
+    for note in shared_notes(results):
         print(f"note: {note}")
     if inputs.grid:
         print(inputs.grid)
     print(map_table(results, inputs.means))
+    content = {result.protocol: result.as_dict() for result in results}
+    if args.ar:
+        recalls = {result.protocol: average_recall(result.ground_truth, result.detections) for result in results}
+        print(recall_table(recalls))
+        for protocol, recall in recalls.items():
+            content[protocol]["average_recall"] = recall.as_dict()
     if args.json:
-        content = {result.protocol: result.as_dict() for result in results}
         write_json(args.json, content if args.protocol == "all" else content[args.protocol])
 
 

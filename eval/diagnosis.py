@@ -20,7 +20,6 @@ from eval.command import add_evaluation_options, read_inputs
 from eval.detection import DetectionResult, evaluate_inputs
 from eval.diagnosis_report import diagnosis_figure, diagnosis_table
 from eval.protocols import PROTOCOLS
-from utils.annotations import load_annotations
 from utils.datasets import find_dataset
 from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.formats.files import write_json
@@ -299,9 +298,7 @@ def main() -> None:
     args = _parse_args()
     inputs = read_inputs(args, [args.predictions])
     (result,) = evaluate_inputs(inputs, args.protocol)
-    videos = load_annotations(args.ground_truth).videos
-    durations = {name: video.duration for name, video in videos.items()}
-    diagnosis = diagnose(result, durations, args.dataset, inputs.snippet_rate)
+    diagnosis = diagnose(result, inputs.truth.durations, args.dataset, inputs.snippet_rate)
     if inputs.grid:
         print(inputs.grid)
     print(diagnosis_table(diagnosis))

@@ -20,11 +20,15 @@ from utils.segments import tiou
 
 FIRST_BLOCK, LARGEST_BLOCK = 1 << 13, 1 << 17  # pairs; the first block takes most of the ground truth
 FREE = np.iinfo(np.int64).max
+ABOVE_ANY_TIOU = 2.0
 SORTED_STABLY = 16  # up to this many elements, the quicksort by which ActivityNet orders tIoU is stable
 
 
 def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -> np.ndarray:
     """Match detections to ground truth at each threshold.
+
+    Two segments of zero length match at every threshold, before any others and wherever they lie in the video. Their
+    tIoU in ActivityNet's code is 0 / 0 = NaN: it sorts above all numbers, and `NaN < threshold` is false.
 
     Among segments of equal tIoU a detection takes the last row. ActivityNet's code does so if a video has at most 16
     segments of a class; with more, its choice is an accident of its quicksort. Here it is then the segment whose center
@@ -48,6 +52,7 @@ def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -
     crowd = ground_truth.group_sizes()[rows]  # (G,)
     truth = np.stack([ground_truth.start, ground_truth.end], axis=1)[rows]
     segments = np.stack([detections.start, detections.end], axis=1)
+    truth_is_point, is_point = truth[:, 0] == truth[:, 1], segments[:, 0] == segments[:, 1]
     # holder[t, g]: the best-scored detection d that asked for segment g at threshold t, as t * N + d
     holder = np.full((len(thresholds), len(rows)), FREE)
     # Each block scans all holders, so blocks are not much smaller than `holder`.
@@ -55,6 +60,7 @@ def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -
         detection, which = _pairs(low[begin:stop], high[begin:stop])  # (P,) each
         detection += begin
         overlap = tiou(truth[which], segments[detection])
+        overlap[truth_is_point[which] & is_point[detection]] = ABOVE_ANY_TIOU
         lowest_free = np.where(holder == FREE, thresholds[:, None], np.inf).min(axis=0)  # (G,)
         useful = overlap >= lowest_free[which]
         detection, which, overlap = detection[useful], which[useful], overlap[useful]
@@ -107,7 +113,7 @@ def _candidates(ground_truth: Table, detections: Table) -> tuple[np.ndarray, np.
     """Find the ground truth that can overlap each detection, by interval search within (video, class).
 
     Returns the ground-truth rows (G,) sorted by group and start, and the range [low, high) of this list for each
-    detection, (N,) each. Nothing outside the range overlaps the detection; without ground truth the range is empty.
+    detection, (N,) each. Nothing outside the range matches the detection; without ground truth the range is empty.
     """
     num_classes = len(ground_truth.classes)
     key = ground_truth.video * num_classes + ground_truth.label
@@ -133,6 +139,11 @@ def _candidates(ground_truth: Table, detections: Table) -> tuple[np.ndarray, np.
     low, high = np.zeros((2, len(detections)), dtype=np.int64)
     low[known] = np.maximum(after, first[group])
     high[known] = np.maximum(low[known], np.minimum(before, last[group]))
+    # Segments of zero length match wherever they lie, so these detections get their whole group.
+    is_point = ground_truth.start[rows] == ground_truth.end[rows]
+    has_points = np.logical_or.reduceat(is_point, first)
+    whole = (detections.start[known] == detections.end[known]) & has_points[group]
+    low[known[whole]], high[known[whole]] = first[group[whole]], last[group[whole]]
     return rows, low, high
 
 

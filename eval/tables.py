@@ -1,19 +1,19 @@
 """Tables of segments: read them, write them, and print tables as text.
 
-Ground truth is anything that `utils.annotations` reads. Detections are ActivityNet's JSON
-(`{"results": {video: [{"label", "score", "segment": [start, end]}, ...]}}`) or CSV with the header
-`video-id,t-start,t-end,label,score`. Times are in seconds, as numbers or strings.
+Ground truth is anything that `utils.annotations` reads, or CSV with the header `video-id,t-start,t-end,label`.
+Detections are ActivityNet's JSON (`{"results": {video: [{"label", "score", "segment": [start, end]}, ...]}}`) or CSV
+with a further column `score`. Times are in seconds, as numbers or strings. `eval.csv_rows` lists the column names.
 """
 
-import csv
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from eval.average_precision import mean_over_range, range_name
+from eval.csv_rows import SEGMENT_COLUMNS, read_rows
 from eval.proposals import DETECTION
 from eval.snippet_accuracy import accuracy_note
 from utils.annotations import Annotations, Video, checked_name, load_annotations, parse_annotations, start_and_end
@@ -21,8 +21,6 @@ from utils.datasets import DatasetSpec
 from utils.errors import InputError, shorten
 from utils.formats.files import read_json, write_json
 from utils.segments import snippets_to_seconds
-
-CSV_COLUMNS = ("video-id", "t-start", "t-end", "label", "score")
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,9 @@ class GroundTruth:
 
     segments: Table
     ambiguous: Table  # segments that some protocols do not judge, all of one nameless class
+    durations: Mapping[str, float] = field(default_factory=dict)  # seconds, of the videos where it is known
+    subsets: Mapping[str, str] = field(default_factory=dict)  # of all annotated videos, other subsets included
+    class_numbers: Mapping[int, str] = field(default_factory=dict)  # names by number, empty if the file has no order
 
 
 GroundTruthSource = GroundTruth | Annotations | Table | np.ndarray | dict | str | Path
@@ -135,7 +136,7 @@ def read_ground_truth(source: GroundTruthSource, subset: str | None) -> GroundTr
 
     Args:
         source: Annotations, a path or the content of an annotation file, a table, or a structured array with the
-            fields video, label, start and end. Tables and arrays are used whole.
+            fields video, label, start and end. Tables, arrays and CSV files without a column `subset` are used whole.
         subset: Subset of the annotations; None for `test` if it exists, else for the only subset.
 
     Returns:
@@ -150,7 +151,7 @@ def read_ground_truth(source: GroundTruthSource, subset: str | None) -> GroundTr
         source = _table_of_records(source, "ground truth")
     if isinstance(source, Table):
         return GroundTruth(source, make_table((), source.videos, ("",)))
-    annotations, classes = _read_annotations(source)
+    annotations, classes, class_numbers = _read_annotations(source, subset)
     videos = annotations.subset(_default_subset(annotations.videos.values()) if subset is None else subset)
     names = [video.video_id for video in videos]
     segments = (
@@ -159,24 +160,58 @@ def read_ground_truth(source: GroundTruthSource, subset: str | None) -> GroundTr
         for label, segment in zip(video.segment_labels, video.segments, strict=True)
     )
     ambiguous = ((video.video_id, "", *segment) for video in videos for segment in video.ambiguous)
-    return GroundTruth(make_table(segments, names, classes), make_table(ambiguous, names, ("",)))
+    return GroundTruth(
+        make_table(segments, names, classes),
+        make_table(ambiguous, names, ("",)),
+        durations={video.video_id: video.duration for video in videos if video.duration},
+        subsets={video.video_id: video.subset for video in annotations.videos.values()},
+        class_numbers=class_numbers,
+    )
 
 
-def _read_annotations(source: Annotations | dict | str | Path) -> tuple[Annotations, tuple[str, ...]]:
-    """Return annotations and their class list, which is empty if a JSON file does not list its classes."""
+def _read_annotations(
+    source: Annotations | dict | str | Path, subset: str | None
+) -> tuple[Annotations, tuple[str, ...], dict[int, str]]:
+    """Return annotations, their class list (empty if a file does not list its classes), and the class numbers."""
     where = "ground truth"
     if not isinstance(source, Annotations | dict):
         path = Path(source)
         if (path / "annotations.json").is_file():
             path = path / "annotations.json"
         if path.is_file():
-            source, where = read_json(path), str(path)
+            is_csv = path.suffix.lower() == ".csv"
+            source, where = _csv_annotations(path, subset) if is_csv else read_json(path), str(path)
         else:
             source = load_annotations(path)  # a release's folder
     if isinstance(source, Annotations):
-        return source, source.classes
+        return source, source.classes, dict(enumerate(source.classes))
     annotations = parse_annotations(source, where)
-    return annotations, annotations.classes if "classes" in source else ()
+    if "classes" in source:
+        return annotations, annotations.classes, dict(enumerate(annotations.classes))
+    return annotations, (), _class_numbers(source.get("database", source))
+
+
+def _csv_annotations(path: Path, subset: str | None) -> dict:
+    """Convert a CSV ground truth to the content of an annotations.json."""
+    database: dict[str, dict] = {}
+    for place, fields in read_rows(path, SEGMENT_COLUMNS, ("subset", "duration")):
+        video, start, end, label, own_subset, duration = fields
+        entry = {"subset": own_subset or subset or "all", "duration": duration or None}
+        known = database.setdefault(video, {**entry, "annotations": []})
+        if any(known[name] != value for name, value in entry.items()):
+            raise InputError(f"{place}: its subset or duration differs from that of an earlier row")
+        known["annotations"].append({"label": label, "segment": [start, end]})
+    if not database:
+        raise InputError(f"{path}: no row after the header")
+    return {"database": database}
+
+
+def _class_numbers(database: dict) -> dict[int, str]:
+    """Return the class of each `label_id`, as ActionFormer's files have it; {} unless all rows agree."""
+    rows = (row for entry in database.values() if isinstance(entry, dict) for row in entry.get("annotations", []))
+    pairs = {(row.get("label_id"), str(row["label"])) for row in rows}
+    numbers = {number: label for number, label in pairs if isinstance(number, int)}
+    return numbers if len(numbers) == len(pairs) == len(set(numbers.values())) else {}
 
 
 def _default_subset(videos: Iterable[Video]) -> str:
@@ -261,27 +296,9 @@ def _json_rows(results: dict[str, list], where: str) -> Iterator[tuple]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)  # otherwise an open quote swallows the rest of the file
-            if reader.fieldnames is None:
-                raise InputError(f"{path}: the file is empty")
-            if len(set(reader.fieldnames)) < len(reader.fieldnames):
-                raise InputError(f"{path}: the header names a column twice: {shorten(reader.fieldnames)}")
-            if missing := [name for name in CSV_COLUMNS if name not in reader.fieldnames]:
-                raise InputError(f"{path}: no column {missing}; the header must have {','.join(CSV_COLUMNS)}")
-            for entry in reader:
-                video, start, end, label, score = (entry[name] for name in CSV_COLUMNS)
-                prefix = f"{path}: video '{video!s:.80}', line {reader.line_num}"
-                if None in entry or None in entry.values():  # csv's marks of too many and too few fields
-                    raise InputError(f"{prefix}: expected {len(reader.fieldnames)} fields, as in the header")
-                yield _checked_row(video, label, start, end, score, prefix)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; expected CSV") from None
-    except csv.Error as error:
-        raise InputError(f"{path}: not a CSV file ({error}); is a quote left open, or a field not quoted?") from None
+    for place, fields in read_rows(path, (*SEGMENT_COLUMNS, "score")):
+        video, start, end, label, score = fields
+        yield _checked_row(video, label, start, end, score, place)
 
 
 def _checked_row(video, label, start, end, score, prefix: str) -> tuple[str, str, float, float, float]:

@@ -60,13 +60,14 @@ def test_all_applicable_protocols(run, tmp_path):
     assert list(json.loads((tmp_path / "o.json").read_text())) == protocols
 
 
-def test_unknown_videos_and_classes_have_a_note_each(run):
-    detections = {"results": {**DETECTIONS["results"], "v": [{"label": "q", "score": 1, "segment": [0, 1]}] * 2}}
+def test_unknown_videos_and_classes_have_a_note_each_that_counts_what_is_left(run):
+    q = {"label": "q", "score": 1, "segment": [0, 1]}
+    detections = {"results": {**DETECTIONS["results"], "v": [q, q, {**q, "label": "x"}]}}
     status, out, _ = run(TRUTH, detections)
     assert status == 0
     assert [line for line in out.splitlines() if line.startswith("note: ")] == [
-        "note: 2 detections of 1 videos that the ground truth lacks count as false positives: v",
-        "note: 2 detections of 1 classes that the ground truth lacks are dropped: q",
+        "note: 2 detections of 1 classes that the ground truth lacks are dropped: 'q'",
+        "note: 1 detections of 1 videos that the ground truth lacks count as false positives: 'v'",
     ]
 
 
@@ -240,7 +241,7 @@ def test_a_byte_order_mark_is_accepted(run, name, text):
     ("name", "text", "message"),
     [
         ("detections.csv", "", "the file is empty"),
-        ("detections.csv", "video,start\na,1\n", "no column ['video-id'"),
+        ("detections.csv", "video,start\na,1\n", "no column ['t-end', 'label', 'score']; expected a header such as"),
         (
             "detections.csv",
             CSV + "a,1,5,x,0.5\na,5,1,x,0.5\n",

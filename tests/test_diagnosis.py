@@ -156,7 +156,7 @@ def test_on_the_snippet_grid_lengths_are_in_seconds():
 
 @pytest.mark.parametrize("durations", [None, {}, {"v": 100}, {"v": 100, "w": None}, {"v": 0, "w": 0}])
 def test_without_durations_coverage_is_left_out_with_a_note(durations):
-    diagnosis = diagnose(evaluated(TRUTH, [("v", "run", 0, 10, 1)]), durations)
+    diagnosis = diagnose(evaluated(TRUTH, [("v", "run", 0, 10, 1), ("v", "jump", 0, 10, 1)]), durations)
     assert list(diagnosis["characteristics"]) == ["length in s", "instances"]
     assert len(diagnosis["notes"]) == 1 and "coverage is left out" in diagnosis["notes"][0]
     assert f"note: {diagnosis['notes'][0]}" in diagnosis_table(diagnosis)
@@ -314,7 +314,8 @@ def test_command_uses_the_stored_snippet_rate_and_notes_missing_videos(run, tmp_
     _, out, _ = run(json.dumps(detections), "--only-detected")
     assert "note: 1 of 1 annotated videos are evaluated: those with an entry; 1 detections of other videos" in out
     _, out, _ = run({}, "--json", tmp_path / "out.json")
-    (note,) = json.loads((tmp_path / "out.json").read_text())["notes"]
+    undetected, note = json.loads((tmp_path / "out.json").read_text())["notes"]
+    assert undetected.startswith("1 of 1 annotated classes without any detection")
     assert note.startswith("1 annotated videos have no entry in the detections") and f"note: {note}" in out
 
 
