@@ -1,10 +1,10 @@
 """Convert features in any format to features.h5 or shards of it, with checksums, annotations.json and SHA256SUMS.
 
 python scripts/convert_features.py SOURCE --out DIR [--modalities rgb flow] [--subsets test] [--fps 25 --stride 16]
-                                   [--shards N]
+                                   [--shards N] [--split rgb:0:1024 flow:1024:2048] [--suffix rgb flow] [--transpose]
 
-SOURCE is a dataset folder or a feature file: a release's joint .npy beside its *-Annotations folder, one .npy per
-video in folders by modality, or HDF5. Values stay as they are; float64 becomes float32.
+SOURCE is a dataset folder or a feature file in any layout of docs/data.md. Values stay as they are; float64 becomes
+float32.
 """
 
 import argparse
@@ -14,9 +14,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 
 from utils.annotations import load_annotations
-from utils.errors import OneLineParser, exit_on_input_error
+from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.features.convert import convert_features, find_features
-from utils.features.store import open_features
+from utils.features.layouts import Arrangement, parse_split
+from utils.features.store import open_features, stored_split
 from utils.formats.checksums import SUMS
 
 
@@ -30,9 +31,19 @@ def main() -> None:
     parser.add_argument("--fps", type=float, help="frames per second, if the features do not store their rate")
     parser.add_argument("--stride", type=float, help="frames per snippet, if the features do not store their rate")
     parser.add_argument("--shards", type=int, metavar="N", help="number of output files of about equal size")
+    parser.add_argument(
+        "--split",
+        nargs="+",
+        metavar="NAME:FIRST:LAST",
+        help="modalities and their channels (LAST excluded), if one array per video has all of them",
+    )
+    parser.add_argument("--suffix", nargs="+", metavar="NAME", help="modalities, if files are <video_id>_NAME.npy")
+    parser.add_argument("--transpose", action="store_true", help="read the arrays as (channels, snippets)")
     args = parser.parse_args()
     if (args.fps is None) != (args.stride is None):
         parser.error("--fps and --stride go together: their quotient is the snippet rate")
+    split = parse_split(_pairs(args.split), "--split") if args.split else stored_split(args.source)
+    arrangement = Arrangement(split, args.transpose, tuple(args.suffix or ()))
     conversions = convert_features(
         args.source,
         args.out,
@@ -41,6 +52,7 @@ def main() -> None:
         fps=args.fps,
         stride=args.stride,
         shards=args.shards,
+        arrangement=arrangement,
     )
     source = open_features(args.out, None).source
     print(f"{'modality':12} {'videos':>7} {'channels':>9} {'snippets/s':>11}  dtype")
@@ -57,6 +69,15 @@ def main() -> None:
     print(f"{kind}: {source.path} ({size:.1f} MB)")
     print(f"annotations: {args.out / 'annotations.json'} ({len(annotations.videos)} videos)")
     print(f"checksums: {args.out / SUMS}")
+
+
+def _pairs(words: list[str]) -> dict[str, list[int]]:
+    """Return NAME:FIRST:LAST as {NAME: [FIRST, LAST]}."""
+    parts = [word.split(":") for word in words]
+    for word, part in zip(words, parts, strict=True):
+        if len(part) != 3 or not all(bound.isdecimal() for bound in part[1:]):
+            raise InputError(f"--split: expected NAME:FIRST:LAST such as rgb:0:1024, got '{word}'")
+    return {name: [int(first), int(last)] for name, first, last in parts}
 
 
 if __name__ == "__main__":

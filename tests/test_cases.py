@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -134,3 +135,104 @@ def test_streams_that_differ_by_more_are_an_error_everywhere(folder, run_main, r
     commands = [run_train(folder), run_main(convert, folder, "--out", folder / "new", "--fps", 25, "--stride", 16)]
     for status, _, error in commands:
         assert status == 2 and ("different lengths: 9" in error or "differ by more than 2 snippets or 1 %" in error)
+
+
+def test_nested_folders(folder, run_main, run_train):
+    for stream, videos in arrays().items():
+        for video, values in videos.items():
+            subset = "train" if "validation" in video else "test"
+            write(folder / "features" / subset / stream / f"{video}.npy", values)
+    (folder / "annotations.json").rename(folder / "gt.json")
+    assert_good(folder)
+    assert_works(folder, run_main, run_train)
+
+
+def test_files_of_the_video_features_tool(folder, run_main, run_train):
+    for stream, videos in arrays().items():
+        for video, values in videos.items():
+            write(folder / "i3d" / f"{video}_{stream}.npy", values)
+            write(folder / "i3d" / f"{video}_fps.npy", np.array(25.0))
+            write(folder / "i3d" / f"{video}_timestamps_ms.npy", np.arange(len(values)) * 640.0)
+    assert_good(folder)
+    assert open_features(folder).snippet_rate == 25 / 16
+    assert "rate not given" not in assert_works(folder, run_main, run_train)
+
+
+def test_names_that_end_with_the_modality(folder, run_main, run_train):
+    for stream, videos in arrays().items():
+        for video, values in videos.items():
+            write(folder / "all" / f"{video}_{stream}.npy", values)
+    assert_good(folder)
+    for file in (folder / "all").glob("*_flow.npy"):
+        file.rename(file.with_name(file.name.replace("_flow", "_tvl1")))
+    rate = ["--fps", 25, "--stride", 16]
+    status, _, error = run_main(convert, folder, "--out", folder / "new", "--suffix", "rgb", "tvl1", *rate)
+    assert status == 0, error
+    assert_good(folder / "new", ("rgb", "tvl1"))
+
+
+@pytest.mark.parametrize("by", ["features.json", "option", "nothing"])
+def test_joined_channels(folder, run_main, run_train, by):
+    streams = arrays()
+    for video, values in streams["rgb"].items():
+        write(folder / "i3d_features" / f"{video}.npy", np.concatenate([values, streams["flow"][video]], axis=1))
+    if by == "option":
+        words = ["--split", "rgb:0:4", "flow:4:8", "--fps", 25, "--stride", 16]
+        status, _, error = run_main(convert, folder, "--out", folder / "new", *words)
+        assert status == 0, error
+        assert_good(folder / "new")
+    elif by == "features.json":
+        settings = {"fps": 25, "stride": 16, "split": {"rgb": [0, 4], "flow": [4, 8]}}
+        (folder / "features.json").write_text(json.dumps(settings))
+        assert_good(folder)
+        assert_works(folder, run_main, run_train)
+        (folder / "features.json").write_text(json.dumps({**settings, "split": {"rgb": [0, 4], "flow": [4, 9]}}))
+        status, _, error = run_train(folder, "--run-dir", folder / "run")
+        assert status == 2 and "unreadable features: 9 (" in error
+        assert "has no channels 4 to 9 of 'flow'; correct the split" in run_main(check, folder, "--check")[1]
+    else:
+        status, _, error = run_train(folder)
+        assert status == 2 and 'give "split" in features.json or --split' in error
+
+
+@pytest.mark.parametrize("ending", ["h5", "hdf5"])
+def test_hdf5_by_video(folder, run_main, run_train, ending):
+    with h5py.File(folder / f"sub_activitynet_v1-3.c3d.{ending}", "w") as file:
+        for video, values in arrays()["rgb"].items():
+            file[f"v_{video}/c3d_features"] = values
+    store = open_features(folder, ["c3d_features"])
+    np.testing.assert_array_equal(store["video_test_0000010"], arrays()["rgb"]["video_test_0000010"])
+    status, report, _ = run_main(check, folder, "--check")
+    assert status == 0 and "c3d_features of 9 videos" in report
+    status, _, error = run_train(folder, "--modalities", "c3d_features", "c3d_features_diff")
+    assert status == 0, error
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_files(folder, run_main, run_train, save):
+    write_streams(folder)
+    for file in sorted((folder / "flow").iterdir()):
+        save(file.with_suffix(".npz"), np.load(file))
+        file.unlink()
+    assert_good(folder)
+    assert_works(folder, run_main, run_train)
+
+
+def test_npz_files_with_both_modalities(folder, run_main):
+    streams = arrays()
+    (folder / "i3d").mkdir()
+    for video in streams["rgb"]:
+        np.savez(folder / "i3d" / f"{video}.npz", rgb=streams["rgb"][video], flow=streams["flow"][video])
+    assert_good(folder)
+    status, _, error = run_main(convert, folder, "--out", folder / "new", "--fps", 25, "--stride", 16)
+    assert status == 0, error
+    assert_good(folder / "new")
+
+
+def test_arrays_with_a_leading_axis_of_one(folder, run_main, run_train):
+    write_streams(folder, lambda stream, video, values: values[None])
+    assert_good(folder)
+    assert_works(folder, run_main, run_train)
+    status, _, error = run_main(convert, folder, "--out", folder / "new", "--fps", 25, "--stride", 16)
+    assert status == 0, error
+    assert_good(folder / "new")

@@ -6,6 +6,7 @@ import pickle
 import random
 import struct
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from tests.torture.pickles import PICKLES, npy_of_objects
 from utils.errors import InputError
 from utils.formats import npy
-from utils.formats.npy import array_shape, load_array, load_names, load_plain_array, load_plain_rows
+from utils.formats.npy import array_shape, load_array, load_names, load_plain_array, load_plain_rows, npz_names
 
 MEGABYTE = 2**20
 
@@ -420,3 +421,65 @@ def test_damaged_file_loads_or_is_refused(tmp_path, protocol):
             assert "\n" not in str(error)
             outcomes.add(InputError)
     assert outcomes == {np.ndarray, InputError}
+
+
+def member_file(path, content: bytes, **options) -> None:
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        archive.writestr("arr_0.npy", content)
+
+
+def npy_bytes(values) -> bytes:
+    content = io.BytesIO()
+    np.save(content, values)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(
+    "values", [np.eye(5, 3), np.zeros((0, 4), "f2"), np.asfortranarray(np.arange(6.0).reshape(2, 3))]
+)
+def test_npz_members_are_read(tmp_path, save, values):
+    save(tmp_path / "x.npz", values, flow=values + 1)
+    path = tmp_path / "x.npz"
+    assert sorted(npz_names(path)) == ["arr_0", "flow"]
+    assert array_shape(path, "flow") == values.shape
+    np.testing.assert_array_equal(load_plain_array(path, "flow"), values + 1)
+    rows = np.arange(len(values)).repeat(2)
+    np.testing.assert_array_equal(load_plain_rows(path, rows, "arr_0"), values[rows])
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: member_file(path, npy_bytes(np.zeros(2**25)), compression=zipfile.ZIP_DEFLATED), "packed into"),
+        (lambda path: member_file(path, npy_bytes(np.zeros(9)), compression=zipfile.ZIP_LZMA), "is not supported"),
+        (lambda path: member_file(path, npy_bytes(np.zeros(9))[:-8]), "is the file complete"),
+        (lambda path: member_file(path, npy_bytes(np.array([None]))), "object dtype; expected numbers"),
+        (lambda path: member_file(path, b"text"), "not a .npz file"),
+        (lambda path: path.write_bytes(npy_bytes(np.zeros(9))), "not a .npz file"),
+    ],
+)
+def test_a_hostile_npz_takes_no_memory(tmp_path, write, message):
+    write(tmp_path / "x.npz")
+    tracemalloc.start()
+    with pytest.raises(InputError, match=message):
+        load_plain_array(tmp_path / "x.npz", "arr_0")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_a_damaged_npz_is_read_or_refused(tmp_path):
+    values, path, outcomes = np.random.default_rng(0).random((40, 4)), tmp_path / "x.npz", set()
+    np.savez_compressed(path, values)
+    whole, rng = path.read_bytes(), random.Random(0)
+    for _ in range(300):
+        content = bytearray(whole)
+        content[rng.randrange(len(content))] = rng.randrange(256)
+        path.write_bytes(content[: rng.randrange(len(content))] if rng.random() < 0.15 else content)
+        try:
+            outcomes.add(load_plain_array(path, npz_names(path)[0]).shape)
+        except InputError as error:
+            assert "\n" not in str(error)
+            outcomes.add(InputError)
+    assert InputError in outcomes and (40, 4) in outcomes

@@ -82,8 +82,8 @@ def load_annotations(path: str | Path) -> Annotations:
         raise InputError(f"{path}: no such file or folder")
     if path.is_file():
         return parse_annotations(read_json(path), str(path))
-    if (path / "annotations.json").is_file():
-        return load_annotations(path / "annotations.json")
+    if file := find_annotations(path):
+        return load_annotations(file)
     if (path / "videoname.npy").is_file():
         return parse_annotations(_read_release(path), str(path))
     if is_ave(path):
@@ -93,6 +93,16 @@ def load_annotations(path: str | Path) -> Annotations:
         got = "several folders" if folders else "neither"
         raise InputError(f"{path}: expected annotations.json or one *{RELEASE_SUFFIX} folder, got {got}")
     return parse_annotations(_read_release(folders[0]), str(folders[0]))
+
+
+def find_annotations(folder: Path) -> Path | None:
+    """Return the JSON file of annotations in a dataset folder, None without.
+
+    That is annotations.json, gt.json (BaS-Net and its descendants) or the only annotations/*.json (ActionFormer).
+    """
+    inside = sorted(folder.glob("annotations/*.json"))
+    files = [folder / "annotations.json", folder / "gt.json", *(inside if len(inside) == 1 else ())]
+    return next((file for file in files if file.is_file()), None)
 
 
 def parse_annotations(data: dict, where: str) -> Annotations:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.annotations import RELEASE_SUFFIX, Annotations, Video, load_annotations, parse_annotations
+from utils.annotations import RELEASE_SUFFIX, Annotations, Video, find_annotations, load_annotations, parse_annotations
 from utils.datasets import DATASETS, SNIPPET_RATE, DatasetSpec, find_dataset
 from utils.errors import InputError, OneLineParser
 from utils.features.faults import (
@@ -128,9 +128,7 @@ def _open_store(path: Path, modalities: Sequence[str] | None, findings: list[Fin
 def _read_annotations(folder: Path, findings: list[Finding]) -> tuple[Annotations | None, str]:
     """Return as many annotated videos as possible and their path; faults are added to the findings."""
     releases = sorted(path for path in folder.glob(f"*{RELEASE_SUFFIX}") if path.is_dir())
-    path = folder / "annotations.json"
-    if not path.is_file():
-        path = releases[0] if len(releases) == 1 else folder
+    path = find_annotations(folder) or (releases[0] if len(releases) == 1 else folder)
     annotations, count = None, len(findings)
     try:
         annotations = load_annotations(folder)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from utils.annotations import RELEASE_SUFFIX, annotations_to_json, load_annotations
 from utils.datasets import Rate
 from utils.errors import InputError, shorten
+from utils.features.layouts import Arrangement
 from utils.features.shards import shard_name
 from utils.features.sources import JOINT_SUFFIX, HDF5Source, Source
 from utils.features.store import FeatureStore, open_features
@@ -88,6 +89,7 @@ def convert_features(
     fps: float | None = None,
     stride: float | None = None,
     shards: int | None = None,
+    arrangement: Arrangement | None = None,
 ) -> list[Conversion]:
     """Convert features in any format, and their annotations, with `write_dataset`.
 
@@ -102,12 +104,13 @@ def convert_features(
         fps: Frames per second, for features that do not store their rate.
         stride: Frames per snippet, likewise.
         shards: Number of files of about equal size; None for one features.h5.
+        arrangement: Arrangement of the arrays, see `open_features`.
 
     Raises:
         InputError: Nothing was written, because of unusable features or annotations, a missing or contradictory rate,
             a video name that HDF5 cannot store, other content in `out`, too little space, or too many shards.
     """
-    source, out = open_features(path, modalities).source, Path(out)
+    source, out = open_features(path, modalities, arrangement).source, Path(out)
     folder = source.path if source.path.is_dir() else source.path.parent
     if out.exists() and out.samefile(folder):
         raise InputError(f"{out}: is the folder of the source, whose features would be hidden; choose another one")
@@ -250,7 +253,7 @@ def check_hdf5_names(video_ids: Collection[str]) -> None:
 
 def find_features(folder: Path) -> Iterator[Path]:
     """Yield the feature files in a folder, in any format that utils/features/store.py reads."""
-    for pattern in ("*.h5", f"*{JOINT_SUFFIX}", "*/*.npy"):
+    for pattern in ("*.h5", "*.hdf5", f"*{JOINT_SUFFIX}", "*/*.np[yz]"):
         yield from (path for path in folder.glob(pattern) if not path.parent.name.endswith(RELEASE_SUFFIX))
 
 

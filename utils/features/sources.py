@@ -1,12 +1,15 @@
-"""Formats of features on disk: HDF5, folders of .npy files, the releases' joint file and the AVE release.
+"""Formats of features on disk: HDF5, folders of array files, the releases' joint file and the AVE release.
 
 A source returns arrays as they are stored. `utils/features/store.py` chooses the source of a folder and combines its
 modalities; `utils/features/shards.py` reads many HDF5 files as one source.
 """
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +19,7 @@ import numpy as np
 from utils.annotations import RELEASE_SUFFIX
 from utils.datasets import RELEASE_RATE, Rate
 from utils.errors import InputError, shorten
+from utils.features.layouts import FPS, STREAMS, TIMESTAMPS, Arrangement, Location, scan_folder
 from utils.formats.ave import KEY, background_ids, check_clip_shape, open_array, read_clips
 from utils.formats.files import read_json
 from utils.formats.hdf5 import (
@@ -30,6 +34,9 @@ from utils.formats.hdf5 import (
 from utils.formats.npy import array_shape, load_plain_array, load_plain_rows, load_rows, load_video_ids
 
 JOINT_SUFFIX = "-I3D-JOINTFeatures.npy"
+SETTINGS = "features.json"
+VIDEO_PREFIX = "v_"  # of ActivityNet's feature files, not of its annotations
+_MAX_MODALITIES = 8  # with more groups at the top of an HDF5 file, they may be videos
 _MESSAGE_LENGTH = 300  # characters quoted of a message of h5py
 
 
@@ -66,6 +73,9 @@ class Source(Protocol):
 class HDF5Source(Source):
     """One HDF5 file with datasets `/<modality>/<video_id>`; a slash in a video_id nests groups.
 
+    The order `/<video_id>/<modality>`, as in ActivityNet's C3D file, is recognized. Its prefix `v_` of every video is
+    left out, as in ActivityNet's annotations.
+
     Soft links are followed within the file. A group with several links is listed at the first one only. No other file
     is opened, and no dataset is read that claims more values than the file can contain.
     """
@@ -84,14 +94,45 @@ class HDF5Source(Source):
             with self._reading(f"'{name}' cannot be read"):
                 if isinstance(item := follow(self._file, name), h5py.Group):
                     self._groups[name] = item
-        self.modalities = tuple(self._groups)
+        try:
+            self._members = self._read_members()
+        except Exception:  # of a damaged group, which reading reports
+            self._members = {}
+        self.modalities = tuple(sorted(set().union(*self._members.values())) or self._groups)
         self._video_ids: dict[str, list[str]] = {}  # by modality
-        self._shapes: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in names}  # of checked sizes
-        self._unpacked: dict[str, set[str]] = {name: set() for name in names}  # videos whose chunks are checked
+        self._shapes: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)  # of checked sizes
+        self._unpacked: dict[str, set[str]] = defaultdict(set)  # videos whose chunks are checked
+
+    def _read_members(self) -> dict[str, frozenset[str]]:
+        """Return the modalities of each video in a file of the order video/modality, {} for the other order.
+
+        The groups at the top are videos if the few names in them are of modalities, or fewer than the groups.
+        """
+        if not self._groups or "fps" in next(iter(self._groups.values())).attrs:
+            return {}
+        members, every = {}, set()
+        for name, group in self._groups.items():
+            if _is_modality(name):
+                return {}
+            inside = frozenset(itertools.islice(names_in(group), _MAX_MODALITIES + 1))
+            members[name] = inside
+            every |= inside
+            if not inside or len(every) > _MAX_MODALITIES:
+                return {}
+        if not all(map(_is_modality, every)) and len(members) <= max(_MAX_MODALITIES, len(every)):
+            return {}
+        first, inside = next(iter(members.items()))
+        if not all(isinstance(follow(self._groups[first], name), h5py.Dataset) for name in inside):
+            return {}
+        prefix = VIDEO_PREFIX if all(name.startswith(VIDEO_PREFIX) for name in members) else ""
+        self._groups = {name.removeprefix(prefix): group for name, group in self._groups.items()}
+        return {name.removeprefix(prefix): inside for name, inside in members.items()}
 
     def video_ids(self, modality: str) -> list[str]:
         """Return the paths of all datasets in the modality's group."""
-        if modality not in self._video_ids:
+        if modality not in self._video_ids and self._members:
+            self._video_ids[modality] = [video for video, names in self._members.items() if modality in names]
+        elif modality not in self._video_ids:
             with self._reading(f"the group '{modality}' cannot be read"):
                 group = self._groups[modality]
                 self._video_ids[modality] = list(dataset_paths(group, {group}))
@@ -101,7 +142,8 @@ class HDF5Source(Source):
         """Return the rate in the attributes of the modality's group, or else of the file."""
         with self._reading(f"fps and stride of '{modality}' cannot be read"):
             attributes = {}
-            for level in (self._file.attrs, self._groups[modality].attrs):  # the group takes precedence
+            groups = [self._file] if self._members else [self._file, self._groups[modality]]
+            for level in (group.attrs for group in groups):  # the modality's group takes precedence
                 attributes |= {name: _read_number(level, name) for name in ("fps", "stride") if name in level}
         return checked_rate(attributes, f"{self.path}: the attributes of '{modality}'") if attributes else None
 
@@ -128,7 +170,8 @@ class HDF5Source(Source):
 
     def _item(self, modality: str, video_id: str) -> h5py.Dataset | h5py.Group | h5py.Datatype:
         """Return the item of a video; check once that the file can contain all values of a dataset."""
-        item = follow(self._groups[modality], video_id)
+        group, name = (video_id, modality) if self._members else (modality, video_id)
+        item = follow(self._groups[group], name)
         if video_id not in self._shapes[modality] and isinstance(item, h5py.Dataset) and item.shape is not None:
             check_no_external_data(item)
             check_stored_size(item, self._file_bytes)
@@ -156,44 +199,124 @@ class HDF5Source(Source):
 
 
 class FolderSource(Source):
-    """Files `<modality>/<video_id>.npy`, with the rate in an optional `features.json` beside the folders.
+    """Files of one array each, in any layout of utils/features/layouts.py.
 
-    `features.json` is `{"fps": 30, "stride": 16}` (stride: frames per snippet). A video_id with a slash needs HDF5.
+    The rate is in `features.json`, `{"fps": 30, "stride": 16}` (stride: frames per snippet), or in the timestamps of
+    the video_features tool. A video_id with a slash needs HDF5.
     """
 
-    form = "one .npy per video"
+    form = "one file per video"
     simulated = False
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, suffixes: Sequence[str] = ()):
         self.path = path
-        folders = sorted(folder for folder in path.iterdir() if is_modality_folder(folder))
-        self._files = {folder.name: {file.stem: file for file in folder.glob("*.npy")} for folder in folders}
+        self._files, self._extras = scan_folder(path, suffixes)
         self.modalities = tuple(self._files)
 
     def video_ids(self, modality: str) -> list[str]:
-        """Return the file names without suffix, sorted."""
+        """Return the videos, sorted."""
         return sorted(self._files[modality])
 
     def rate(self, modality: str) -> Rate | None:
-        """Return the rate in `features.json`, which all modalities share."""
-        file = self.path / "features.json"
-        return checked_rate(read_json(file), str(file)) if file.exists() else None
+        """Return the rate in `features.json` or in the timestamps, which all modalities share."""
+        content = read_settings(self.path)
+        if {"fps", "stride"}.intersection(content) or (not content and (self.path / SETTINGS).exists()):
+            return checked_rate(content, str(self.path / SETTINGS))
+        return self._timestamp_rate
+
+    @cached_property
+    def _timestamp_rate(self) -> Rate | None:
+        """Rate that the timestamps of all videos share, None without timestamps."""
+        shared = None
+        for video_id, location in self._extras.get(TIMESTAMPS, {}).items():
+            times = _load_numbers(location)
+            if len(times) > 1:
+                fps = _load_numbers(self._extras[FPS][video_id])[0] if video_id in self._extras.get(FPS, {}) else 1000.0
+                stride = round(fps * float(np.median(np.diff(times))) / 1000, 4)
+                rate = checked_rate({"fps": fps, "stride": stride}, str(location.path))
+                shared = shared or rate
+                if abs(rate.snippet_rate / shared.snippet_rate - 1) > 0.01:
+                    raise InputError(
+                        f"{location.path}: {rate.snippet_rate:g} snippets per second, earlier videos have "
+                        f"{shared.snippet_rate:g}; extract all videos at one frame rate (--extraction_fps)"
+                    )
+        return shared
 
     def shape(self, modality: str, video_id: str) -> tuple[int, ...]:
         """Return the shape in the file's header."""
-        return array_shape(self._files[modality][video_id])
+        return array_shape(*self._files[modality][video_id])
 
     def read(self, modality: str, video_id: str) -> np.ndarray:
         """Return the array of one file; object dtype is refused."""
-        return load_plain_array(self._files[modality][video_id])
+        return load_plain_array(*self._files[modality][video_id])
 
     def rows(self, modality: str, video_id: str, snippets: np.ndarray) -> np.ndarray:
         """Return rows of the array in one file."""
-        return load_plain_rows(self._files[modality][video_id], snippets)
+        path, member = self._files[modality][video_id]
+        return load_plain_rows(path, snippets, member)
 
     def path_of(self, modality: str, video_id: str) -> Path:
-        """Return the video's own file, also where it does not exist."""
-        return self._files[modality].get(video_id, self.path / modality / f"{video_id}.npy")
+        """Return the video's own file, the folder if it does not exist."""
+        location = self._files[modality].get(video_id)
+        return location.path if location else self.path
+
+
+class ArrangedSource(Source):
+    """Another source with its arrays transposed, or with its only modality split into several by channels."""
+
+    def __init__(self, source: Source, arrangement: Arrangement):
+        self.form, self.path, self.simulated = source.form, source.path, source.simulated
+        self._source, self._transpose, self._split = source, arrangement.transpose, arrangement.split
+        if self._split and len(source.modalities) != 1:
+            raise InputError(
+                f"{source.path}: a split needs one array per video with all channels, got the modalities "
+                f"{', '.join(source.modalities[:3])}"
+            )
+        self.modalities = tuple(self._split or source.modalities)
+
+    def _stored(self, modality: str) -> str:
+        return self._source.modalities[0] if self._split else modality
+
+    def video_ids(self, modality: str) -> list[str]:
+        """Return the videos of the stored modality."""
+        return self._source.video_ids(self._stored(modality))
+
+    def rate(self, modality: str) -> Rate | None:
+        """Return the rate of the stored modality."""
+        return self._source.rate(self._stored(modality))
+
+    def shape(self, modality: str, video_id: str) -> tuple[int, ...]:
+        """Return the shape after transposing and splitting."""
+        shape = tuple(self._source.shape(self._stored(modality), video_id))
+        if self._transpose and len(shape) > 1:
+            shape = (*shape[:-2], shape[-1], shape[-2])
+        if not self._split:
+            return shape
+        first, last = self._split[modality]
+        if len(shape) < 2 or shape[-1] < last:
+            path = self.path_of(modality, video_id)
+            raise InputError(
+                f"{path}: shape {shape} has no channels {first} to {last} of '{modality}'; correct the split"
+            )
+        return (*shape[:-1], last - first)
+
+    def read(self, modality: str, video_id: str) -> np.ndarray:
+        """Return a view of the stored array."""
+        self.shape(modality, video_id)  # checks the split
+        values = self._source.read(self._stored(modality), video_id)
+        values = values.swapaxes(-1, -2) if self._transpose and values.ndim > 1 else values
+        return values[..., slice(*self._split[modality])] if self._split else values
+
+    def rows(self, modality: str, video_id: str, snippets: np.ndarray) -> np.ndarray:
+        """Return rows of the array."""
+        if self._transpose:
+            return self.read(modality, video_id)[snippets]
+        self.shape(modality, video_id)
+        return self._source.rows(self._stored(modality), video_id, snippets)[:, slice(*self._split[modality])]
+
+    def path_of(self, modality: str, video_id: str) -> Path:
+        """Return the file of the stored modality."""
+        return self._source.path_of(self._stored(modality), video_id)
 
 
 class JointSource(Source):
@@ -299,9 +422,29 @@ def checked_rate(attributes: Mapping[str, object], where: str) -> Rate:
     return rate
 
 
-def is_modality_folder(path: Path) -> bool:
-    """Return True for a folder of .npy files that can be features."""
-    return path.is_dir() and not path.name.endswith(RELEASE_SUFFIX) and any(path.glob("*.npy"))
+def read_settings(folder: Path) -> dict:
+    """Return the content of a folder's features.json, {} without one.
+
+    Raises:
+        InputError: It is not a JSON object.
+    """
+    path = folder / SETTINGS
+    content = read_json(path) if path.exists() else {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected an object with positive numbers fps and stride, got {shorten(content)}")
+    return content
+
+
+def _load_numbers(location: Location) -> np.ndarray:
+    """Return the numbers in a file as float64, at least one."""
+    values = load_plain_array(*location)
+    if values.dtype.kind not in "iuf" or not values.size or not np.isfinite(values).all():
+        raise InputError(f"{location.path}: expected finite numbers, got dtype {values.dtype}, shape {values.shape}")
+    return values.astype(np.float64).ravel()
+
+
+def _is_modality(name: str) -> bool:
+    return name in STREAMS or name.endswith("_features")
 
 
 def _read_number(attributes: h5py.AttributeManager, name: str) -> object:

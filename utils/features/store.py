@@ -23,15 +23,18 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
+from utils.features.layouts import Arrangement, parse_split
 from utils.features.shards import ShardedSource, is_shard
 from utils.features.sources import (
     JOINT_SUFFIX,
+    SETTINGS,
+    ArrangedSource,
     AveSource,
     FolderSource,
     HDF5Source,
     JointSource,
     Source,
-    is_modality_folder,
+    read_settings,
 )
 from utils.formats.ave import is_ave
 from utils.segments import aligned_snippets
@@ -237,27 +240,46 @@ class FeatureStore:
         )
 
 
-def open_features(path: str | Path, modalities: Sequence[str] | None = ("rgb", "flow")) -> FeatureStore:
+def open_features(
+    path: str | Path, modalities: Sequence[str] | None = ("rgb", "flow"), arrangement: Arrangement | None = None
+) -> FeatureStore:
     """Open the features in a dataset folder or a file.
 
     Args:
         path: A dataset folder or a feature file.
         modalities: Names in the order wanted, None for all that are stored. `<modality>_diff` is `mean_difference`
             of a stored modality.
+        arrangement: Arrangement of the arrays; None for the `split` in features.json, if there is one.
 
     Raises:
         InputError: The path, the features or a modality is not found, or the format is not supported.
     """
-    source = open_source(Path(path))
+    path = Path(path)
+    arrangement = arrangement or Arrangement(stored_split(path))
+    source = open_source(path, arrangement.suffixes)
+    if arrangement.split or arrangement.transpose:
+        source = ArrangedSource(source, arrangement)
     if not source.modalities:
         raise InputError(f"{source.path}: no modality found; expected groups or folders <modality>/<video_id>")
     return FeatureStore(source, source.modalities if modalities is None else modalities)
 
 
-def open_source(path: Path) -> Source:
+def stored_split(path: Path) -> dict[str, tuple[int, int]] | None:
+    """Return the channels of each modality that features.json in a folder, or beside a file, gives; None without.
+
+    Raises:
+        InputError: features.json cannot be used.
+    """
+    folder = path if path.is_dir() else path.parent
+    split = read_settings(folder).get("split")
+    return None if split is None else parse_split(split, str(folder / SETTINGS))
+
+
+def open_source(path: Path, suffixes: Sequence[str] = ()) -> Source:
     """Open a dataset folder or a feature file in its own format.
 
-    In a folder, features.h5 or the only *.h5 comes first, then the releases' joint file, then folders of .npy files.
+    `suffixes` are the modalities that file names end with, see utils/features/layouts.py.
+    In a folder, features.h5 or the only *.h5 or *.hdf5 comes first, then the releases' joint file, then array files.
 
     Raises:
         InputError: The path is not found, or it has no features, or more than one file of them.
@@ -270,17 +292,24 @@ def open_source(path: Path) -> Source:
         return AveSource(path)
     if any(is_shard(file) for file in path.glob("*.h5")):
         return ShardedSource(path)
-    files = [path / "features.h5"] if (path / "features.h5").is_file() else sorted(path.glob("*.h5"))
+    files = [path / "features.h5"] if (path / "features.h5").is_file() else hdf5_files(path)
     files = files or sorted(path.glob(f"*{JOINT_SUFFIX}"))
     if len(files) > 1:
         raise InputError(f"{path}: several feature files ({', '.join(f.name for f in files)}); name one of them")
     if files:
         return open_source(files[0])
-    if any(is_modality_folder(folder) for folder in path.iterdir()):
-        return FolderSource(path)
+    source = FolderSource(path, suffixes)
+    if source.modalities:
+        return source
     raise InputError(
-        f"{path}: no features found; expected features.h5, one *.h5, *{JOINT_SUFFIX} or <modality>/<video_id>.npy"
+        f"{path}: no features found; expected features.h5, one *.h5 or *.hdf5, *{JOINT_SUFFIX}, "
+        "<modality>/<video_id>.npy or .npz, or <video_id>_<modality>.npy"
     )
+
+
+def hdf5_files(folder: Path) -> list[Path]:
+    """Return the HDF5 files in a folder, sorted."""
+    return sorted(file for pattern in ("*.h5", "*.hdf5") for file in folder.glob(pattern))
 
 
 def mean_difference(features: np.ndarray) -> np.ndarray:
@@ -316,7 +345,10 @@ def _stored_modality(source: Source, modality: str) -> str:
     for name in (modality, modality.removesuffix(DIFFERENCE_SUFFIX)):
         if name in source.modalities:
             return name
+    stored, more = ", ".join(source.modalities[:3]), len(source.modalities) - 3
+    joined = len(source.modalities) == 1 and not modality.endswith(DIFFERENCE_SUFFIX)
+    advice = '; if its channels are joined streams, give "split" in features.json or --split (docs/data.md)'
     raise InputError(
-        f"{source.path}: modality '{modality}' not found; stored are {', '.join(source.modalities)} "
-        f"(and <modality>{DIFFERENCE_SUFFIX} of each)"
+        f"{source.path}: modality '{modality}' not found; stored are {stored}{f' and {more} more' if more > 0 else ''} "
+        f"(and <modality>{DIFFERENCE_SUFFIX} of each){advice if joined else ''}"
     )

@@ -1,4 +1,4 @@
-"""Safe reader of untrusted .npy files, object dtype included.
+"""Safe reader of untrusted .npy files, object dtype included, and of .npz files of numbers.
 
 Releases of this field store lists as object-dtype .npy files. Such a file is a pickle, and a pickle is a program that
 `np.load(..., allow_pickle=True)` runs. `load_array` never runs one:
@@ -6,6 +6,8 @@ Releases of this field store lists as object-dtype .npy files. Such a file is a 
 1. `_scan` checks each opcode against an allow-list and each length against the bytes that follow.
 2. `_InertUnpickler` loads plain values. A function that the pickle names becomes a `_Call`, which nothing executes.
 3. `_ArrayBuilder` replaces each `_Call` by the array, scalar or bytes that it describes, after checking its size.
+
+A .npz file is a zip of .npy files. Its members are read without pickles, and not if they unpack to far more bytes.
 """
 
 import io
@@ -17,6 +19,7 @@ import pickletools
 import re
 import stat
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +37,7 @@ MAX_EMPTY_LENGTH = 2**16  # largest dimension accepted in an array with zero ele
 MAX_OPCODES = 2**21  # the largest pickle of THUMOS14 has 46,000; one opcode may take 100 bytes of memory
 MAX_DEPTH = 8  # nesting of lists; the releases have 3
 FREE_BYTES = 2**22  # how far shared parts may expand, for any file size
+MAX_RATIO = 100  # a member of a .npz may unpack to MAX_RATIO x its stored bytes + FREE_BYTES
 KINDS = "biufSUO"  # bool, integers, floats, bytes, text and objects, as in `np.dtype.kind`
 NO_OBJECTS = "it has object dtype; expected numbers or text"
 TOO_DEEP = f"it is nested deeper than {MAX_DEPTH} levels"
@@ -59,34 +63,47 @@ def load_array(path: str | Path) -> np.ndarray:
     Raises:
         InputError: The file is missing, truncated, or holds anything but arrays and plain values.
     """
-    with _open(path) as file:
-        header = _read_header(file)
+    with _open(path) as (file, size):
+        header = _read_header(file, size)
         return _read_objects(file, header) if header.dtype.hasobject else _read_plain(file, header)
 
 
-def load_plain_array(path: str | Path) -> np.ndarray:
-    """Return the array of a .npy file of numbers or text.
+def load_plain_array(path: str | Path, member: str | None = None) -> np.ndarray:
+    """Return the array of a .npy file, or of a member of a .npz file, of numbers or text.
 
     Raises:
         InputError: As `load_array`, and for object dtype; the pickle is not read.
     """
-    with _open(path) as file:
-        return _read_plain(file, _read_plain_header(file))
+    with _open(path, member) as (file, size):
+        return _read_plain(file, _read_plain_header(file, size))
 
 
-def load_plain_rows(path: str | Path, rows: np.ndarray) -> np.ndarray:
-    """Return `load_plain_array(path)[rows]` for sorted rows; in C order the other rows are not read."""
-    with _open(path) as file:
-        header = _read_plain_header(file)
-        if len(header.shape) != 2 or header.fortran_order:
+def load_plain_rows(path: str | Path, rows: np.ndarray, member: str | None = None) -> np.ndarray:
+    """Return `load_plain_array(path, member)[rows]` for sorted rows; a .npy file in C order is not read in full."""
+    with _open(path, member) as (file, size):
+        header = _read_plain_header(file, size)
+        if len(header.shape) != 2 or header.fortran_order or member is not None:
             return _read_plain(file, header)[rows]
         return read_rows(file.fileno(), file.tell(), header.dtype, header.shape[1], rows)
 
 
-def array_shape(path: str | Path) -> tuple[int, ...]:
-    """Return the shape in the header of a .npy file, checked against the file's size; values are not read."""
-    with _open(path) as file:
-        return _read_header(file).shape
+def array_shape(path: str | Path, member: str | None = None) -> tuple[int, ...]:
+    """Return the shape in the header of an array, checked against the file's size; values are not read."""
+    with _open(path, member) as (file, size):
+        return _read_header(file, size).shape
+
+
+def npz_names(path: str | Path) -> list[str]:
+    """Return the names of the arrays in a .npz file.
+
+    Raises:
+        InputError: The file cannot be read, or it has no array.
+    """
+    with _reading(path, ".npz") as file, zipfile.ZipFile(file) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        if not names or len(set(names)) != len(names):
+            raise ValueError("expected arrays with different names")
+        return names
 
 
 def load_rows(path: str | Path) -> np.ndarray:
@@ -133,7 +150,25 @@ def decode_names(values: Sequence) -> list:
 
 
 @contextmanager
-def _open(path: str | Path) -> Iterator[BinaryIO]:
+def _open(path: str | Path, member: str | None = None) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a .npy file, or a member of a .npz file, and yield it with its size in bytes."""
+    with _reading(path, ".npy" if member is None else ".npz") as file:
+        size = os.fstat(file.fileno()).st_size
+        if member is None:
+            yield file, size
+            return
+        with zipfile.ZipFile(file) as archive:
+            info = archive.getinfo(f"{member}.npy")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"the compression of '{member}' is not supported; store it again with np.savez")
+            if info.compress_size > size or info.file_size > MAX_RATIO * info.compress_size + FREE_BYTES:
+                raise ValueError(f"'{member}' declares {info.file_size:,} bytes, packed into {info.compress_size:,}")
+            with archive.open(info) as content:
+                yield content, info.file_size
+
+
+@contextmanager
+def _reading(path: str | Path, kind: str) -> Iterator[BinaryIO]:
     """Open a file for reading; any error in the block becomes an InputError that names the file."""
     path = Path(path)
     try:
@@ -149,7 +184,7 @@ def _open(path: str | Path) -> Iterator[BinaryIO]:
         raise InputError(f"{path}: does not fit into memory") from None
     except Exception as error:  # a damaged file raises almost anything
         reason = str(error)[:_MAX_MESSAGE] if isinstance(error, ValueError) else "it is damaged"
-        raise InputError(f"{path}: not a .npy file of arrays ({reason})") from None
+        raise InputError(f"{path}: not a {kind} file of arrays ({reason})") from None
 
 
 class _Header(NamedTuple):
@@ -158,8 +193,8 @@ class _Header(NamedTuple):
     dtype: np.dtype
 
 
-def _read_header(file: BinaryIO) -> _Header:
-    """Read the header, check it against the file's size, and leave the file at the content.
+def _read_header(file: BinaryIO, size: int) -> _Header:
+    """Read the header, check it against the file's size in bytes, and leave the file at the content.
 
     Raises:
         ValueError: Damaged header, unsupported dtype, or a shape that does not match the size of the content.
@@ -175,7 +210,7 @@ def _read_header(file: BinaryIO) -> _Header:
         header = _Header(*read(start))
     if header.dtype.kind not in KINDS or header.dtype.subdtype is not None:
         raise ValueError(f"expected numbers, text or objects, got dtype {shorten(header.dtype)}")
-    stored = file.seek(0, os.SEEK_END) - start.tell()
+    stored = size - start.tell()
     declared = _array_bytes(header.shape, header.dtype)
     if declared > stored or (declared < stored and not header.dtype.hasobject):
         raise ValueError(f"the header declares {declared:,} bytes, got {stored:,}; is the file complete?")
@@ -183,8 +218,8 @@ def _read_header(file: BinaryIO) -> _Header:
     return header
 
 
-def _read_plain_header(file: BinaryIO) -> _Header:
-    header = _read_header(file)
+def _read_plain_header(file: BinaryIO, size: int) -> _Header:
+    header = _read_header(file, size)
     if header.dtype.hasobject:
         raise ValueError(NO_OBJECTS)
     return header
@@ -202,7 +237,11 @@ def _array_bytes(shape: object, dtype: np.dtype) -> int:
 
 
 def _read_plain(file: BinaryIO, header: _Header) -> np.ndarray:
-    array = np.fromfile(file, header.dtype, math.prod(header.shape))
+    if isinstance(file, zipfile.ZipExtFile):
+        content = file.read(_array_bytes(header.shape, header.dtype) + 1)  # one more: the checksum is at the end
+        array = np.frombuffer(content, header.dtype)
+    else:
+        array = np.fromfile(file, header.dtype, math.prod(header.shape))
     return _check_text(array.reshape(header.shape, order="F" if header.fortran_order else "C"))
 
 
