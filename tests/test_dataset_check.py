@@ -194,7 +194,7 @@ def test_unusable_arguments_are_one_line(clean, run_main, tmp_path):
     for words, message in [
         ((tmp_path / "absent", "--check"), "no such file or folder"),
         ((clean, "--check", "--modalities", "audio"), "modality 'audio' not found; stored are flow, rgb"),
-        ((clean, "--check", "--dataset", "mine"), "--dataset"),
+        ((clean, "--check", "--dataset", "mine"), "dataset 'mine' not found"),
         ((clean, "--json", tmp_path / "x.json"), "need --check"),
         ((clean, "--check", "--json", tmp_path / "absent/x.json"), "absent/x.json: cannot be written"),
     ]:

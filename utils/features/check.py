@@ -5,7 +5,7 @@ utils/features/faults.py defines the kinds of fault. A training runs the fast on
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -189,7 +189,7 @@ def _guess_spec(annotations: Annotations, where: str, findings: list[Finding]) -
     specs = [spec for spec, subsets in wanted.items() if subsets.issubset(map(str.casefold, present))]
     most = max((len(wanted[spec]) for spec in specs), default=0)  # AVE has the subsets of the demo, and more
     specs = [spec for spec in specs if len(wanted[spec]) == most]
-    if len(specs) == 1:
+    if len({replace(spec, name="") for spec in specs}) == 1:  # THUMOS14 and MultiTHUMOS differ only in their classes
         return specs[0]
     known = ", ".join(f"{spec.name}: {spec.train_subset} and {spec.test_subset}" for spec in DATASETS.values())
     message = (
