@@ -116,12 +116,12 @@ def _common_ends(found: Sequence[str], expected: Sequence[str], loose: bool) -> 
             long, short = (name, other) if len(name) > len(other) else (other, name)
             before, core, after = long.partition(short)
             # A prefix ends, and a suffix begins, with a character such as `_` or `.`: v1 and v10 are two names.
-            is_cut = not (before[-1:].isalnum() or after[:1].isalnum() or re.search(r"[\s'\"]", before + after))
-            if core and (before or after) and is_cut:
+            if core and before + after and not (before[-1:].isalnum() or after[:1].isalnum()):
                 pairs.append((-len(core), before, after))
         if pairs:
             ends[min(pairs)[1:]] += 1
-    return tuple(filter(None, ends.most_common(1)[0][0])) if ends else ()
+    texts = tuple(filter(None, ends.most_common(1)[0][0])) if ends else ()
+    return () if any(re.search(r"[\s'\"]", text) for text in texts) else texts  # blanks and b'...' are form
 
 
 def rename(detections: Table, truth: GroundTruth, rule: NameRule) -> Table:

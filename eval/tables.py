@@ -188,7 +188,7 @@ def _read_annotations(
     annotations = parse_annotations(source, where)
     if "classes" in source:
         return annotations, annotations.classes, dict(enumerate(annotations.classes))
-    return annotations, (), _class_numbers(source.get("database", source))
+    return annotations, (), _class_numbers(source.get("database") or source)
 
 
 def _csv_annotations(path: Path, subset: str | None) -> dict:
@@ -208,9 +208,11 @@ def _csv_annotations(path: Path, subset: str | None) -> dict:
 
 def _class_numbers(database: dict) -> dict[int, str]:
     """Return the class of each `label_id`, as ActionFormer's files have it; {} unless all rows agree."""
-    rows = (row for entry in database.values() if isinstance(entry, dict) for row in entry.get("annotations", []))
-    pairs = {(row.get("label_id"), str(row["label"])) for row in rows}
-    numbers = {number: label for number, label in pairs if isinstance(number, int)}
+    rows = [row for entry in database.values() if isinstance(entry, dict) for row in entry.get("annotations", [])]
+    if not all(isinstance(row.get("label_id"), int) for row in rows):
+        return {}
+    pairs = {(row["label_id"], str(row["label"])) for row in rows}
+    numbers = dict(pairs)
     return numbers if len(numbers) == len(pairs) == len(set(numbers.values())) else {}
 
 

@@ -172,6 +172,27 @@ def test_label_ids_and_not_the_order_of_appearance_number_the_classes(run, tmp_p
     assert notes(out) == ["note: labels are read as class numbers: 0 y, 1 x"]
 
 
+@pytest.mark.parametrize("numbers", [(0, 0), (0, None), (0, [1]), ("0", "1")])
+def test_label_ids_that_do_not_number_the_classes_are_ignored(numbers):
+    rows = [
+        {"label": label, "label_id": number, "segment": [0, 1]} for label, number in zip("xy", numbers, strict=True)
+    ]
+    assert read_ground_truth({"a": {"subset": "test", "annotations": rows}}, "test").class_numbers == {}
+
+
+def test_notes_of_some_protocols_only_name_the_first_of_them(run, tmp_path):
+    truth = {"database": {"a": {"subset": "test", "annotations": [{"label": "x", "segment": [0, 4]}]}}}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "d.csv").write_text("video,start,end,label,score\na,0,4,x,1\nb,0,0.5,x,1\nc,0,4,x,1\n")
+    status, out, _ = run(tmp_path / "truth.json", tmp_path / "d.csv", "--protocol", "all")
+    assert status == 0
+    lacks = "that the ground truth lacks count as false positives"
+    assert notes(out) == [
+        f"note: snippet: 2 detections of 2 videos {lacks}: 'b', 'c'",
+        f"note: snippet-delu: 1 detections of 1 videos {lacks}: 'c'",
+    ]
+
+
 def test_a_rule_that_makes_two_names_equal_is_refused(run, tmp_path):
     rows = [{"label": "x", "segment": [0, 4]}]
     truth = {"database": {name: {"subset": "test", "annotations": rows} for name in ("aB", "Ab")}}
