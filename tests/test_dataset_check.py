@@ -334,7 +334,8 @@ def test_training_refuses_a_dataset_with_errors_in_the_videos_it_uses(dataset):
         startup(dataset)
     assert (
         "features.h5: wrong width: 1 (train_0004); wrong shape: 1 (train_0005); different lengths: 1 (test_0013); "
-        f"python -m utils.features {dataset / 'features.h5'} --check --modalities rgb flow --dataset demo lists every error"
+        f"python -m utils.features {dataset / 'features.h5'} --check --modalities rgb flow --dataset demo "
+        "lists every error"
     ) in str(error.value)
 
 

@@ -68,9 +68,8 @@ class Annotations:
         """
         videos = [video for video in self.videos.values() if video.is_in(name)]
         if not videos:
-            raise InputError(
-                f"no video of subset '{name}' in the annotations; subsets present: {name_some(map(repr, self.subsets), 8)}"
-            )
+            present = name_some(map(repr, self.subsets), 8)
+            raise InputError(f"no video of subset '{name}' in the annotations; subsets present: [{present}]")
         return videos
 
     @property

@@ -213,8 +213,8 @@ def _guess_spec(annotations: Annotations, where: str, findings: list[Finding]) -
         return specs[0]
     known = ", ".join(f"{spec.name}: {spec.train_subset} and {spec.test_subset}" for spec in DATASETS.values())
     message = (
-        f"the subsets [{name_some(map(repr, present), 8)}] fit no single dataset, so requirements of training and test were not "
-        f"checked; name it with --dataset ({known})"
+        f"the subsets [{name_some(map(repr, present), 8)}] fit no single dataset, so requirements of training and "
+        f"test were not checked; name it with --dataset ({known})"
     )
     findings.append(Finding(NOTE, "unknown dataset", where, message))
     return None
