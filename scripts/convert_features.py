@@ -2,6 +2,7 @@
 
 python scripts/convert_features.py SOURCE --out DIR [--modalities rgb flow] [--subsets test] [--fps 25 --stride 16]
                                    [--shards N] [--split rgb:0:1024 flow:1024:2048] [--suffix rgb flow] [--transpose]
+                                   [--rescaled] [--drop-inverted]
 
 SOURCE is a dataset folder or a feature file in any layout of docs/data.md. Values stay as they are; float64 becomes
 float32.
@@ -17,7 +18,7 @@ from utils.annotations import load_annotations
 from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.features.convert import convert_features, find_features
 from utils.features.layouts import Arrangement, parse_split
-from utils.features.store import open_features, stored_split
+from utils.features.store import open_features, read_durations, stored_arrangement
 from utils.formats.checksums import SUMS
 
 
@@ -39,11 +40,25 @@ def main() -> None:
     )
     parser.add_argument("--suffix", nargs="+", metavar="NAME", help="modalities, if files are <video_id>_NAME.npy")
     parser.add_argument("--transpose", action="store_true", help="read the arrays as (channels, snippets)")
+    parser.add_argument(
+        "--rescaled",
+        action="store_true",
+        help="bring features of a fixed number of snippets per video back to real time, by the annotated durations",
+    )
+    parser.add_argument(
+        "--drop-inverted", action="store_true", help="leave out annotated segments that end before they start"
+    )
     args = parser.parse_args()
     if (args.fps is None) != (args.stride is None):
         parser.error("--fps and --stride go together: their quotient is the snippet rate")
-    split = parse_split(_pairs(args.split), "--split") if args.split else stored_split(args.source)
-    arrangement = Arrangement(split, args.transpose, tuple(args.suffix or ()))
+    stored = stored_arrangement(args.source)
+    folder = args.source if args.source.is_dir() else args.source.parent
+    arrangement = Arrangement(
+        split=parse_split(_pairs(args.split), "--split") if args.split else stored.split,
+        transpose=args.transpose,
+        suffixes=tuple(args.suffix or ()),
+        durations=read_durations(folder) if args.rescaled else stored.durations,
+    )
     conversions = convert_features(
         args.source,
         args.out,
@@ -53,6 +68,7 @@ def main() -> None:
         stride=args.stride,
         shards=args.shards,
         arrangement=arrangement,
+        drop_inverted=args.drop_inverted,
     )
     source = open_features(args.out, None).source
     print(f"{'modality':12} {'videos':>7} {'channels':>9} {'snippets/s':>11}  dtype")
@@ -64,6 +80,9 @@ def main() -> None:
     if cut := max(row.cut for row in conversions):
         print(f"{cut} videos have modalities of different length, which were cut to the shorter")
     annotations = load_annotations(args.out)
+    if args.drop_inverted:
+        dropped = load_annotations(folder, drop_inverted=True).num_dropped
+        print(f"{dropped} annotated segments that end before they start were left out")
     kind = "SIMULATED features" if source.simulated else "features"
     size = sum(path.stat().st_size for path in find_features(args.out)) / 1e6
     print(f"{kind}: {source.path} ({size:.1f} MB)")

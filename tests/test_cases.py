@@ -4,6 +4,8 @@
 """
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import torch
 
 from main import main as train
 from scripts.convert_features import main as convert
+from utils.annotations import load_annotations
+from utils.errors import InputError
 from utils.features.check import main as check
 from utils.features.store import open_features
 
@@ -236,3 +240,122 @@ def test_arrays_with_a_leading_axis_of_one(folder, run_main, run_train):
     status, _, error = run_main(convert, folder, "--out", folder / "new", "--fps", 25, "--stride", 16)
     assert status == 0, error
     assert_good(folder / "new")
+
+
+def test_transposed_arrays(folder, run_main, run_train):
+    write_streams(folder, lambda stream, video, values: values.T)
+    status, report, _ = run_main(check, folder, "--check")
+    assert status == 1 and "\n1 error, 0 warnings" in report and "--transpose turns them" in report
+    rate = ["--fps", 25, "--stride", 16]
+    for status, _, error in (run_train(folder), run_main(convert, folder, "--out", folder / "new", *rate)):
+        assert status == 2 and "look transposed" in error and "--transpose turns them" in error
+    status, _, error = run_main(convert, folder, "--out", folder / "new", "--transpose", *rate)
+    assert status == 0, error
+    assert_good(folder / "new")
+
+
+@pytest.mark.parametrize("by", ["features.json", "option"])
+def test_features_rescaled_to_a_fixed_length(folder, run_main, run_train, by):
+    lengths = {video: len(values) for video, values in arrays()["rgb"].items()}
+    ramp = np.arange(100, dtype=np.float32)[:, None]
+    write_streams(folder, lambda stream, video, values: ramp / 100 * lengths[video] * [[1, 2]])
+    status, report, _ = run_main(check, folder, "--check")
+    assert status == 1 and "error     rescaled to a fixed length     1" in report and "\n1 error, 0 warnings" in report
+    status, _, error = run_train(folder)
+    assert status == 2 and "every video has 100 snippets" in error and "--rescaled" in error
+    read = folder
+    if by == "option":
+        read = folder / "new"
+        status, _, error = run_main(convert, folder, "--out", read, "--rescaled")
+        assert status == 0, error
+    else:
+        (folder / "features.json").write_text('{"rescaled": true}')
+    assert_works(read, run_main, run_train)
+    store = open_features(read)
+    assert store.snippet_rate == 25 / 16
+    for video, length in lengths.items():  # the features count the snippets of the video, in real time
+        assert store.num_snippets(video) == length
+        assert np.abs(store[video][:, 0] - np.arange(length)).max() < 1
+        np.testing.assert_array_equal(store[video][4:9], store.rows(video, np.arange(4, 9)))
+
+
+def test_segments_that_end_before_they_start(folder, run_main, run_train):
+    write_streams(folder)
+
+    def invert(video, entry):
+        entry["annotations"].append({"label": "Run", "segment": [9.5, 2]})
+
+    edit_annotations(folder, invert)
+    status, report, _ = run_main(check, folder, "--check")
+    assert status == 1 and "error     inverted segment     9" in report and "\n9 errors, 0 warnings" in report
+    rate = ["--fps", 25, "--stride", 16]
+    for status, _, error in (run_train(folder), run_main(convert, folder, "--out", folder / "new", *rate)):
+        assert status == 2 and "9 of the segments end before they start" in error
+        assert "[9.5, 2] and 6 more); correct them, or leave them out with" in error
+    status, out, error = run_main(convert, folder, "--out", folder / "new", "--drop-inverted", *rate)
+    assert status == 0, error
+    assert "9 annotated segments that end before they start were left out" in out
+    for video, entry in load_annotations(folder / "new").videos.items():
+        assert len(entry.segments) == len(entry.segment_labels) == 2, video
+
+
+def test_multithumos_with_its_inverted_segments(reference):
+    folder = reference / "data" / "multithumos" / "MultiThumos-Annotations"
+    with pytest.raises(InputError, match="30 of the segments end before they start") as error:
+        load_annotations(folder)
+    assert len(str(error.value)) < 500
+    annotations = load_annotations(folder, drop_inverted=True)
+    assert (len(annotations.videos), len(annotations.classes), annotations.num_dropped) == (413, 65, 30)
+    assert sum(len(video.segments) for video in annotations.videos.values()) == 38_690 - 30
+
+
+def test_main_and_check_agree(folder, run_main, run_train):
+    """The command that main.py suggests finds the errors that it counts."""
+    write_streams(folder, lambda stream, video, values: values if video.endswith("1") else values[:, :3, None])
+    status, _, error = run_train(folder, "--modalities", "rgb", "rgb_diff", "--missing-features", "skip")
+    assert status == 2
+    command = shlex.split(error.partition("; python -m utils.features ")[2].removesuffix(" lists every error\n"))
+    assert command == [
+        str(folder),
+        *["--check", "--modalities", "rgb", "rgb_diff", "--dataset", "thumos14"],
+        *["--missing-features", "skip"],
+    ]
+    counted = re.findall(r"([a-z ]+): (\d+) \(", error)
+    status, report, _ = run_main(check, *command)
+    assert status == 1 and counted
+    for kind, count in counted:
+        assert re.search(rf"error +{kind.strip()} +{count} ", report)
+
+
+def test_messages_are_short(folder, run_main, run_train):
+    """No line of any command lists thousands of names."""
+    with h5py.File(folder / "features.h5", "w") as file:
+        for number in range(2000):
+            file[f"modality {number}/v"] = np.zeros((3, 2), np.float32)
+    edit_annotations(folder, lambda video, entry: entry.update(subset=f"{video} {'x' * 99}"))
+    outputs = [run_main(check, folder, "--check"), run_train(folder)]
+    outputs.append(run_main(convert, folder, "--out", folder / "new", "--subsets", "none"))
+    for status, out, error in outputs:
+        assert status
+        assert max(map(len, (out + error.split("\r")[-1]).splitlines())) < 1500
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("good", []),
+        ("offbyone", []),
+        ("basnet", []),
+        ("videofeatures", []),
+        ("capital", []),
+        ("anetc3d", ["--modalities", "c3d_features", "c3d_features_diff"]),
+        ("mixedext", []),
+    ],
+)
+def test_inputs_as_reported(reference, run_main, run_train, name, words):
+    """The larger inputs, where they are available: main.py and its check take them as they are."""
+    folder = reference / "cases" / name
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    status, report, _ = run_main(check, folder, "--check", *words)
+    assert (status, run_train(folder, *words)[0]) == (0, 0), report

@@ -163,7 +163,7 @@ def test_message_has_what_was_expected(dataset):
         "is [5, 5] s, expected start < end",
         "] s, expected within [0, ",
         "is [-1, 3] s, expected start >= 0",
-        "video 'train_0002', annotation 0: [9.0, 3.0] is not a segment",
+        "1 of the segments end before they start (video 'train_0002', annotation 0: [9, 3])",
         "video 'train_0011' has the label 'Yodel', which 'classes' lacks",
         "class 'Juggle' has 1 training videos with features, expected two",
         "'rgb' of video 'train_0009' is 0 everywhere",
@@ -334,7 +334,8 @@ def test_training_refuses_a_dataset_with_errors_in_the_videos_it_uses(dataset):
         startup(dataset)
     assert (
         "features.h5: wrong width: 1 (train_0004); wrong shape: 1 (train_0005); different lengths: 1 (test_0013); "
-        f"python -m utils.features {dataset / 'features.h5'} --check lists every error"
+        f"python -m utils.features {dataset / 'features.h5'} --check --modalities rgb flow --dataset demo "
+        "lists every error"
     ) in str(error.value)
 
 

@@ -310,7 +310,7 @@ def test_csv_ground_truth_with_subsets_and_durations(tmp_path):
         ("video-id,t-start,t-end,label\n", "no row after the header"),
         ("video,id,start,end,label\na,1,0,1,x\n", "the columns ['video', 'id'] could all be 'video-id'"),
         ("video,start,end,label\na,0,soon,x\n", "video 'a', annotation 0: expected [start, end] in seconds"),
-        ("video,start,end,label\na,2,1,x\n", "video 'a', annotation 0: [2.0, 1.0] is not a segment"),
+        ("video,start,end,label\na,2,1,x\n", "end before they start (video 'a', annotation 0: [2, 1])"),
         ("video,start,end,label,split\na,0,1,x,test\na,2,3,x,train\n", "line 3: its subset or duration differs"),
     ],
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import InputError, shorten
+from utils.errors import InputError, name_some, shorten
 from utils.formats.ave import is_ave, read_ave
 from utils.formats.files import read_json, read_text
 from utils.formats.npy import decode_names, load_names, load_rows, load_video_ids
@@ -41,12 +41,24 @@ class Video:
         return self.subset.casefold() in subset_names(subset)
 
 
+class InvertedSegments(InputError):
+    """Annotated segments that end before they start, all of a file."""
+
+    def __init__(self, where: str, rows: list[tuple[str, str]]):
+        self.where, self.rows = where, rows  # video_id and message of each segment
+        super().__init__(
+            f"{where}: {len(rows)} of the segments end before they start ({name_some(row for _, row in rows)}); "
+            "correct them, or leave them out with scripts/convert_features.py --drop-inverted"
+        )
+
+
 @dataclass(frozen=True)
 class Annotations:
     """Videos in file order, and classes in label order."""
 
     classes: tuple[str, ...]
     videos: dict[str, Video]
+    num_dropped: int = 0  # segments that end before they start and were left out
 
     def subset(self, name: str) -> list[Video]:
         """Return the videos of one subset, or of several (`val+test`), in file order; upper and lower case are equal.
@@ -56,7 +68,8 @@ class Annotations:
         """
         videos = [video for video in self.videos.values() if video.is_in(name)]
         if not videos:
-            raise InputError(f"no video of subset '{name}' in the annotations; subsets present: {self.subsets}")
+            present = name_some(map(repr, self.subsets), 8)
+            raise InputError(f"no video of subset '{name}' in the annotations; subsets present: [{present}]")
         return videos
 
     @property
@@ -71,28 +84,33 @@ def subset_names(name: str) -> set[str]:
     return {name, *name.split("+")}
 
 
-def load_annotations(path: str | Path) -> Annotations:
+def load_annotations(path: str | Path, drop_inverted: bool = False) -> Annotations:
     """Read a JSON file, a release folder, or a dataset folder that contains either.
 
+    Args:
+        path: File or folder.
+        drop_inverted: Leave out segments that end before they start; `num_dropped` counts them.
+
     Raises:
+        InvertedSegments: Segments end before they start.
         InputError: The annotations are not found or cannot be used; the message names the video and the row.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.is_file():
-        return parse_annotations(read_json(path), str(path))
+        return parse_annotations(read_json(path), str(path), drop_inverted)
     if file := find_annotations(path):
-        return load_annotations(file)
+        return load_annotations(file, drop_inverted)
     if (path / "videoname.npy").is_file():
-        return parse_annotations(_read_release(path), str(path))
+        return parse_annotations(_read_release(path), str(path), drop_inverted)
     if is_ave(path):
         return parse_annotations(read_ave(path), str(path))
     folders = sorted(folder for folder in path.glob(f"*{RELEASE_SUFFIX}") if folder.is_dir())
     if len(folders) != 1:
         got = "several folders" if folders else "neither"
         raise InputError(f"{path}: expected annotations.json or one *{RELEASE_SUFFIX} folder, got {got}")
-    return parse_annotations(_read_release(folders[0]), str(folders[0]))
+    return parse_annotations(_read_release(folders[0]), str(folders[0]), drop_inverted)
 
 
 def find_annotations(folder: Path) -> Path | None:
@@ -105,14 +123,16 @@ def find_annotations(folder: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def parse_annotations(data: dict, where: str) -> Annotations:
+def parse_annotations(data: dict, where: str, drop_inverted: bool = False) -> Annotations:
     """Convert the content of an annotations.json.
 
     Args:
         data: The content. Without `classes`, classes are numbered in order of first appearance.
         where: Name of the file in messages.
+        drop_inverted: See `load_annotations`.
 
     Raises:
+        InvertedSegments: Segments end before they start.
         InputError: The content cannot be used; the message names the video and the row.
     """
     database = _database(data, where)
@@ -124,8 +144,11 @@ def parse_annotations(data: dict, where: str) -> Annotations:
             "give each video its 'labels'"
         )
     order = {name: index for index, name in enumerate(classes)}
-    videos = {video_id: _parse_video(video_id, entry, order, where) for video_id, entry in database.items()}
-    return Annotations(tuple(order), videos)
+    inverted: list[tuple[str, str]] = []
+    videos = {video_id: _parse_video(video_id, entry, order, where, inverted) for video_id, entry in database.items()}
+    if inverted and not drop_inverted:
+        raise InvertedSegments(where, inverted)
+    return Annotations(tuple(order), videos, len(inverted))
 
 
 def _database(data: object, where: str) -> dict[str, dict]:
@@ -161,7 +184,10 @@ def _classes_by_appearance(database: dict[str, dict], where: str) -> list[str]:
     return list(classes)
 
 
-def _parse_video(video_id: str, entry: dict, order: dict[str, int], where: str) -> Video:
+def _parse_video(
+    video_id: str, entry: dict, order: dict[str, int], where: str, inverted: list[tuple[str, str]]
+) -> Video:
+    """Convert one entry; segments that end before they start are left out and added to `inverted`."""
     checked_name(video_id, f"{where}: 'database'")
     where = f"{where}: video '{video_id}'"
     rows = entry.get("annotations", [])
@@ -170,14 +196,21 @@ def _parse_video(video_id: str, entry: dict, order: dict[str, int], where: str) 
     for label in (*segment_labels, *sorted(labels)):
         if label not in order:
             raise InputError(f"{where} has the label '{label}', which 'classes' lacks; add it or correct the label")
+    segments = _segments([row.get("segment") for row in rows], f"{where}, annotation")
+    ambiguous = _segments(entry.get("ambiguous", []), f"{where}, ambiguous segment")
+    for kind, times in (("annotation", segments), ("ambiguous segment", ambiguous)):
+        for row in np.flatnonzero(times[:, 0] > times[:, 1]).tolist():
+            start, end = times[row].tolist()
+            inverted.append((video_id, f"video '{video_id}', {kind} {row}: [{start:g}, {end:g}]"))
+    forward = segments[:, 0] <= segments[:, 1]
     return Video(
         video_id=video_id,
         subset=checked_name(entry["subset"], f"{where}, subset"),
         duration=_duration(entry.get("duration"), where),
         labels=tuple(sorted(labels, key=order.__getitem__)),
-        segments=_segments([row.get("segment") for row in rows], f"{where}, annotation"),
-        segment_labels=segment_labels,
-        ambiguous=_segments(entry.get("ambiguous", []), f"{where}, ambiguous segment"),
+        segments=segments[forward],
+        segment_labels=tuple(label for label, keep in zip(segment_labels, forward, strict=True) if keep),
+        ambiguous=ambiguous[ambiguous[:, 0] <= ambiguous[:, 1]],
     )
 
 
@@ -215,7 +248,7 @@ def _duration(value: object, where: str) -> float | None:
 
 
 def _segments(rows: object, where: str) -> np.ndarray:
-    """Convert rows of [start, end], numbers or strings, to (N, 2) float64."""
+    """Convert rows of [start, end], finite numbers or strings, to (N, 2) float64."""
     if not isinstance(rows, list):
         raise InputError(f"{where}s must be a list of [start, end] in seconds")
     segments = np.empty((len(rows), 2), dtype=np.float64)
@@ -224,8 +257,8 @@ def _segments(rows: object, where: str) -> np.ndarray:
             start, end = (float(time) for time in start_and_end(row))
         except (TypeError, ValueError, OverflowError):
             raise InputError(f"{where} {index}: expected [start, end] in seconds, got {shorten(row)}") from None
-        if not (math.isfinite(start) and math.isfinite(end) and start <= end):
-            raise InputError(f"{where} {index}: [{start}, {end}] is not a segment (finite, start <= end)")
+        if not (math.isfinite(start) and math.isfinite(end)):
+            raise InputError(f"{where} {index}: [{start}, {end}] is not a segment of finite times")
         segments[index] = start, end
     return segments
 

@@ -8,7 +8,7 @@ import reprlib
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 RANK_ZERO_HEAD_START = 5.0  # seconds other ranks wait, so that a shared error is reported once
@@ -33,6 +33,13 @@ def shorten(value: object, length: int = 80) -> str:
     except ValueError:  # an integer with more digits than Python prints
         text = f"a {type(value).__name__} that is too long to show"
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def name_some(names: Iterable[str], limit: int = 3, sep: str = ", ") -> str:
+    """Return the first names of a list and the number of the others, for messages."""
+    names = list(names)
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return sep.join(map(str, names[:limit])) + more
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -3,6 +3,7 @@
 utils/features/faults.py defines the kinds of fault. A training runs the fast ones before it starts.
 """
 
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,9 +12,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.annotations import RELEASE_SUFFIX, Annotations, Video, find_annotations, load_annotations, parse_annotations
+from utils.annotations import (
+    RELEASE_SUFFIX,
+    Annotations,
+    InvertedSegments,
+    Video,
+    find_annotations,
+    load_annotations,
+    parse_annotations,
+)
 from utils.datasets import DATASETS, SNIPPET_RATE, DatasetSpec, find_dataset
-from utils.errors import InputError, OneLineParser
+from utils.errors import InputError, OneLineParser, name_some
 from utils.features.faults import (
     ERROR,
     FAR_SNIPPETS,
@@ -38,11 +47,15 @@ REPORT_NAMES, WARNING_NAMES = 5, 3  # names listed per kind of fault, in a repor
 
 
 def startup_warnings(
-    store: FeatureStore, annotations: Annotations, spec: DatasetSpec, missing_features: str
+    store: FeatureStore,
+    annotations: Annotations,
+    spec: DatasetSpec,
+    missing_features: str,
+    config: str | None = None,
 ) -> list[str]:
     """Return one warning per kind of fault in the videos that a training uses.
 
-    Missing features are left to `WeakVideoDataset`.
+    Missing features are left to `WeakVideoDataset`. `config` is the file that defines a dataset which is not published.
 
     Raises:
         InputError: The dataset has errors. The message counts them by kind, or is the only error.
@@ -55,7 +68,11 @@ def startup_warnings(
         raise InputError(str(errors[0]))
     if errors:
         path, kinds = store.source.path, "; ".join(_summarize(errors))
-        raise InputError(f"{path}: {kinds}; python -m utils.features {path} --check lists every error")
+        name = spec.name if DATASETS.get(spec.name) == spec else config
+        words = ["python", "-m", "utils.features", str(path), "--check", "--modalities", *store.modalities]
+        words += ["--dataset", str(name)] if name else []
+        words += ["--missing-features", "skip"] if missing_features == "skip" else []
+        raise InputError(f"{path}: {kinds}; {shlex.join(words)} lists every error")
     return _summarize(finding for finding in findings if finding.severity == WARNING)
 
 
@@ -132,6 +149,9 @@ def _read_annotations(folder: Path, findings: list[Finding]) -> tuple[Annotation
     annotations, count = None, len(findings)
     try:
         annotations = load_annotations(folder)
+    except InvertedSegments as error:
+        findings += [Finding(ERROR, "inverted segment", error.where, text, video_id) for video_id, text in error.rows]
+        annotations = load_annotations(folder, drop_inverted=True)
     except InputError as error:
         if path.is_dir():
             findings += _repeated_names(path)
@@ -193,8 +213,8 @@ def _guess_spec(annotations: Annotations, where: str, findings: list[Finding]) -
         return specs[0]
     known = ", ".join(f"{spec.name}: {spec.train_subset} and {spec.test_subset}" for spec in DATASETS.values())
     message = (
-        f"the subsets {present} fit no single dataset, so requirements of training and test were not checked; "
-        f"name it with --dataset ({known})"
+        f"the subsets [{name_some(map(repr, present), 8)}] fit no single dataset, so requirements of training and "
+        f"test were not checked; name it with --dataset ({known})"
     )
     findings.append(Finding(NOTE, "unknown dataset", where, message))
     return None
@@ -224,7 +244,7 @@ def format_report(check: Check) -> str:
     store, annotations, parts = check.store, check.annotations, []
     if store is not None:
         parts.append(f"{store.source.path} ({_describe_form(store)})")
-        parts.append(f"{' + '.join(store.modalities)} of {len(store.video_ids)} videos")
+        parts.append(f"{name_some(store.modalities, sep=' + ')} of {len(store.video_ids)} videos")
     if annotations is not None:
         parts.append(f"annotations of {len(annotations.videos)} videos, {len(annotations.classes)} classes")
     if check.spec is not None:
@@ -291,8 +311,7 @@ def _describe_match(annotations: Annotations, store: FeatureStore, lengths: dict
 
 
 def _list_first(names: Sequence[str]) -> str:
-    more = f", ... ({len(names)} in total)" if len(names) > REPORT_NAMES else ""
-    return ", ".join(names[:REPORT_NAMES]) + more
+    return name_some(names, REPORT_NAMES)
 
 
 def main() -> None:

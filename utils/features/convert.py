@@ -18,7 +18,7 @@ from tqdm import tqdm
 from utils.annotations import RELEASE_SUFFIX, annotations_to_json, load_annotations
 from utils.datasets import Rate
 from utils.errors import InputError, shorten
-from utils.features.layouts import Arrangement
+from utils.features.layouts import TRANSPOSED, Arrangement, looks_transposed
 from utils.features.shards import shard_name
 from utils.features.sources import JOINT_SUFFIX, HDF5Source, Source
 from utils.features.store import FeatureStore, open_features
@@ -90,6 +90,7 @@ def convert_features(
     stride: float | None = None,
     shards: int | None = None,
     arrangement: Arrangement | None = None,
+    drop_inverted: bool = False,
 ) -> list[Conversion]:
     """Convert features in any format, and their annotations, with `write_dataset`.
 
@@ -105,6 +106,7 @@ def convert_features(
         stride: Frames per snippet, likewise.
         shards: Number of files of about equal size; None for one features.h5.
         arrangement: Arrangement of the arrays, see `open_features`.
+        drop_inverted: Leave out annotated segments that end before they start.
 
     Raises:
         InputError: Nothing was written, because of unusable features or annotations, a missing or contradictory rate,
@@ -114,7 +116,7 @@ def convert_features(
     folder = source.path if source.path.is_dir() else source.path.parent
     if out.exists() and out.samefile(folder):
         raise InputError(f"{out}: is the folder of the source, whose features would be hidden; choose another one")
-    annotations = load_annotations(folder)
+    annotations = load_annotations(folder, drop_inverted)
     if subsets:
         videos = {video.video_id: video for name in subsets for video in annotations.subset(name)}
         in_order = {name: video for name, video in annotations.videos.items() if name in videos}
@@ -153,6 +155,10 @@ class _Selection:
         self._member_sets = {modality: frozenset(video_ids) for modality, video_ids in self._members.items()}
         self.video_ids = list(dict.fromkeys(name for video_ids in self._members.values() for name in video_ids))
         self.cut: set[str] = set()  # videos whose modalities differ in length
+        for modality, store in self._stores.items():
+            shapes = [store.shape(modality, video_id) for video_id in self._members[modality][:100]]
+            if looks_transposed(shapes):
+                raise InputError(f"{source.path}: {TRANSPOSED.format(modality)}")
         self._dtypes: dict[str, set[str]] = {modality: set() for modality in modalities}
 
     def num_bytes(self, video_id: str) -> int:

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from utils.annotations import Annotations, Video
 from utils.datasets import SNIPPET_RATE, DatasetSpec
-from utils.errors import InputError
+from utils.errors import InputError, name_some
+from utils.features.layouts import TRANSPOSED, looks_transposed
 from utils.features.store import FeatureStore, is_finite
 from utils.formats.ave import BACKGROUND
 from utils.formats.checksums import SUMS, read_checksums, verify_checksum
@@ -64,6 +65,9 @@ def find_faults(
     layout = None if store is None else _Layout(store)
     if layout is not None:
         yield from layout.unreadable
+        if layout.transposed:
+            message = TRANSPOSED.format("' and '".join(layout.transposed))
+            yield Finding(ERROR, "transposed", layout.path, message)
         yield from _rate_faults(store)
         yield from _shape_faults(layout)
     if annotations is not None:
@@ -125,6 +129,11 @@ class _Layout:
                     except InputError as error:
                         path = store.source.path_of(stored, video_id)
                         self.unreadable.append(error_finding("unreadable features", path, error, video_id))
+
+        # Further checks see the shapes as they will be once turned.
+        self.transposed = [name for name, shapes in self.shapes.items() if looks_transposed(list(shapes.values()))]
+        for stored in self.transposed:
+            self.shapes[stored] = {video_id: shape[::-1] for video_id, shape in self.shapes[stored].items()}
 
     def missing(self, video_id: str) -> list[str]:
         """Return the requested modalities that a video does not have."""
@@ -193,8 +202,8 @@ def _subset_faults(annotations: Annotations, spec: DatasetSpec | None, where: st
     wanted = {"train": spec.train_subset, "test": spec.test_subset} if spec else {}
     for purpose, subset in wanted.items():
         if not any(video.is_in(subset) for video in annotations.videos.values()):
-            present = annotations.subsets
-            message = f"no video of subset '{subset}', on which {spec.name} {purpose}s; subsets present: {present}"
+            present = name_some(map(repr, annotations.subsets), 8)
+            message = f"no video of subset '{subset}', on which {spec.name} {purpose}s; subsets present: [{present}]"
             yield Finding(ERROR, "wrong subsets", where, message)
 
 
@@ -248,14 +257,26 @@ def _similar_names(layout: _Layout, annotations: Annotations, where: str) -> Ite
 def _duration_faults(layout: _Layout, annotations: Annotations, rate: float) -> Iterator[Finding]:
     lengths = {video_id: layout.num_snippets(video_id) for video_id in layout.video_ids}
     lengths = {video_id: length for video_id, length in lengths.items() if length}
-    for video_id, gap in duration_gaps(annotations.videos.values(), lengths, rate).items():
-        duration = annotations.videos[video_id].duration
-        if gap > max(FAR_SNIPPETS, FAR_SHARE * duration * rate):
+    gaps = duration_gaps(annotations.videos.values(), lengths, rate)
+    durations = {video_id: annotations.videos[video_id].duration for video_id in gaps}
+    far = {v: gap for v, gap in gaps.items() if gap > max(FAR_SNIPPETS, FAR_SHARE * durations[v] * rate)}
+    if len({lengths[video_id] for video_id in gaps}) == 1 and len(far) > max(1, len(gaps) / 2):
+        count, shortest, longest = lengths[next(iter(gaps))], min(durations.values()), max(durations.values())
+        if longest > 1.1 * shortest:
             message = (
-                f"video '{video_id}' has {lengths[video_id]} snippets, expected {duration * rate:.1f} for "
-                f"{duration:g} s at {rate:g} snippets per second; check its features, its duration and the rate"
+                f"every video has {count} snippets, with durations from {shortest:g} to {longest:g} s; if they were "
+                'rescaled to a fixed length, write "rescaled": true in features.json, or convert the features with '
+                "scripts/convert_features.py --rescaled"
             )
-            yield Finding(WARNING, "far from its duration", layout.path, message, video_id)
+            yield Finding(ERROR, "rescaled to a fixed length", layout.path, message)
+            return
+    for video_id in far:
+        duration = durations[video_id]
+        message = (
+            f"video '{video_id}' has {lengths[video_id]} snippets, expected {duration * rate:.1f} for "
+            f"{duration:g} s at {rate:g} snippets per second; check its features, its duration and the rate"
+        )
+        yield Finding(WARNING, "far from its duration", layout.path, message, video_id)
 
 
 def _short_videos(layout: _Layout, annotations: Annotations, spec: DatasetSpec) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ Read as they are, `.npy` and `.npz` alike:
 * `<video_id>.npz` with one array per modality.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,12 @@ _CONTAINERS = frozenset(("features", "train", "training", "val", "valid", "valid
 _LEVELS = 4  # folders down to the files: features/train/rgb/<video_id>.npy
 
 
+TRANSPOSED = (
+    "the arrays of '{}' look transposed, (channels, snippets): the first axis is equal in all videos, the second is "
+    "not; scripts/convert_features.py --transpose turns them"
+)
+
+
 class Location(NamedTuple):
     """Place of one array: a .npy file, or a member of a .npz file."""
 
@@ -40,7 +46,7 @@ class Arrangement:
     split: Mapping[str, tuple[int, int]] | None = None  # first and last channel (exclusive) of each modality
     transpose: bool = False  # True: arrays are (channels, snippets)
     suffixes: tuple[str, ...] = ()  # modalities that file names end with
-    rescaled: bool = False  # True: every video has the same number of snippets, whatever its duration
+    durations: Mapping[str, float | None] | None = None  # seconds by video, if the features were rescaled in time
 
 
 def scan_folder(root: Path, suffixes: Collection[str] = ()) -> tuple[dict[str, dict[str, Location]], ...]:
@@ -81,6 +87,14 @@ def parse_split(content: object, where: str) -> dict[str, tuple[int, int]]:
             f'{where}: expected a split such as {{"rgb": [0, 1024], "flow": [1024, 2048]}}, got {shorten(content)}'
         )
     return split
+
+
+def looks_transposed(shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Return True if arrays have equally many rows, and no number of columns that most of them share."""
+    if len(shapes) < 2 or any(len(shape) != 2 for shape in shapes):
+        return False
+    rows, columns = (Counter(lengths) for lengths in zip(*shapes, strict=True))
+    return len(rows) == 1 and columns.most_common(1)[0][1] <= len(shapes) / 2
 
 
 def _array_files(root: Path) -> dict[Path, list[Path]]:

@@ -32,10 +32,12 @@ from utils.formats.hdf5 import (
     names_in,
 )
 from utils.formats.npy import array_shape, load_plain_array, load_plain_rows, load_rows, load_video_ids
+from utils.segments import aligned_snippets
 
 JOINT_SUFFIX = "-I3D-JOINTFeatures.npy"
 SETTINGS = "features.json"
 VIDEO_PREFIX = "v_"  # of ActivityNet's feature files, not of its annotations
+MAX_STRETCH = 200  # for features that were rescaled to 100 snippets, 3.5 hours at the releases' rate
 _MAX_MODALITIES = 8  # with more groups at the top of an HDF5 file, they may be videos
 _MESSAGE_LENGTH = 300  # characters quoted of a message of h5py
 
@@ -220,7 +222,9 @@ class FolderSource(Source):
     def rate(self, modality: str) -> Rate | None:
         """Return the rate in `features.json` or in the timestamps, which all modalities share."""
         content = read_settings(self.path)
-        if {"fps", "stride"}.intersection(content) or (not content and (self.path / SETTINGS).exists()):
+        if {"fps", "stride"}.intersection(content) or (
+            not {"split", "rescaled"}.intersection(content) and (self.path / SETTINGS).exists()
+        ):
             return checked_rate(content, str(self.path / SETTINGS))
         return self._timestamp_rate
 
@@ -262,9 +266,14 @@ class FolderSource(Source):
 
 
 class ArrangedSource(Source):
-    """Another source with its arrays transposed, or with its only modality split into several by channels."""
+    """Another source with its arrays transposed, split into modalities by channels, or brought back to real time.
+
+    Features that were rescaled to a fixed length have one rate per video, snippets / duration. They are read on the
+    grid of one common rate, by default the releases'. Each snippet of the grid repeats the one around its middle.
+    """
 
     def __init__(self, source: Source, arrangement: Arrangement):
+        self._durations = arrangement.durations
         self.form, self.path, self.simulated = source.form, source.path, source.simulated
         self._source, self._transpose, self._split = source, arrangement.transpose, arrangement.split
         if self._split and len(source.modalities) != 1:
@@ -278,18 +287,31 @@ class ArrangedSource(Source):
         return self._source.modalities[0] if self._split else modality
 
     def video_ids(self, modality: str) -> list[str]:
-        """Return the videos of the stored modality."""
-        return self._source.video_ids(self._stored(modality))
+        """Return the videos of the stored modality, only those with a duration if they were rescaled."""
+        video_ids = self._source.video_ids(self._stored(modality))
+        return video_ids if self._durations is None else [name for name in video_ids if self._durations.get(name)]
 
     def rate(self, modality: str) -> Rate | None:
-        """Return the rate of the stored modality."""
-        return self._source.rate(self._stored(modality))
+        """Return the rate of the stored modality, that of the grid if it was rescaled."""
+        rate = self._source.rate(self._stored(modality))
+        return rate if self._durations is None else rate or RELEASE_RATE
+
+    def _grid(self, modality: str, video_id: str, count: int) -> np.ndarray:
+        """Return the row of a rescaled array that each snippet of the grid repeats."""
+        rate, duration = self.rate(modality).snippet_rate, self._durations[video_id]
+        if duration * rate > MAX_STRETCH * count:
+            raise InputError(
+                f"{self.path}: video '{video_id}' has {count} snippets for {duration:g} s; correct its duration"
+            )
+        return aligned_snippets(max(1, round(duration * rate)), rate, count, count / duration)
 
     def shape(self, modality: str, video_id: str) -> tuple[int, ...]:
         """Return the shape after transposing and splitting."""
         shape = tuple(self._source.shape(self._stored(modality), video_id))
         if self._transpose and len(shape) > 1:
             shape = (*shape[:-2], shape[-1], shape[-2])
+        if self._durations is not None and len(shape) == 2 and shape[0]:
+            shape = (len(self._grid(modality, video_id, shape[0])), shape[1])
         if not self._split:
             return shape
         first, last = self._split[modality]
@@ -305,11 +327,13 @@ class ArrangedSource(Source):
         self.shape(modality, video_id)  # checks the split
         values = self._source.read(self._stored(modality), video_id)
         values = values.swapaxes(-1, -2) if self._transpose and values.ndim > 1 else values
+        if self._durations is not None and values.ndim == 2 and len(values):
+            values = values[self._grid(modality, video_id, len(values))]
         return values[..., slice(*self._split[modality])] if self._split else values
 
     def rows(self, modality: str, video_id: str, snippets: np.ndarray) -> np.ndarray:
         """Return rows of the array."""
-        if self._transpose:
+        if self._transpose or self._durations is not None:
             return self.read(modality, video_id)[snippets]
         self.shape(modality, video_id)
         return self._source.rows(self._stored(modality), video_id, snippets)[:, slice(*self._split[modality])]

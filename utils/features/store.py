@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import InputError
+from utils.annotations import load_annotations
+from utils.errors import InputError, name_some, shorten
 from utils.features.layouts import Arrangement, parse_split
 from utils.features.shards import ShardedSource, is_shard
 from utils.features.sources import (
@@ -249,30 +250,42 @@ def open_features(
         path: A dataset folder or a feature file.
         modalities: Names in the order wanted, None for all that are stored. `<modality>_diff` is `mean_difference`
             of a stored modality.
-        arrangement: Arrangement of the arrays; None for the `split` in features.json, if there is one.
+        arrangement: Arrangement of the arrays; None for the one in features.json, if there is one.
 
     Raises:
         InputError: The path, the features or a modality is not found, or the format is not supported.
     """
     path = Path(path)
-    arrangement = arrangement or Arrangement(stored_split(path))
+    arrangement = arrangement or stored_arrangement(path)
     source = open_source(path, arrangement.suffixes)
-    if arrangement.split or arrangement.transpose:
+    if arrangement.split or arrangement.transpose or arrangement.durations is not None:
         source = ArrangedSource(source, arrangement)
     if not source.modalities:
         raise InputError(f"{source.path}: no modality found; expected groups or folders <modality>/<video_id>")
     return FeatureStore(source, source.modalities if modalities is None else modalities)
 
 
-def stored_split(path: Path) -> dict[str, tuple[int, int]] | None:
-    """Return the channels of each modality that features.json in a folder, or beside a file, gives; None without.
+def stored_arrangement(path: Path) -> Arrangement:
+    """Return the arrangement that `split` and `rescaled` in features.json give, in a folder or beside a file.
 
     Raises:
-        InputError: features.json cannot be used.
+        InputError: features.json cannot be used, or there are no annotations with the durations of rescaled features.
     """
     folder = path if path.is_dir() else path.parent
-    split = read_settings(folder).get("split")
-    return None if split is None else parse_split(split, str(folder / SETTINGS))
+    settings, where = read_settings(folder), str(folder / SETTINGS)
+    split = settings.get("split")
+    if not isinstance(settings.get("rescaled", False), bool):
+        raise InputError(f"{where}: expected true or false for 'rescaled', got {shorten(settings['rescaled'])}")
+    return Arrangement(
+        split=None if split is None else parse_split(split, where),
+        durations=read_durations(folder) if settings.get("rescaled") else None,
+    )
+
+
+def read_durations(folder: Path) -> dict[str, float | None]:
+    """Return the annotated duration in seconds of each video, None where it is unknown."""
+    videos = load_annotations(folder, drop_inverted=True).videos.values()
+    return {video.video_id: video.duration for video in videos}
 
 
 def open_source(path: Path, suffixes: Sequence[str] = ()) -> Source:
@@ -295,7 +308,7 @@ def open_source(path: Path, suffixes: Sequence[str] = ()) -> Source:
     files = [path / "features.h5"] if (path / "features.h5").is_file() else hdf5_files(path)
     files = files or sorted(path.glob(f"*{JOINT_SUFFIX}"))
     if len(files) > 1:
-        raise InputError(f"{path}: several feature files ({', '.join(f.name for f in files)}); name one of them")
+        raise InputError(f"{path}: several feature files ({name_some(f.name for f in files)}); name one of them")
     if files:
         return open_source(files[0])
     source = FolderSource(path, suffixes)
@@ -345,10 +358,9 @@ def _stored_modality(source: Source, modality: str) -> str:
     for name in (modality, modality.removesuffix(DIFFERENCE_SUFFIX)):
         if name in source.modalities:
             return name
-    stored, more = ", ".join(source.modalities[:3]), len(source.modalities) - 3
     joined = len(source.modalities) == 1 and not modality.endswith(DIFFERENCE_SUFFIX)
     advice = '; if its channels are joined streams, give "split" in features.json or --split (docs/data.md)'
     raise InputError(
-        f"{source.path}: modality '{modality}' not found; stored are {stored}{f' and {more} more' if more > 0 else ''} "
+        f"{source.path}: modality '{modality}' not found; stored are {name_some(source.modalities)} "
         f"(and <modality>{DIFFERENCE_SUFFIX} of each){advice if joined else ''}"
     )
