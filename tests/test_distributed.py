@@ -49,7 +49,7 @@ def torchrun(size, *words, restarts=0):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", size]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*map(str, command), "--max-restarts", str(restarts), *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 
 
 def load(path):

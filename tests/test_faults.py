@@ -77,7 +77,7 @@ def test_killed_run_resumes_bit_for_bit(dataset, whole, tmp_path):  # noqa: F811
         process.communicate()
         assert process.returncode == -signal.SIGKILL
     process = start(dataset, tmp_path / "run", "--resume")
-    _, printed = process.communicate(timeout=120)
+    _, printed = process.communicate(timeout=600)
     assert process.returncode == 0, printed
     assert_same_run(tmp_path / "run", whole)
     left = [path.name for path in (tmp_path / "run").rglob("*.partial-*")]
@@ -88,7 +88,7 @@ def test_sigterm_saves_and_reports_how_to_continue(dataset, whole, tmp_path):  #
     process = start(dataset, tmp_path / "run")
     wait_for(tmp_path / "run", 3, process)
     process.terminate()
-    _, printed = process.communicate(timeout=120)
+    _, printed = process.communicate(timeout=600)
     assert process.returncode == 143
     assert "--resume continues the run" in printed and "Traceback" not in printed
     main.main(arguments(dataset, tmp_path / "run", *MORE, "--resume"))
@@ -140,7 +140,7 @@ def test_full_disk_keeps_the_last_checkpoint(dataset, whole, tmp_path):  # noqa:
     process = start(
         dataset, run, "--resume", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     )
-    _, printed = process.communicate(timeout=120)
+    _, printed = process.communicate(timeout=600)
     assert process.returncode == 2
     assert "Traceback" not in printed
     assert "cannot be written (File too large)" in printed
@@ -156,7 +156,7 @@ def test_second_process_is_refused_and_changes_nothing(dataset, whole, tmp_path)
     done = run_program("main.py", *arguments(dataset, tmp_path / "run", *MORE, "--resume"))
     process.send_signal(signal.SIGCONT)
     assert_one_line(done, "is being trained by another process")
-    process.communicate(timeout=120)
+    process.communicate(timeout=600)
     assert process.returncode == 0
     assert_same_run(tmp_path / "run", whole)
 

@@ -69,7 +69,7 @@ def run_program(program, *argv):
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -174,7 +174,7 @@ def test_ctrl_c_saves_and_resume_continues(dataset, tmp_path):
     while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, printed = process.communicate(timeout=60)
+    _, printed = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "stopped after iteration" in printed
     assert "Traceback" not in printed
