@@ -256,7 +256,7 @@ def test_the_thread_ends_with_its_loader():
     closed.close()
     assert len(batch_threads()) == 1
     del forgotten
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while batch_threads() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not batch_threads()

@@ -52,7 +52,7 @@ def start(dataset, run, *more, **options):  # noqa: F811
 
 def wait_for(run, lines, process):
     """Wait until the log has this number of lines."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     log = run / "log.jsonl"
     while not log.exists() or len(log.read_text().splitlines()) < lines:
         assert process.poll() is None and time.monotonic() < deadline

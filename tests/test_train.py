@@ -170,7 +170,7 @@ def test_ctrl_c_saves_and_resume_continues(dataset, tmp_path):
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
     log = tmp_path / "stopped/log.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
