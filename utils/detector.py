@@ -268,8 +268,11 @@ def load_method(
     for name in ("num_classes", "modality_dims"):
         arguments.pop(name, None)
     require_classes(checkpoint, classes, path)
-    with torch.device("meta"):  # an architecture that the weights do not fit takes no memory
-        empty = build_method(options.method, len(classes), modality_dims, **arguments)
+    try:
+        with torch.device("meta"):  # an architecture that the weights do not fit takes no memory
+            empty = build_method(options.method, len(classes), modality_dims, **arguments)
+    except RuntimeError as error:  # sizes beyond PyTorch's numbers
+        raise InputError(f"{path}: its network cannot be built ({error})") from None
     checked_state(empty.network, checkpoint, path)
     method = build_method(options.method, len(classes), modality_dims, **arguments)
     load_state(method.network, checkpoint, path)
