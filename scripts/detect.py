@@ -11,8 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 
 import pandas as pd
 
+from eval.csv_rows import SEGMENT_COLUMNS
 from eval.outputs import write_outputs
-from eval.tables import CSV_COLUMNS, format_table, localized_table, write_detections
+from eval.tables import format_table, localized_table, write_detections
 from options import LOCALIZATION_SETTINGS, add_localization_options
 from utils.detector import Detector, assumed_rate, load_detector
 from utils.engine import VideoResult
@@ -128,7 +129,7 @@ def write(
         [table.classes[label] for label in table.label],
         table.score,
     )
-    frame = pd.DataFrame(dict(zip(CSV_COLUMNS, columns, strict=True)))
+    frame = pd.DataFrame(dict(zip((*SEGMENT_COLUMNS, "score"), columns, strict=True)))
     write_text(folder / "detections.csv", frame.to_csv(index=False, lineterminator="\n"))
     write_outputs(folder / "outputs.h5", videos, detector.classes, rate)
     pictured = [(store, result) for store, part in zip(stores, results, strict=True) for result in part]

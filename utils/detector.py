@@ -26,7 +26,7 @@ from utils.checkpoint import checked_state, load_state, read_checkpoint, require
 from utils.datasets import Rate, dataset_spec
 from utils.engine import VideoResult, localized_videos
 from utils.errors import InputError, shorten
-from utils.features.sources import Source
+from utils.features.sources import JOINT_SUFFIX, Source
 from utils.features.store import DIFFERENCE_SUFFIX, FeatureStore, open_features
 from utils.formats.files import save_figure
 from utils.formats.npy import load_plain_array
@@ -111,7 +111,8 @@ class Detector:
         Raises:
             InputError: The features do not fit the network or cannot be read.
         """
-        if isinstance(features, str | Path) and Path(features).suffix != ".npy":
+        is_path = isinstance(features, str | Path)
+        if is_path and (Path(features).suffix != ".npy" or str(features).endswith(JOINT_SUFFIX)):
             store = open_features(features, self.modalities)
         else:
             store = FeatureStore(self._array_source(features, video_id), self.modalities)
