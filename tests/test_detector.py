@@ -212,6 +212,16 @@ def test_checkpoints_without_settings_have_the_published_ones(checkpoint, datase
     assert parse_args(["--path-dataset", ".", "--method", "audio_visual"]).class_score_weight == 0.7
 
 
+def test_a_saved_config_repeats_the_settings(checkpoint, tmp_path):
+    saved = checkpoint.parents[1] / "options.yaml"
+    args = parse_args(["--config", str(saved), "--nms-sigma", "0.5"])
+    assert args.attention_thresholds == np.linspace(0.1, 0.9, 10).tolist()  # bit for bit
+    assert (args.class_threshold, args.nms_sigma) == (0.2, 0.5)
+    (tmp_path / "mine.yaml").write_text(f"base: {saved}\nattention_thresholds: [0.2, 0.4]\nouter_margin: 0\n")
+    args = parse_args(["--config", str(tmp_path / "mine.yaml")])
+    assert (args.attention_thresholds, args.outer_margin) == ([0.2, 0.4], 0.0)
+
+
 def test_settings_out_of_range_are_one_line(checkpoint, dataset, tmp_path, run_main):
     words = "--checkpoint", checkpoint, "--output-dir", tmp_path / "out"
     status, _, error = run_main(detect, dataset, *words, "--class-threshold", "2")

@@ -150,7 +150,7 @@ class Detector:
     def draw(self, store: FeatureStore, results: Sequence[VideoResult], rate: float) -> Figure:
         """Return a picture of videos; see `plot`."""
         annotations = self._unlabeled([result.video_id for result in results])
-        title = f"{self.name}, {store.simulated_prefix}features"
+        title = f"{self.name}, SIMULATED features" if store.source.simulated else self.name
         return draw_videos(results, annotations, rate, self.modalities, title)
 
     @property
