@@ -30,6 +30,9 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
+            "ipykernel>=6.29",  # these three run docs/tutorial.ipynb
+            "nbclient>=0.10",
+            "nbformat>=5.10",
             "ruff>=0.15",
             "scipy>=1.11",
             "selenium>=4.51,<5",

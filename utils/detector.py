@@ -26,7 +26,7 @@ from utils.checkpoint import checked_state, load_state, read_checkpoint, require
 from utils.datasets import Rate, dataset_spec
 from utils.engine import VideoResult, localized_videos
 from utils.errors import InputError, shorten
-from utils.features.sources import Source
+from utils.features.sources import JOINT_SUFFIX, Source
 from utils.features.store import DIFFERENCE_SUFFIX, FeatureStore, open_features
 from utils.formats.files import save_figure
 from utils.formats.npy import load_plain_array
@@ -111,7 +111,8 @@ class Detector:
         Raises:
             InputError: The features do not fit the network or cannot be read.
         """
-        if isinstance(features, str | Path) and Path(features).suffix != ".npy":
+        is_path = isinstance(features, str | Path)
+        if is_path and (Path(features).suffix != ".npy" or str(features).endswith(JOINT_SUFFIX)):
             store = open_features(features, self.modalities)
         else:
             store = FeatureStore(self._array_source(features, video_id), self.modalities)
@@ -149,7 +150,7 @@ class Detector:
     def draw(self, store: FeatureStore, results: Sequence[VideoResult], rate: float) -> Figure:
         """Return a picture of videos; see `plot`."""
         annotations = self._unlabeled([result.video_id for result in results])
-        title = f"{self.name}, {store.simulated_prefix}features"
+        title = f"{self.name}, SIMULATED features" if store.source.simulated else self.name
         return draw_videos(results, annotations, rate, self.modalities, title)
 
     @property
@@ -268,8 +269,11 @@ def load_method(
     for name in ("num_classes", "modality_dims"):
         arguments.pop(name, None)
     require_classes(checkpoint, classes, path)
-    with torch.device("meta"):  # an architecture that the weights do not fit takes no memory
-        empty = build_method(options.method, len(classes), modality_dims, **arguments)
+    try:
+        with torch.device("meta"):  # an architecture that the weights do not fit takes no memory
+            empty = build_method(options.method, len(classes), modality_dims, **arguments)
+    except RuntimeError as error:  # sizes beyond PyTorch's numbers
+        raise InputError(f"{path}: its network cannot be built ({error})") from None
     checked_state(empty.network, checkpoint, path)
     method = build_method(options.method, len(classes), modality_dims, **arguments)
     load_state(method.network, checkpoint, path)

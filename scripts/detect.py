@@ -1,0 +1,156 @@
+"""Detect actions in videos without labels.
+
+python scripts/detect.py FEATURES [...] --checkpoint runs/NAME/checkpoints/best.pt --output-dir OUT
+"""
+
+import sys
+from pathlib import Path
+from urllib.parse import quote
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
+
+import pandas as pd
+
+from eval.csv_rows import SEGMENT_COLUMNS
+from eval.outputs import write_outputs
+from eval.tables import format_table, localized_table, write_detections
+from options import LOCALIZATION_SETTINGS, add_localization_options
+from utils.detector import Detector, assumed_rate, load_detector
+from utils.engine import VideoResult
+from utils.errors import InputError, OneLineParser, exit_on_input_error
+from utils.features.store import FeatureStore
+from utils.formats.files import save_figure, write_text
+from utils.number_types import positive_float
+from utils.run.devices import memory_advice
+
+MAX_PICTURES = 20
+MAX_ROWS = 20  # of the printed summary
+NAMED = 3  # videos that a message names
+
+
+def main() -> None:
+    """Run the command."""
+    parser = OneLineParser(
+        prog="scripts/detect.py",
+        description="Detect actions in videos without labels. Classes and settings come from the checkpoint. Writes "
+        "detections.json (ActivityNet submission format, in seconds), detections.csv, outputs.h5 (attention and "
+        f"T-CAM) and pictures/ (the first {MAX_PICTURES} videos).",
+    )
+    add = parser.add_argument
+    add("features", nargs="+", type=Path, metavar="FEATURES", help="feature files, or folders of them")
+    add("--checkpoint", required=True, help="best.pt, selected.pt or last.pt of a run")
+    add("--output-dir", required=True, type=Path, help="folder for the detections and pictures")
+    add(
+        "--snippet-rate",
+        type=positive_float,
+        metavar="HZ",
+        help="snippets per second of features that do not store it (default: of the dataset of the checkpoint)",
+    )
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")
+    add_localization_options(parser, trained=True)
+    args = parser.parse_args()
+    if (args.output_dir / "options.yaml").exists():
+        raise InputError(f"--output-dir {args.output_dir} is the folder of a run, whose results would be lost")
+    settings = {name: value for name in LOCALIZATION_SETTINGS if (value := getattr(args, name)) is not None}
+    detector = load_detector(args.checkpoint, args.device, **settings)
+    stores = [detector.open(path) for path in args.features]
+    rate = common_rate(detector, stores, args.snippet_rate)
+    with memory_advice("use --device cpu"):
+        results = detect(detector, stores, rate)
+    write(args.output_dir, detector, stores, results, rate)
+    print(summary(detector, [result for part in results for result in part], rate))
+    print(f"the results are in {args.output_dir}: detections.json, detections.csv, outputs.h5, pictures/")
+
+
+def common_rate(detector: Detector, stores: list[FeatureStore], snippet_rate: float | None) -> float:
+    """Return the snippet rate of all features; print a note if it is an assumption.
+
+    Raises:
+        InputError: The features differ in their rate, or two of them contain the same video.
+    """
+    rates, paths = {}, {}
+    for store in stores:
+        rate, is_assumed = detector.rate(store, snippet_rate)
+        rates.setdefault(rate, store.source.path)
+        if is_assumed:
+            print(f"{store.source.path}: {assumed_rate(rate)}; --snippet-rate changes it")
+        for video_id in store.video_ids:
+            if video_id in paths:
+                raise InputError(f"video '{video_id}' is in {paths[video_id]} and in {store.source.path}; give it once")
+            paths[video_id] = store.source.path
+    if len(rates) > 1:
+        got = ", ".join(f"{path} {rate:g}" for rate, path in rates.items())
+        raise InputError(f"the features differ in snippets per second ({got}); detect in each by a command of its own")
+    return next(iter(rates))
+
+
+def detect(detector: Detector, stores: list[FeatureStore], rate: float) -> list[list[VideoResult]]:
+    """Return the results of each store in stored order, and print one line per video."""
+    total, done, results = sum(len(store.video_ids) for store in stores), 0, []
+    for store in stores:
+        print_left_out(store)
+        found = {}
+        for result in detector.results(store, rate, store.video_ids):
+            done += 1
+            found[result.video_id] = result
+            seconds = len(result.attention) / rate
+            print(f"[{done}/{total}] {result.video_id}: {seconds:.1f} s, {len(result.detections)} detections")
+        if empty := [video_id for video_id in store.video_ids if video_id not in found]:
+            print(f"{store.source.path}: {len(empty)} videos have no snippets, left out ({names(empty)})")
+        results.append([found[video_id] for video_id in store.video_ids if video_id in found])
+    return results
+
+
+def print_left_out(store: FeatureStore) -> None:
+    """Print the number of videos that lack a modality."""
+    listed = [video_id for modality in store.stored_modalities for video_id in store.source.video_ids(modality)]
+    if partial := [video_id for video_id in dict.fromkeys(listed) if video_id not in store]:
+        needed = ", ".join(store.stored_modalities)
+        print(f"{store.source.path}: {len(partial)} videos lack one of {needed}, left out ({names(partial)})")
+
+
+def names(video_ids: list[str]) -> str:
+    """Return the first names of a list."""
+    return ", ".join(video_ids[:NAMED]) + (", ..." if len(video_ids) > NAMED else "")
+
+
+def write(
+    folder: Path, detector: Detector, stores: list[FeatureStore], results: list[list[VideoResult]], rate: float
+) -> None:
+    """Write detections, outputs and pictures."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    videos = [result for part in results for result in part]
+    table = localized_table({video.video_id: video.detections for video in videos}, detector.classes, rate)
+    write_detections(folder / "detections.json", table, rate)
+    columns = (
+        [table.videos[video] for video in table.video],
+        table.start,
+        table.end,
+        [table.classes[label] for label in table.label],
+        table.score,
+    )
+    frame = pd.DataFrame(dict(zip((*SEGMENT_COLUMNS, "score"), columns, strict=True)))
+    write_text(folder / "detections.csv", frame.to_csv(index=False, lineterminator="\n"))
+    write_outputs(folder / "outputs.h5", videos, detector.classes, rate)
+    pictured = [(store, result) for store, part in zip(stores, results, strict=True) for result in part]
+    for store, result in pictured[:MAX_PICTURES]:
+        figure = detector.draw(store, [result], rate)
+        save_figure(figure, folder / "pictures" / f"{quote(result.video_id, safe=' ')}.png", dpi=110)
+
+
+def summary(detector: Detector, videos: list[VideoResult], rate: float) -> str:
+    """Return a table of the videos: length, number of detections, and the best detection."""
+    rows = [["video", "best class", "start, s", "end, s", "score", "detections", "video, s"]]
+    for result in videos[:MAX_ROWS]:
+        best = result.detections[result.detections["score"].argsort()[-1:]]
+        cells = [[detector.classes[b["label"]], b["start"] / rate, b["end"] / rate, b["score"]] for b in best]
+        label, *numbers = cells[0] if cells else ["–"]
+        texts = [f"{number:.2f}" for number in numbers] or ["–"] * 3
+        length = f"{len(result.attention) / rate:.1f}"
+        rows.append([result.video_id, label, *texts, str(len(result.detections)), length])
+    more = [f"... and {len(videos) - MAX_ROWS} more videos"] if len(videos) > MAX_ROWS else []
+    return "\n".join(["", format_table(rows, left=2), *more])
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)
