@@ -298,7 +298,7 @@ def main() -> None:
     args = _parse_args()
     inputs = read_inputs(args, [args.predictions])
     (result,) = evaluate_inputs(inputs, args.protocol)
-    diagnosis = diagnose(result, inputs.truth.durations, args.dataset, inputs.snippet_rate)
+    diagnosis = diagnose(result, inputs.truth.durations, find_dataset(args.dataset).name, inputs.snippet_rate)
     if inputs.grid:
         print(inputs.grid)
     print(diagnosis_table(diagnosis))
