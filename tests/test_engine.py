@@ -164,20 +164,20 @@ def test_options_reach_what_is_built(tmp_path, monkeypatch):
     options += "--topk-ratio 3 --loss-weights oppo=0.1 --suppression product --attention-logit-dropout 0.25 "
     options += f"--precision bf16 --max-iter 1 --path-dataset {tmp_path} --run-dir {tmp_path}/run --device cpu"
     main.main(options.split())
-    assert built["build_method"] == (
-        ("co2net", 2, (4, 3)),
-        {
-            "attention_logit_dropout": 0.25,
-            "temporal_pool": None,
-            "consensus": "se",
-            "stages": 2,
-            "topk_ratio": 3,
-            "weights": {"oppo": 0.1},
-            "suppression": "product",
-            "mutual": "kl",
-            "localization": "outer_inner",
-        },
-    )
+    arguments, options = built["build_method"]
+    assert arguments == ("co2net", 2, (4, 3))
+    expected = {
+        "attention_logit_dropout": 0.25,
+        "temporal_pool": None,
+        "consensus": "se",
+        "stages": 2,
+        "topk_ratio": 3,
+        "weights": {"oppo": 0.1},
+        "suppression": "product",
+        "mutual": "kl",
+        "localization": "outer_inner",
+    }
+    assert expected.items() <= options.items()
     assert built["Adam"][0][1] == 0.002
     assert built["Adam"][1]["weight_decay"] == 0.03
     assert built["BatchLoader"][0][1:] == (5, 2, 11, 4)
