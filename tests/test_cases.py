@@ -197,6 +197,8 @@ def test_joined_channels(folder, run_main, run_train, by):
     else:
         status, _, error = run_train(folder)
         assert status == 2 and 'give "split" in features.json or --split' in error
+        status, report, _ = run_main(check, folder, "--check")
+        assert "note      one modality" in report and '"split" in features.json or --split' in report
 
 
 @pytest.mark.parametrize("ending", ["h5", "hdf5"])

@@ -114,6 +114,13 @@ def check_dataset(
     findings = list(find_checksum_faults(folder))
     annotations, where = _read_annotations(folder, findings)
     store = _open_store(path, modalities, findings)
+    if store is not None and modalities is None and len(store.modalities) == 1:
+        name = store.modalities[0]
+        message = (
+            f"'{name}' is the only modality; methods of two streams need --modalities {name} {name}_diff, or, if its "
+            'channels are joined streams, "split" in features.json or --split (docs/data.md)'
+        )
+        findings.append(Finding(NOTE, "one modality", str(path), message))
     spec = find_dataset(dataset) if dataset else None
     if annotations is not None and spec is None:
         spec = _guess_spec(annotations, where, findings)
