@@ -30,7 +30,9 @@ ABLATIONS = sorted((CONFIGS / "ablations").glob("*.yaml"))
 SUBSETS = {
     "demo": {},
     "thumos14": {"train": "validation"},
+    "multithumos": {"train": "validation"},
     "activitynet12": {"train": "training", "test": "validation"},
+    "activitynet13": {"train": "training", "test": "validation"},
 }
 WIDTH = 40
 
