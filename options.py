@@ -324,10 +324,10 @@ def _checked(parser: OneLineParser, args: argparse.Namespace) -> argparse.Namesp
     """Check combinations of options, and name the run folder."""
     definition = METHODS[args.method]
     if len(args.modalities) not in definition.num_modalities:
-        expected = " or ".join(map(str, definition.num_modalities))
+        expected, first = " or ".join(map(str, definition.num_modalities)), args.modalities[0]
         parser.error(
             f"--method {args.method} takes {expected} modalities, --modalities {' '.join(args.modalities)} has "
-            f"{len(args.modalities)}; separate names by spaces (in YAML: [rgb, flow])"
+            f"{len(args.modalities)}; for a single stream, use --modalities {first} {first}_diff"
         )
     if len(set(args.modalities)) < len(args.modalities):
         parser.error(f"--modalities {' '.join(args.modalities)}: each modality may appear once")
