@@ -237,6 +237,8 @@ class _Parser(OneLineParser):
             base: Replaces the `base` of the file.
             seen: Configs whose `base` led to this one, to detect a cycle.
         """
+        if "\0" in str(path):
+            self.error(f"base: {shorten(str(path))} is not a file name")
         if path.resolve() in seen:
             self.error(f"{path}: configs name each other as base")
         if not path.exists():

@@ -159,7 +159,7 @@ def find_dataset(name: str) -> DatasetSpec:
     if not name.endswith((".yaml", ".yml")):
         raise InputError(f"dataset '{name}' not found; expected one of {', '.join(DATASETS)}, or a config file (.yaml)")
     options, path, seen = {}, Path(name), set()
-    while path.resolve() not in seen:
+    while "\0" not in str(path) and path.resolve() not in seen:
         seen.add(path.resolve())
         content = read_yaml(path)
         if not isinstance(content, dict):

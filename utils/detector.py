@@ -264,7 +264,10 @@ def load_method(
     Raises:
         InputError: The method cannot be built, or the weights do not fit it.
     """
-    stored = arguments_of(METHODS[options.method].network, checkpoint.get("architecture", {}))
+    architecture = checkpoint.get("architecture", {})
+    stored = arguments_of(METHODS[options.method].network, architecture)
+    if unknown := [name for name in architecture if name not in stored]:
+        raise InputError(f"{path}: its architecture has the unknown argument {shorten(unknown[0])}")
     arguments = {**method_options(options), **stored}
     for name in ("num_classes", "modality_dims"):
         arguments.pop(name, None)

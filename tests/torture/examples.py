@@ -107,7 +107,7 @@ CHANGES: dict[str, Callable[[dict], object]] = {
     "a list for a weight": _weight(lambda weight: [1.0]),
     "no weights": lambda checkpoint: checkpoint.update(model={}),
     "no dataset": lambda checkpoint: checkpoint.update(options={}),
-    "a dataset that is a path": lambda checkpoint: checkpoint["options"].update(dataset="../../etc"),
+    "a dataset that is a list": lambda checkpoint: checkpoint["options"].update(dataset=["../../etc"]),
     "modalities that are paths": lambda checkpoint: checkpoint["options"].update(modalities=["../rgb", "/etc"]),
     "an unknown argument": lambda checkpoint: checkpoint.update(architecture={"color": "red"}),
     "an unknown consensus": lambda checkpoint: checkpoint["architecture"].update(consensus="__import__"),
