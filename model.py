@@ -165,9 +165,7 @@ class CO2Net(nn.Module):
         Raises:
             ValueError: If the features have another shape.
         """
-        if features.ndim != 3 or features.shape[1] < 1 or features.shape[2] != sum(self.modality_dims):
-            expected = f"(videos, snippets >= 1, {sum(self.modality_dims)})"
-            raise ValueError(f"features have shape {tuple(features.shape)}, expected {expected}")
+        check_shape(features, sum(self.modality_dims))
         # Contiguous once: otherwise every convolution copies its input.
         first, second = (x.transpose(1, 2).contiguous() for x in features.split(self.modality_dims, dim=-1))
         enhanced = torch.cat(self.consensus(first, second), dim=1)  # (B, D1 + D2, T)
@@ -190,6 +188,12 @@ class CO2Net(nn.Module):
     def _pool(self, x: Tensor) -> Tensor:
         # Zero padding counts in the mean, as in the release.
         return F.avg_pool1d(x, self.temporal_pool, stride=1, padding=self.temporal_pool // 2)
+
+
+def check_shape(features: Tensor, dim: int) -> None:
+    """Raise ValueError unless features are (B, T, dim) with T >= 1."""
+    if features.ndim != 3 or features.shape[1] < 1 or features.shape[2] != dim:
+        raise ValueError(f"features have shape {tuple(features.shape)}, expected (videos, snippets >= 1, {dim})")
 
 
 def init_conv(module: nn.Module, taps: int | None = None) -> None:

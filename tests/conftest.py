@@ -1,4 +1,4 @@
-"""What several test files need: the shared reference material, where there is some."""
+"""Fixtures of several test files: reference data, if present, and commands run in process."""
 
 import os
 import sys

@@ -479,7 +479,7 @@ def test_a_damaged_release_is_one_line(tmp_path, name, content, says):
 
 
 def test_labels_rebuilt_from_the_text_are_the_released_ones(reference):
-    """All 4,143 rows, from Annotations.txt alone."""
+    """Labels of the 4,143 rows follow from Annotations.txt alone."""
     folder = reference / "data" / "ave"
     annotations = load_annotations(folder)
     sizes = {name: len(annotations.subset(name)) for name in ("train", "val", "test", "background")}

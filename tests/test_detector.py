@@ -33,7 +33,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(dataset, tmp_path_factory):
-    """Of a run of two iterations; its attention is near 0.5, so that every video has detections."""
+    """Checkpoint of a run of two iterations; its attention is near 0.5, so that every video has detections."""
     run = tmp_path_factory.mktemp("runs") / "run"
     train(
         f"--config configs/demo.yaml --path-dataset {dataset} --run-dir {run} --num-snippets 12 --max-iter 2 "

@@ -169,7 +169,7 @@ def test_test_program_reproduces_the_scores_of_two_ranks(dataset, run, tmp_path)
 
 @needs_processes
 def test_stopped_and_killed_ranks_change_nothing(dataset, run, tmp_path):
-    """All ranks stop after one gets SIGTERM; torchrun restarts them, also after one is killed."""
+    """Ranks stop together after one gets SIGTERM; torchrun restarts them, also after one is killed."""
     argv = arguments(dataset, tmp_path / "run", "--holdout", "0.2")
     done = torchrun(2, "tests/ranks.py", "interrupted", *argv, restarts=2)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What the user asked for reaches the training and the evaluation."""
+"""Options reach the training and the evaluation."""
 
 import numpy as np
 import pytest

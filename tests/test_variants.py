@@ -1,4 +1,4 @@
-"""What Tables 3 to 6 vary: every config trains, the fusions and similarities are what their sources say."""
+"""Variants of Tables 3 to 6: every config trains, the fusions and similarities are what their sources say."""
 
 import json
 import math

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model import check_shape
 from utils.fusion import CrossAttention, Embedding, consensus_factory
 from utils.losses import co_activity_loss, complete_weights, mil_loss, weighted_sum
 from utils.methods.base import Definition
@@ -94,9 +95,7 @@ class AudioVisualNet(nn.Module):
         Raises:
             ValueError: If the features have another shape.
         """
-        if features.ndim != 3 or features.shape[1] < 1 or features.shape[2] != sum(self.modality_dims):
-            expected = f"(videos, snippets >= 1, {sum(self.modality_dims)})"
-            raise ValueError(f"features have shape {tuple(features.shape)}, expected {expected}")
+        check_shape(features, sum(self.modality_dims))
         modalities = features.transpose(1, 2).split(self.modality_dims, dim=1)
         embedded = [layer(x) for layer, x in zip(self.embeddings, modalities, strict=True)]  # (B, width, T) each
         if self.consensus is not None:
