@@ -1,9 +1,13 @@
 """utils/methods: every method builds by name, trains and localizes by one interface."""
 
+from argparse import Namespace
+
 import numpy as np
 import pytest
 import torch
 
+from options import complete_options
+from utils.detector import load_method
 from utils.errors import InputError
 from utils.methods import METHODS, build_method
 
@@ -56,3 +60,9 @@ def test_options_reach_network_objective_and_localization():
 def test_impossible_methods_are_refused_in_one_line(name, options, message):
     with pytest.raises(InputError, match=message):
         build_method(name, 3, (6, 4), **options)
+
+
+def test_an_unknown_argument_of_a_stored_architecture_is_refused():
+    options = Namespace(**complete_options({"dataset": "demo"}))
+    with pytest.raises(InputError, match="best.pt: its architecture has the unknown argument 'color'"):
+        load_method({"architecture": {"color": "red"}}, "best.pt", options, ("a", "b"), (4, 3))

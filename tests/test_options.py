@@ -91,6 +91,7 @@ def test_every_kind_of_value_from_yaml(tmp_path):
         ("max_iter: true", "expected one argument"),
         ("- lr", "option: value"),
         ("lr: [", "not a YAML file"),
+        ('base: "a\\0b"', "is not a file name"),
         ("base: config.yaml", "configs name each other as base"),
         ("base: absent.yaml", "absent.yaml: not found; expected a YAML file such as "),
     ],
