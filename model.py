@@ -165,22 +165,30 @@ class CO2Net(nn.Module):
         Raises:
             ValueError: If the features have another shape.
         """
+        enhanced = torch.cat(self.consensus(*self.split(features)), dim=1)  # (B, D1 + D2, T)
+        return self.outputs(enhanced, self.attend(enhanced))
+
+    def split(self, features: Tensor) -> list[Tensor]:
+        """Return both modalities (B, D1, T) and (B, D2, T); ValueError if the features have another shape."""
         check_shape(features, sum(self.modality_dims))
         # Contiguous once: otherwise every convolution copies its input.
-        first, second = (x.transpose(1, 2).contiguous() for x in features.split(self.modality_dims, dim=-1))
-        enhanced = torch.cat(self.consensus(first, second), dim=1)  # (B, D1 + D2, T)
+        return [x.transpose(1, 2).contiguous() for x in features.split(self.modality_dims, dim=-1)]
+
+    def attend(self, enhanced: Tensor) -> Tensor:
+        """Return the attention of each modality (B, 2, T), Eq. 4, from both (B, D1 + D2, T)."""
         # The attention units see views of `enhanced`, so autograd stores it only once.
-        modality_attention = torch.stack(
-            [unit(x) for unit, x in zip(self.attention_units, enhanced.split(self.modality_dims, dim=1), strict=True)],
-            dim=1,
-        )  # (B, 2, T)
+        modalities = enhanced.split(self.modality_dims, dim=1)
+        return torch.stack([unit(x) for unit, x in zip(self.attention_units, modalities, strict=True)], dim=1)
+
+    def outputs(self, enhanced: Tensor, modality_attention: Tensor) -> dict[str, Tensor]:
+        """Return the outputs of `forward`, from enhanced modalities (B, D1 + D2, T) and their attention (B, 2, T)."""
         fused = self.fusion(enhanced)  # (B, D1 + D2, T)
         cas = self.classifier(fused)  # (B, C + 1, T)
         if self.temporal_pool is not None:
             cas, modality_attention = self._pool(cas), self._pool(modality_attention)
         return {
             "cas": cas.transpose(1, 2),  # (B, T, C + 1)
-            "attention": modality_attention.mean(dim=1),
+            "attention": modality_attention.mean(dim=1),  # Eq. 5
             "modality_attention": modality_attention,
             "features": fused.transpose(1, 2),  # (B, T, D1 + D2)
         }
