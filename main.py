@@ -92,7 +92,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
         skip_nonfinite=args.skip_nonfinite,
     )
     training.resume(args.seed)
-    batch_loss = ranks.share(batch_loss, loader.example(device))
+    batch_loss = ranks.share(batch_loss, (*loader.example(device), torch.zeros((), device=device)))
     evaluate = Evaluator(test_set, annotations, spec, ranks)
     if not evaluate.has_ground_truth:
         raise InputError(
@@ -119,7 +119,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
             training.untrained = evaluate(method).metrics
             log.evaluation(0, {}, training.untrained)
         for batch in training.batches():
-            outcome = train_step(batch_loss, optimizer, batch, ranks)  # forward, losses, backward, Adam
+            outcome = train_step(batch_loss, optimizer, batch, ranks, training.progress)  # forward to Adam
             training.advance(outcome, batch)  # counts the step; a non-finite one left the weights unchanged
             log.step(training.iteration, outcome.terms, args.lr)
             if training.evaluation_is_due:

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from eval.proposals import LOCALIZATIONS
+import numpy as np
+
+from eval.proposals import LOCALIZATIONS, TIME_UNITS
 from utils.datasets import DATASETS, dataset_options, dataset_spec, parse_range
 from utils.errors import InputError, OneLineParser, shorten
 from utils.formats.files import read_yaml
@@ -38,13 +40,33 @@ FREE_ON_RESUME = (  # options that may change on --resume
     "skip_nonfinite",
     "compile",
 )
+DEFAULTS = {"topk_ratio": 7}  # options for which a method may define another default
 OLD_NAMES = {"model": "method", "pseudo_neighbours": "pseudo_neighbors"}  # options of older runs
 BOOLEAN = argparse.BooleanOptionalAction
-LOCALIZATION_SETTINGS = {  # number type, help text, default as text
+
+
+def _time_unit(text: str) -> str:
+    if text not in TIME_UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(TIME_UNITS)}")
+    return text
+
+
+LISTS = ("attention_thresholds",)  # settings with several values
+LOCALIZATION_SETTINGS = {  # type, help text, default as text
     "class_threshold": (
         fraction,
         "outer_inner: lowest video-level probability of a class to localize",
         "0.2",
+    ),
+    "fallback_class": (
+        bool,
+        "outer_inner: localize the best class of a video in which none reaches the threshold",
+        "yes",
+    ),
+    "topk_divisor": (
+        positive_int,
+        "outer_inner: divisor of T in the top-k mean of the video-level probabilities",
+        "10",
     ),
     "attention_thresholds": (
         fraction_below_one,
@@ -57,6 +79,12 @@ LOCALIZATION_SETTINGS = {  # number type, help text, default as text
         "0.25",
     ),
     "nms_sigma": (positive_float, "outer_inner: width of the Gaussian of soft-NMS", "0.3"),
+    "nms_unit": (_time_unit, "outer_inner: unit of time in soft-NMS, snippets or seconds", "snippets"),
+    "min_length": (
+        positive_int,
+        "outer_inner: length in snippets of the shortest detection; shorter ones are deleted after soft-NMS",
+        "1",
+    ),
     "activation_threshold": (
         fraction,
         "two_stage: threshold from 0 (lowest class probability of the video) to 1 (highest)",
@@ -138,13 +166,13 @@ def add_localization_options(parser: argparse.ArgumentParser, trained: bool = Fa
     """
     add = parser.add_argument_group("localization (Section 3.6)").add_argument
     for name, (number, help_text, default) in LOCALIZATION_SETTINGS.items():
-        add(
-            "--" + name.replace("_", "-"),
-            type=number,
-            nargs="+" if name == "attention_thresholds" else None,
-            metavar="NUMBER",
-            help=f"{help_text} (default: {'as in training' if trained else default})",
-        )
+        flag = "--" + name.replace("_", "-")
+        help_text += f" (default: {'as in training' if trained else default})"
+        if number is bool:
+            add(flag, action=BOOLEAN, help=help_text)
+        else:
+            metavar = "UNIT" if number is _time_unit else "NUMBER"
+            add(flag, type=number, nargs="+" if name in LISTS else None, metavar=metavar, help=help_text)
 
 
 def override_localization(options: argparse.Namespace, given: Mapping[str, object]) -> argparse.Namespace:
@@ -300,12 +328,12 @@ def _with_defaults(args: argparse.Namespace) -> argparse.Namespace:
     for name, value in dataset_options(args.dataset).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    defaults = {}
+    defaults = dict(DEFAULTS)
     for localization in (*LOCALIZATIONS, args.localization):  # its own values come last
         defaults |= LOCALIZATIONS[localization].settings()
-    for name, value in defaults.items():
+    for name, value in {**defaults, **definition.defaults}.items():
         if getattr(args, name) is None:
-            setattr(args, name, value.tolist() if name == "attention_thresholds" else value)
+            setattr(args, name, np.asarray(value).tolist())
     return args
 
 
@@ -314,10 +342,10 @@ def _check_localization(args: argparse.Namespace) -> None:
     for name, (number, *_) in LOCALIZATION_SETTINGS.items():
         value = getattr(args, name)
         try:
-            if isinstance(value, list) != (name == "attention_thresholds") or value == []:
+            if isinstance(value, list) != (name in LISTS) or value == [] or isinstance(value, bool) != (number is bool):
                 raise argparse.ArgumentTypeError(f"got {shorten(value)}")
             for item in value if isinstance(value, list) else [value]:
-                number(str(item))
+                number(str(item))  # any text is a valid bool
         except argparse.ArgumentTypeError as error:
             raise InputError(f"the option {name} is not valid: {error}") from None
 
@@ -465,7 +493,12 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument_group("method").add_argument
     add("--method", "--model", choices=tuple(METHODS), default="co2net", help="method to train")
-    add("--topk-ratio", type=positive_int, default=7, help="divisor of T in top-k MIL: k = T // RATIO snippets")
+    add(
+        "--topk-ratio",
+        type=positive_int,
+        metavar="RATIO",
+        help="divisor of T in top-k MIL: k = T // RATIO snippets (default: 7)",
+    )
     add(
         "--loss-weights",
         nargs="+",

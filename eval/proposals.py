@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.datasets import SNIPPET_RATE
 from utils.errors import InputError
 from utils.segments import runs, soft_nms
 
 DETECTION = np.dtype([("label", np.int64), ("start", np.int64), ("end", np.int64), ("score", np.float64)])
 ATTENTION_THRESHOLDS = np.linspace(0.1, 0.9, 10)
-NOT_SETTINGS = ("ambiguous", "topk_divisor")  # arguments of a localization that are not options
+NOT_SETTINGS = ("ambiguous", "snippet_rate")  # arguments of a localization that are not options: data
+TIME_UNITS = ("snippets", "seconds")
 
 
 def video_scores(cas: np.ndarray, attention: np.ndarray, topk_divisor: int = 10) -> np.ndarray:
@@ -42,6 +44,10 @@ def localize(
     class_score_weight: float = 0.2,
     nms_sigma: float = 0.3,
     topk_divisor: int = 10,
+    fallback_class: bool = True,
+    nms_unit: str = "snippets",
+    min_length: int = 1,
+    snippet_rate: float = SNIPPET_RATE,
     ambiguous: np.ndarray | None = None,
 ) -> np.ndarray:
     """Detect the actions of one video by outer-inner contrast (Section 3.6).
@@ -52,12 +58,16 @@ def localize(
     Args:
         cas: (T, C + 1) logits, background last.
         attention: (T,) in [0, 1].
-        class_threshold: Lowest probability of a class that is localized; without one, the best class is.
+        class_threshold: Lowest probability of a class that is localized.
         attention_thresholds: Thresholds of the proposals.
         outer_margin: Margin on either side of a proposal, as a share of its length.
         class_score_weight: Weight of the class probability in the score.
         nms_sigma: Width of soft-NMS.
         topk_divisor: Divisor of the video-level scores; see `video_scores`.
+        fallback_class: Localize the best class of a video in which none reaches the threshold (release).
+        nms_unit: Unit of time in soft-NMS, one of TIME_UNITS. It matters because lengths count + 1.
+        min_length: Shortest detection in snippets; shorter ones are deleted after soft-NMS.
+        snippet_rate: Snippets per second, for soft-NMS in seconds.
         ambiguous: (M, 2) segments in snippets. Detections that share a snippet with one are deleted (THUMOS14).
 
     Returns:
@@ -70,18 +80,20 @@ def localize(
     cas, attention = _checked(cas, attention)
     scores = video_scores(cas, attention, topk_divisor)[:-1]  # (C,)
     labels = np.flatnonzero(scores >= class_threshold)  # (L,)
-    if len(labels) == 0:
+    if len(labels) == 0 and fallback_class:
         labels = scores.argmax(keepdims=True)
 
     thresholds = np.asarray(attention_thresholds, dtype=np.float64)
     _, start, end = runs(attention > thresholds[:, None])
     segments = np.stack([start, end], axis=1)  # (N, 2), the same proposals for every class
+    times = segments / snippet_rate if nms_unit == "seconds" else segments
     contrast = outer_inner_contrast(attention[:, None] * cas[:, labels], segments, outer_margin)  # (N, L)
     detections = np.empty((len(labels), len(segments)), dtype=DETECTION)
     for row, label, score in zip(detections, labels, (contrast + class_score_weight * scores[labels]).T, strict=True):
-        order, row["score"] = soft_nms(segments, score, nms_sigma)
+        order, row["score"] = soft_nms(times, score, nms_sigma)
         row["label"], row["start"], row["end"] = label, start[order], end[order]
-    return _without_ambiguous(detections.ravel(), ambiguous)
+    detections = detections[detections["end"] - detections["start"] >= min_length]
+    return _without_ambiguous(detections, ambiguous)
 
 
 def probability_scores(cas: np.ndarray, attention: np.ndarray, topk_divisor: int = 8) -> np.ndarray:
@@ -104,6 +116,7 @@ def localize_two_stage(
     *,
     activation_threshold: float = 0.5,
     class_score_weight: float = 0.7,
+    snippet_rate: float = SNIPPET_RATE,
     ambiguous: np.ndarray | None = None,
 ) -> np.ndarray:
     """Detect the actions of one video by two thresholds.
@@ -117,6 +130,7 @@ def localize_two_stage(
         attention: (T,). Only checked; `cas` contains it already.
         activation_threshold: Second threshold, from 0 (the class's lowest probability) to 1 (its highest).
         class_score_weight: Weight of the video-level score.
+        snippet_rate: Not used.
         ambiguous: (M, 2) segments in snippets. Detections that share a snippet with one are deleted.
 
     Returns:
@@ -139,8 +153,15 @@ def localize_two_stage(
 
 
 class Localization(NamedTuple):
-    """Pair of functions of (cas, attention): video-level scores (C + 1,), and detections."""
+    """Functions of some outputs of one video: video-level scores, and detections.
 
+    Attributes:
+        outputs: Names of these outputs, in the order of the functions' arguments.
+        video_scores: Returns class scores (C,), or (C + 1,) with the background last.
+        localize: Returns detections. Its named arguments, except NOT_SETTINGS, are settings.
+    """
+
+    outputs: tuple[str, ...]
     video_scores: Callable[..., np.ndarray]
     localize: Callable[..., np.ndarray]
 
@@ -151,8 +172,8 @@ class Localization(NamedTuple):
 
 
 LOCALIZATIONS = {
-    "outer_inner": Localization(video_scores, localize),
-    "two_stage": Localization(probability_scores, localize_two_stage),
+    "outer_inner": Localization(("cas", "attention"), video_scores, localize),
+    "two_stage": Localization(("cas", "attention"), probability_scores, localize_two_stage),
 }
 
 

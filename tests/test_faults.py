@@ -229,7 +229,7 @@ def test_finite_loss_with_infinite_gradient_changes_nothing():
     optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
 
     class Criterion:
-        def __call__(self, outputs, labels, pairs):
+        def __call__(self, outputs, labels, pairs, progress):
             return {"total": (outputs["y"] * 0).sum().sqrt()}  # 0, with an infinite gradient
 
     class Net(nn.Module):

@@ -22,6 +22,7 @@ from utils.errors import InputError, shorten
 from utils.formats.files import atomic_write
 
 # Module names of the release -> of model.CO2Net. Only the middle tap of X.channel_conv is used (see model.py).
+# A network whose release has other names lists them in its attribute RELEASED_MODULES.
 RELEASED_MODULES = {
     "vAttn.channel_conv.0": "consensus.0.global_context.0",
     "vAttn.bit_wise_attn.0": "consensus.0.cross_modal.0",
@@ -37,6 +38,7 @@ RELEASED_MODULES = {
     "classifier.1": "classifier.1",
     "classifier.4": "classifier.4",
 }
+RELEASED_PREFIXES = ("module.", "net.")  # of all names: DataParallel, Lightning
 RELEASED_UNUSED = ("feat_encoder.",)  # declared in the release, never used by its forward pass
 # Entries of our checkpoints besides `model`; released checkpoints are bare state dicts.
 PARTS = {"architecture": dict, "classes": list, "options": dict, "iteration": int, "training": dict}
@@ -126,13 +128,17 @@ def checked_state(net: nn.Module, checkpoint: dict, path: str | Path) -> dict[st
     Raises:
         InputError: The weights do not fit the network, which may be on PyTorch's meta device.
     """
-    state = checkpoint.get("model", checkpoint)
+    state = checkpoint.get("model", checkpoint.get("state_dict", checkpoint))
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
         raise InputError(f"{path}: not the weights of a network; expected tensors by name")
-    if any(name.startswith(("vAttn.", "fAttn.", "module.vAttn.")) for name in state):
-        state = _convert_released(state, path)
+    for prefix in RELEASED_PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    modules = getattr(net, "RELEASED_MODULES", RELEASED_MODULES)
+    if any(name not in net.state_dict() and name.rpartition(".")[0] in modules for name in state):
+        state = _convert_released(net, state, modules, path)
     _check_state(net, state, path)
     return state
 
@@ -162,18 +168,20 @@ def _check_archive(path: Path) -> None:
             raise InputError(f"{path}: damaged; its record {damaged} does not match its checksum")
 
 
-def _convert_released(state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+def _convert_released(
+    net: nn.Module, state: dict[str, Tensor], modules: dict[str, str], path: str | Path
+) -> dict[str, Tensor]:
     converted = {}
     for name, tensor in state.items():
-        name = name.removeprefix("module.")
         if name.startswith(RELEASED_UNUSED):
             continue
         module, _, parameter = name.rpartition(".")
-        if module not in RELEASED_MODULES:
-            raise InputError(f"{path}: has the weight {name}, which CO2-Net does not have; is it of another network?")
-        if ".channel_conv." in name and tensor.ndim == 3 and tensor.shape[2] == 3:
+        if module not in modules:
+            network = type(net).__name__
+            raise InputError(f"{path}: has the weight {name}, which {network} does not have; is it of another network?")
+        if ".channel_conv" in name and tensor.ndim == 3 and tensor.shape[2] == 3:
             tensor = tensor[:, :, 1:2]
-        converted[f"{RELEASED_MODULES[module]}.{parameter}"] = tensor
+        converted[f"{modules[module]}.{parameter}"] = tensor
     return converted
 
 
@@ -192,7 +200,8 @@ def _check_state(net: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
             raise InputError(
                 f"{path}: {name} is {value.layout}, {value.dtype}, expected a dense tensor of floating-point numbers"
             )
-    classes = state[net.CLASS_LAYER].shape[0] - 1 if state[net.CLASS_LAYER].ndim else 0
+    extra_rows = own[net.CLASS_LAYER].shape[0] - net.num_classes  # 1 with a background class, else 0
+    classes = state[net.CLASS_LAYER].shape[0] - extra_rows if state[net.CLASS_LAYER].ndim else 0
     if classes != net.num_classes:
         raise InputError(
             f"{path}: the checkpoint has {classes} classes, the dataset has {net.num_classes}; "

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from eval.average_precision import mean_over_range, nan_to_none
 from eval.classification import classification_map
 from eval.detection import evaluate_detections
-from eval.outputs import write_outputs
+from eval.outputs import CURVES, write_outputs
 from eval.pictures import plot_videos
 from eval.proposals import DETECTION
 from eval.snippet_accuracy import snippet_accuracy
@@ -32,7 +32,6 @@ from utils.training import StepOutcome
 from wsad_dataset import Batch, WeakVideoDataset
 
 TABLE_PROTOCOLS = ("snippet", "seconds")  # side by side in every table; the first one selects best.pt
-OUTPUTS = ("cas", "attention", "modality_attention")  # network outputs that an evaluation uses
 BATCH_SNIPPETS = {"cpu": 2048, "cuda": 16384}  # per evaluation batch; small batches saturate a CPU
 
 
@@ -60,17 +59,27 @@ class BatchLoss(nn.Module):
                 )
             self.compile(mode="reduce-overhead" if on_gpu else "default", dynamic=False)
 
-    def forward(self, features: Tensor, labels: Tensor, pairs: Tensor) -> dict[str, Tensor]:
-        """Return the loss terms of a batch: features (B, T, D), labels (B, C), pairs (P, 2)."""
+    def forward(
+        self, features: Tensor, labels: Tensor, pairs: Tensor, progress: float | Tensor = 0.0
+    ) -> dict[str, Tensor]:
+        """Return the loss terms of a batch: features (B, T, D), labels (B, C), pairs (P, 2).
+
+        A changing `progress` must be a tensor: torch.compile compiles anew for each float.
+        """
         if self.bf16:
             features = features.bfloat16()
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16):
             outputs = self.network(features)
-        return self.objective({name: value.float() for name, value in outputs.items()}, labels, pairs)
+        outputs = {name: value.float() for name, value in outputs.items()}
+        return self.objective(outputs, labels, pairs, progress=progress)
 
 
 def train_step(
-    batch_loss: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, ranks: Ranks = SINGLE_PROCESS
+    batch_loss: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    ranks: Ranks = SINGLE_PROCESS,
+    progress: float = 0.0,
 ) -> StepOutcome:
     """Take one training step: forward, losses, backward, optimizer.
 
@@ -82,10 +91,11 @@ def train_step(
         optimizer: A fused optimizer, which understands `found_inf`.
         batch: A batch, on any device.
         ranks: Processes that take the step together. Loss terms and gradients are means over them.
+        progress: Share of training that has passed, in [0, 1).
     """
     optimizer.zero_grad(set_to_none=True)  # frees the gradients before the activations need memory
     device = next(batch_loss.parameters()).device
-    terms = batch_loss(*(to_device(part, device) for part in batch))
+    terms = batch_loss(*(to_device(part, device) for part in batch), torch.full((), progress, device=device))
     terms["total"].backward()
     gradients = [parameter.grad for parameter in batch_loss.parameters() if parameter.grad is not None]
     # The norm is infinite if the square of a gradient overflows, and Adam would store that square.
@@ -101,10 +111,11 @@ class VideoResult:
     """Outputs and detections of one video."""
 
     video_id: str
-    cas: np.ndarray  # (T, C + 1) logits, or log probabilities
+    cas: np.ndarray  # (T, C + 1) logits, or log probabilities; (T, C) for a network without background class
     modality_attention: np.ndarray  # (2, T), or (0, T) for a network without it
     attention: np.ndarray  # (T,)
     detections: np.ndarray  # label, start, end (snippets), score; see eval.proposals
+    scores: np.ndarray  # (C,) video-level class scores
 
 
 def predict(
@@ -136,19 +147,29 @@ def localized_videos(
     method: Method, dataset: WeakVideoDataset, annotations: Annotations, snippet_rate: float, indices: np.ndarray
 ) -> Iterator[tuple[int, VideoResult]]:
     """Yield index and result of each video, shortest videos first; see `predict`."""
-    for index, outputs in network_outputs(method.network, dataset, indices):
+    names = {*CURVES, *method.localization.outputs}
+    for index, outputs in network_outputs(method.network, dataset, indices, names):
         video_id = dataset.video_ids[index]
         ambiguous = seconds_to_snippets(annotations.videos[video_id].ambiguous, snippet_rate)
         outputs.setdefault("modality_attention", np.empty((0, len(outputs["attention"])), np.float32))
-        detections = method.localize(outputs["cas"], outputs["attention"], ambiguous=ambiguous)
-        yield index, VideoResult(video_id=video_id, detections=detections, **outputs)
+        detections = method.localize(outputs, ambiguous=ambiguous, snippet_rate=snippet_rate)
+        scores = method.video_scores(outputs)[: len(annotations.classes)]
+        curves = {name: outputs[name] for name in CURVES}
+        yield index, VideoResult(video_id=video_id, detections=detections, scores=scores, **curves)
 
 
 @torch.no_grad()
 def network_outputs(
-    network: nn.Module, dataset: WeakVideoDataset, indices: np.ndarray
+    network: nn.Module, dataset: WeakVideoDataset, indices: np.ndarray, names: Collection[str] | None = None
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Yield index and outputs of each video, shortest videos first, with the network in evaluation mode."""
+    """Yield index and outputs of each video, shortest videos first, with the network in evaluation mode.
+
+    Args:
+        network: Network of a method.
+        dataset: Videos.
+        indices: Videos to run.
+        names: Outputs to copy from the device, as far as the network has them; all by default.
+    """
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
@@ -156,7 +177,7 @@ def network_outputs(
         for batch in equal_length_batches(dataset.lengths[indices], BATCH_SNIPPETS[device.type]):
             features = torch.from_numpy(np.stack([dataset[index] for index in indices[batch]]))  # (B, T, D)
             outputs = network(to_device(features, device))
-            outputs = {name: outputs[name].cpu().numpy() for name in OUTPUTS if name in outputs}
+            outputs = {name: x.cpu().numpy() for name, x in outputs.items() if names is None or name in names}
             for row, index in enumerate(indices[batch].tolist()):
                 yield index, {name: value[row] for name, value in outputs.items()}
     finally:
@@ -217,13 +238,11 @@ class Evaluator:
         own = longest_first[self.ranks.rank :: self.ranks.size]  # about the same work for each rank
         results = predict(method, self.dataset, self.annotations, self.snippet_rate, own)
         shares = self.ranks.gather(results)
-        evaluation = (
-            self._score(method, [result for share in shares for result in share]) if self.ranks.is_main else None
-        )
+        evaluation = self._score([result for share in shares for result in share]) if self.ranks.is_main else None
         scores = self.ranks.on_rank_zero(lambda: (evaluation.metrics, evaluation.selection))
         return evaluation or Evaluation([], None, *scores)
 
-    def _score(self, method: Method, results: list[VideoResult]) -> Evaluation:
+    def _score(self, results: list[VideoResult]) -> Evaluation:
         order = {video_id: index for index, video_id in enumerate(self.dataset.video_ids)}
         results = sorted(results, key=lambda result: order[result.video_id])
         localized = {result.video_id: result.detections for result in results}
@@ -232,7 +251,7 @@ class Evaluator:
         detections = localized_table(localized, self.annotations.classes, self.snippet_rate)
         if not self.has_ground_truth:
             return Evaluation(results, detections, {}, float("nan"))
-        scores = np.stack([method.video_scores(result.cas, result.attention)[:-1] for result in results])
+        scores = np.stack([result.scores for result in results])
         metrics = {"classification_map": nan_to_none(classification_map(scores, self.dataset.labels)[1])}
         for protocol in TABLE_PROTOCOLS:
             metrics[protocol] = evaluate_detections(
@@ -268,7 +287,7 @@ def holdout_scores(method: Method, dataset: WeakVideoDataset) -> dict[str, float
         one_video = {name: torch.from_numpy(value)[None] for name, value in outputs.items()}  # a batch of one
         labels = torch.from_numpy(dataset.labels[index]).float()[None]
         losses.append(objective(one_video, labels, no_pairs)["total"].item())
-        scores.append((index, method.video_scores(outputs["cas"], outputs["attention"])[:-1]))
+        scores.append((index, method.video_scores(outputs)[: len(dataset.classes)]))
     ordered = np.stack([score for _, score in sorted(scores, key=lambda item: item[0])])
     mean_ap = classification_map(ordered, dataset.labels)[1]
     return {"classification_mAP": nan_to_none(mean_ap), "loss": float(np.mean(losses))}

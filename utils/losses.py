@@ -191,13 +191,16 @@ class CO2Loss(nn.Module):
             weights = {"mil_org": mil, "mil_supp": mil, **weights}
         self.weights = complete_weights(weights, WEIGHTS)
 
-    def forward(self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor, progress: float | Tensor = 0.0
+    ) -> dict[str, Tensor]:
         """Return the active terms, unweighted, and their weighted sum `total`, all scalars.
 
         Args:
             outputs: Outputs of CO2Net.
             labels: Multi-hot video labels (B, C).
             pairs: Rows of the batch that share a class (P, 2).
+            progress: Share of training that has passed; not used.
         """
         cas, modality_attention = outputs["cas"], outputs["modality_attention"]
         suppressed = suppress(cas, outputs["attention"], shifted=self.suppression == "shifted")

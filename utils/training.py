@@ -75,6 +75,11 @@ class Training:
         self._unchecked: deque[tuple[int, StepOutcome, Batch, list[str]]] = deque()
 
     @property
+    def progress(self) -> float:
+        """Share of the run's steps that are taken, in [0, 1) before a step."""
+        return self.iteration / self.max_iter
+
+    @property
     def evaluation_is_due(self) -> bool:
         """True if an evaluation follows the last step: on schedule, or at the end of the run."""
         return self._is_scheduled(self.iteration) or self.iteration == self.max_iter

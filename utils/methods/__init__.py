@@ -1,7 +1,6 @@
 """Methods by name. Each is one file: network, objective, localization and options."""
 
 from collections.abc import Sequence
-from functools import partial
 
 from eval.proposals import LOCALIZATIONS
 from utils.errors import InputError
@@ -33,6 +32,7 @@ def build_method(name: str, num_classes: int, modality_dims: Sequence[int], **op
     definition = METHODS[name]
     if unknown := sorted(set(options) - definition.options()):
         raise InputError(f"unknown option '{unknown[0]}' of method {name}; expected {sorted(definition.options())}")
+    options = {**definition.defaults, **options}
     localization = LOCALIZATIONS[options.get("localization", definition.localization)]
     architecture = {
         "num_classes": num_classes,
@@ -44,5 +44,5 @@ def build_method(name: str, num_classes: int, modality_dims: Sequence[int], **op
         objective = definition.objective(**arguments_of(definition.objective, options))
     except (TypeError, ValueError) as error:
         raise InputError(f"method {name} cannot be built: {error}") from None
-    localize = partial(localization.localize, **arguments_of(localization.localize, options))
-    return Method(network, objective, localize, localization.video_scores, architecture)
+    settings = arguments_of(localization.localize, options)
+    return Method(network, objective, localization, settings, architecture)

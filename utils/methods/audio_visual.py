@@ -220,13 +220,16 @@ class AudioVisualLoss(nn.Module):
         self.continuity = {"sigma": continuity_sigma, "stop_gradient": continuity_stop_gradient}
         self.pseudo = {"neighbors": pseudo_neighbors, "threshold": pseudo_threshold}
 
-    def forward(self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor, progress: float | Tensor = 0.0
+    ) -> dict[str, Tensor]:
         """Return the active terms, unweighted, and their weighted sum `total`, all scalars.
 
         Args:
             outputs: Outputs of AudioVisualNet.
             labels: Multi-hot video labels (B, C).
             pairs: Rows of the batch that share a class (P, 2).
+            progress: Share of training that has passed; not used.
         """
         cas = outputs["cas"]
         background = (~labels.any(dim=1)).to(labels)

@@ -3,12 +3,13 @@
 import inspect
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import nn
 
-from eval.proposals import LOCALIZATIONS
+from eval.proposals import LOCALIZATIONS, Localization
+from utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,12 @@ class Definition:
     """Parts of a method before it is built. Each file of utils/methods defines one."""
 
     network: Callable[..., nn.Module]  # from num_classes, modality_dims and options
-    objective: Callable[..., nn.Module]  # from options; called with outputs, labels and pairs
+    objective: Callable[..., nn.Module]  # from options; called with outputs, labels, pairs and progress
     num_modalities: tuple[int, ...]  # accepted numbers of modalities
-    consensus: str  # default of the option `consensus`, a key of utils.fusion.CONSENSUS
     localization: str  # default of the option `localization`, a key of eval.proposals.LOCALIZATIONS
     add_options: Callable[[ArgumentParser], None]  # adds the options that only this method has
+    consensus: str = "ccm"  # default of the option `consensus`, a key of utils.fusion.CONSENSUS
+    defaults: Mapping[str, object] = field(default_factory=dict)  # published values of shared options that differ
 
     def options(self) -> set[str]:
         """Return the names of the options that network, objective and localization take."""
@@ -35,17 +37,43 @@ class Method:
 
     Attributes:
         network: Maps features (B, T, D) to a dict with `cas`, `attention`, `features`, ...
-        objective: Maps outputs, labels (B, C) and pairs (P, 2) to named loss terms and `total`.
-        localize: Maps `cas` (T, C + 1) and `attention` (T,) of one video to detections; see `eval.proposals.localize`.
-        video_scores: Maps the same to video-level class scores (C + 1,), background last.
+        objective: Maps outputs, labels (B, C), pairs (P, 2) and `progress` to named loss terms and `total`. Progress is
+            the share of training that has passed, in [0, 1).
+        localization: Functions of the outputs of one video.
+        settings: Settings of the localization by name.
         architecture: Arguments of the network, stored in checkpoints.
     """
 
     network: nn.Module
     objective: nn.Module
-    localize: Callable[..., np.ndarray]
-    video_scores: Callable[..., np.ndarray]
+    localization: Localization
+    settings: dict
     architecture: dict
+
+    def localize(self, outputs: Mapping[str, np.ndarray], **options: object) -> np.ndarray:
+        """Detect the actions of one video.
+
+        Args:
+            outputs: Outputs of the network for this video, without the batch axis. `localization.outputs` are used.
+            **options: `snippet_rate`, `ambiguous`, or other settings; see `eval.proposals.localize`.
+
+        Returns:
+            Structured array (N,): label, start and end (snippets), score.
+
+        Raises:
+            InputError: An output is missing, or its shape or a value is not valid.
+        """
+        return self.localization.localize(*self._arrays(outputs), **{**self.settings, **options})
+
+    def video_scores(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return video-level class scores (C,), or (C + 1,) with the background last, from the same outputs."""
+        settings = arguments_of(self.localization.video_scores, self.settings)
+        return self.localization.video_scores(*self._arrays(outputs), **settings)
+
+    def _arrays(self, outputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        if missing := [name for name in self.localization.outputs if name not in outputs]:
+            raise InputError(f"localize: the network has no output '{missing[0]}'; choose another localization")
+        return [np.asarray(outputs[name]) for name in self.localization.outputs]
 
 
 def arguments_of(function: Callable, options: Mapping[str, object]) -> dict:

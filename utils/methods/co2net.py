@@ -53,7 +53,6 @@ DEFINITION = Definition(
     network=build_network,
     objective=CO2Loss,
     num_modalities=(2,),
-    consensus="ccm",
     localization="outer_inner",
     add_options=add_options,
 )
