@@ -142,15 +142,20 @@ def mutual_loss(modality_attention: Tensor, similarity: str = "mse", alpha: floa
     return alpha * distance(first, second.detach()) + (1 - alpha) * distance(second, first.detach())
 
 
-def opposition_loss(attentions: Tensor, cas: Tensor) -> Tensor:
-    """Compute L_oppo, Eq. 7: attention is the opposite of the background probability.
+def opposition(attentions: Tensor, cas: Tensor) -> Tensor:
+    """Return the error of each attention (B, K, T): its distance from the opposite of the background probability.
 
     Args:
-        attentions: Attention of both modalities, and the fused one (B, 3, T).
+        attentions: Attention of each modality, the fused one, or a choice of them (B, K, T).
         cas: T-CAM logits (B, T, C + 1). The paper's s_{c+1} is the last column of their softmax (release).
     """
     background = cas.softmax(dim=-1)[..., -1].unsqueeze(1)  # (B, 1, T)
-    return (attentions + background - 1).abs().mean()
+    return (attentions + background - 1).abs()
+
+
+def opposition_loss(attentions: Tensor, cas: Tensor) -> Tensor:
+    """Compute L_oppo, Eq. 7, the mean of `opposition`: attention is the opposite of the background probability."""
+    return opposition(attentions, cas).mean()
 
 
 def norm_loss(attentions: Tensor) -> Tensor:
@@ -170,7 +175,12 @@ class CO2Loss(nn.Module):
 
     Raises:
         ValueError: If a term, the suppression or the similarity is unknown.
+
+    Attributes:
+        WEIGHTS: Published weight of each term. A subclass with other terms has its own.
     """
+
+    WEIGHTS = WEIGHTS
 
     def __init__(
         self,
@@ -189,7 +199,7 @@ class CO2Loss(nn.Module):
         if "mil" in weights:
             mil = weights.pop("mil")
             weights = {"mil_org": mil, "mil_supp": mil, **weights}
-        self.weights = complete_weights(weights, WEIGHTS)
+        self.weights = complete_weights(weights, self.WEIGHTS)
 
     def forward(
         self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor, progress: float | Tensor = 0.0
@@ -200,20 +210,33 @@ class CO2Loss(nn.Module):
             outputs: Outputs of CO2Net.
             labels: Multi-hot video labels (B, C).
             pairs: Rows of the batch that share a class (P, 2).
-            progress: Share of training that has passed; not used.
+            progress: Share of training that has passed; not used in CO2-Net.
         """
-        cas, modality_attention = outputs["cas"], outputs["modality_attention"]
-        suppressed = suppress(cas, outputs["attention"], shifted=self.suppression == "shifted")
-        attentions = torch.cat([modality_attention, outputs["attention"].unsqueeze(1)], dim=1)  # (B, 3, T)
-        terms = {
+        return weighted_sum(self.terms(outputs, labels, pairs, progress), self.weights)
+
+    def terms(
+        self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor, progress: float | Tensor
+    ) -> dict[str, Callable[[], Tensor]]:
+        """Return a function per term that computes it; arguments as of `forward`."""
+        cas, attentions = outputs["cas"], all_attentions(outputs)
+        suppressed = self.suppress(cas, outputs["attention"])
+        return {
             "mil_org": lambda: mil_loss(cas, labels, 1.0, self.topk_ratio),
             "mil_supp": lambda: mil_loss(suppressed, labels, 0.0, self.topk_ratio),
             "cas": lambda: co_activity_loss(outputs["features"], suppressed, labels, pairs),
-            "ml": lambda: mutual_loss(modality_attention, self.mutual),
+            "ml": lambda: mutual_loss(outputs["modality_attention"], self.mutual),
             "oppo": lambda: opposition_loss(attentions, cas),
             "norm": lambda: norm_loss(attentions),
         }
-        return weighted_sum(terms, self.weights)
+
+    def suppress(self, cas: Tensor, attention: Tensor) -> Tensor:
+        """Return the suppressed T-CAM (B, T, C + 1) of this objective; see `suppress`."""
+        return suppress(cas, attention, shifted=self.suppression == "shifted")
+
+
+def all_attentions(outputs: Mapping[str, Tensor]) -> Tensor:
+    """Return the attention of both modalities, and the fused one (B, 3, T)."""
+    return torch.cat([outputs["modality_attention"], outputs["attention"].unsqueeze(1)], dim=1)
 
 
 def weighted_sum(terms: Mapping[str, Callable[[], Tensor]], weights: Mapping[str, float]) -> dict[str, Tensor]:
