@@ -12,13 +12,14 @@ from utils.errors import InputError
 from utils.methods import METHODS, build_method
 
 FEATURES, PAIRS = torch.rand(4, 12, 10), torch.tensor([[0, 1], [2, 3]])
+DIMS = {"tfe_dcn": (5, 5)}  # modalities that share a gate; others (6, 4)
 LABELS = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]])
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_gives_loss_terms_gradients_and_detections(name):
     torch.manual_seed(0)
-    method = build_method(name, num_classes=3, modality_dims=(6, 4))
+    method = build_method(name, num_classes=3, modality_dims=DIMS.get(name, (6, 4)))
     outputs = method.network.eval()(FEATURES)
     assert outputs["cas"].shape == (4, 12, 4)
     assert outputs["attention"].shape == (4, 12)
@@ -35,7 +36,7 @@ def test_every_method_gives_loss_terms_gradients_and_detections(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_stored_architecture_rebuilds_the_network(name):
-    method = build_method(name, 3, (6, 4))
+    method = build_method(name, 3, DIMS.get(name, (6, 4)))
     again = build_method(name, **method.architecture)
     again.network.load_state_dict(method.network.state_dict())
 
@@ -55,6 +56,8 @@ def test_options_reach_network_objective_and_localization():
         ("co2net", {"classifier": "softmax"}, "unknown option 'classifier' of method co2net"),
         ("co2net", {"consensus": "sum"}, "method co2net cannot be built: consensus is 'sum'"),
         ("audio_visual", {"pseudo_neighbors": 3}, "expected an even number"),
+        ("tfe_dcn", {}, "expected modalities of one width, got 6 and 4 channels"),
+        ("delu", {"course": "steep"}, "course is 'steep', expected one of release, rank"),
     ],
 )
 def test_impossible_methods_are_refused_in_one_line(name, options, message):

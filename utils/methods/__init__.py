@@ -4,17 +4,23 @@ from collections.abc import Sequence
 
 from eval.proposals import LOCALIZATIONS
 from utils.errors import InputError
-from utils.methods import audio_visual, co2net, ddg_net, delu, tfe_dcn
+from utils.methods import (
+    audio_visual,
+    co2net,
+    ddg_net,
+    delu,
+    tfe_dcn,
+)
 from utils.methods.base import Definition, Method, arguments_of
 
 __all__ = ["METHODS", "Definition", "Method", "arguments_of", "build_method"]
 
 METHODS: dict[str, Definition] = {
     "co2net": co2net.DEFINITION,
+    "audio_visual": audio_visual.DEFINITION,
     "tfe_dcn": tfe_dcn.DEFINITION,
     "delu": delu.DEFINITION,
     "ddg_net": ddg_net.DEFINITION,
-    "audio_visual": audio_visual.DEFINITION,
 }
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from utils.losses import CO2Loss, all_attentions, opposition
-from utils.methods import co2net
 from utils.methods.base import Definition
+from utils.methods.co2net import build_network
 from utils.number_types import non_negative_float, positive_int
 
 EVIDENCES = ("exp", "relu")
@@ -164,7 +164,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 DEFINITION = Definition(
-    network=co2net.build_network,
+    network=build_network,
     objective=DELULoss,
     num_modalities=(2,),
     localization="outer_inner",
