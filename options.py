@@ -292,14 +292,14 @@ class _Parser(OneLineParser):
                     f"did you mean {close[0]}?" if close else f"options are: {', '.join(sorted(known - {*OLD_NAMES}))}"
                 )
                 self.error(f"unknown option '{name}'; {options}")
-            _, rest = self.parse_known_args(_as_words(name, value), args)
+            _, rest = self.parse_known_args(as_words(name, value), args)
             if rest or value is None:
                 expected = "true or false" if isinstance(getattr(args, name, None), bool) else "a single value"
                 self.error(f"{name} is {shorten(value)}, expected {expected}")
         self.where = ""
 
 
-def _as_words(name: str, value: object) -> list[str]:
+def as_words(name: str, value: object) -> list[str]:
     """Return an option of a config as words of a command line."""
     flag = "--" + str(name).replace("_", "-")
     if isinstance(value, bool):

@@ -22,6 +22,7 @@ setup(
         "plotly>=7,<8",
         "jinja2>=3.1,<4",
         "pandas>=2.2,<4",
+        "scipy>=1.11",
         "tabulate>=0.9",
     ],
     extras_require={
@@ -34,7 +35,6 @@ setup(
             "nbclient>=0.10",
             "nbformat>=5.10",
             "ruff>=0.15",
-            "scipy>=1.11",
             "selenium>=4.51,<5",
             "submitit>=1.5",
         ],

@@ -1,28 +1,36 @@
-"""Reproduce a table of the papers, or Figure 5: train the runs that are missing, then compare the results.
+"""Reproduce tables of the papers, or Figure 5: train the runs that the ledger lacks, then compare the results.
 
-python scripts/reproduce.py TABLE [--seeds 0 1 2] [--path-dataset DIR] [--base FILE] [--max-iter N]
+python scripts/reproduce.py TABLE ... [--config FILE ...] [--path-dataset DIR] [--seeds 0 1 2] [--budget 90m]
 """
 
 import argparse
+import math
 import os
+import shutil
 import signal
 import sys
+import time
 from pathlib import Path
+
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 
-from scripts.reproduction import execute, render, results
-from scripts.reproduction.cost import format_duration, measure_cost
+from scripts.reproduction import execute, render
+from scripts.reproduction.cost import Cost, format_duration, known_cost, parse_duration, probe_cost
 from scripts.reproduction.figure5 import draw_figure5
+from scripts.reproduction.ledger import LEDGER, append_runs, contains, ledger_row, read_ledger
 from scripts.reproduction.plan import ROOT, PlannedRun, Setting, Table, planned_runs, read_tables
-from utils.engine import TABLE_PROTOCOLS
+from scripts.reproduction.results import SETTING, by_setting, rows_that_ran
 from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.features.convert import find_features
 from utils.features.simulate import simulate_demo
-from utils.formats.files import write_text
 
-FIGURE5 = "figure5"  # drawn from the runs of Table 6, these rows from top to bottom
-FIGURE5_ROWS = ("CCM", "SE", "SSMA", "Concat", "Add")
+Pairs = list[tuple[Table, Setting]]
+
+ALL, FIGURE5, RESULTS = "all", "figure5", "results"
+ALL_CONFIGS = [Path("configs") / f"{name}.yaml" for name in ("thumos14_r2plus1d", "thumos14_swapped_r2plus1d")]
+FIGURE5_ROWS = ("CCM", "SE", "SSMA", "Concat", "Add")  # rows of Table 6, from top to bottom
 # Simulated datasets by config: the default folder, and the command that creates it.
 SIMULATED = {
     "demo": ("data/demo", "python scripts/simulate_features.py --demo --out data/demo"),
@@ -37,51 +45,70 @@ tables:
                           python scripts/simulate_features.py --ave RELEASE --out data/ave
   av-table1-activitynet, av-table2-activitynet, av-table4, av-table5-activitynet
                           tables of the audio-visual paper on ActivityNet1.2
+  all                     every table about the method of the configs
   figure5                 Figure 5 of the CO2-Net paper, from the runs of table6 with the first seed
-  results                 a page like docs/results.md of all tables with finished runs in --run-dir; trains nothing
+  results                 the pages docs/results.md and docs/results/TABLE.md, from the ledger; trains nothing
 
-Each run is a run folder of main.py, RUN_DIR/BASE/DATASET/ROW_sSEED. Tables that have a row in common share its runs.
-Ctrl-C stops safely. The same command continues and skips finished runs. Options that are not listed here are passed
-to main.py for all runs, for example --device cpu.
+Every finished run becomes a row of the ledger, docs/results/runs.csv. A run that the ledger has is not repeated, on
+whichever machine it ran. Tables that have a row in common share its runs. The order is seed by seed, all rows of all
+tables first. Ctrl-C and the end of the budget stop safely, and the same command continues. Options that are not listed
+here are passed to main.py for all runs, for example --device cpu.
 
 examples:
   python scripts/reproduce.py table3 --path-dataset DIR                                 the paper's features
   python scripts/reproduce.py table6 --config configs/demo.yaml --seeds 0 1             simulated features, minutes
-  python scripts/reproduce.py table3 --path-dataset DIR --base configs/thumos14_r2plus1d.yaml --max-iter 1000
+  python scripts/reproduce.py all --path-dataset DIR --budget 90m --jobs 2              both splits of THUMOS14
+  python scripts/reproduce.py table3 table5 --path-dataset DIR --config configs/thumos14_r2plus1d.yaml --max-iter 1000
   python scripts/reproduce.py table6 --path-dataset DIR --slurm slurm_partition=gpu gpus_per_node=1 timeout_min=240
-  python scripts/reproduce.py results --markdown docs/results.md
+  python scripts/reproduce.py results --add runs/gpu/runs.csv                           runs of another machine
 """
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
+    began = time.monotonic()
     args, main_options = _parse_args(argv)
     for number in (signal.SIGINT, signal.SIGTERM):  # a cluster stops jobs with SIGTERM; some shells ignore SIGINT
         signal.signal(number, signal.default_int_handler)
-    if args.table == "results":
-        _write_results(args, ["python", "scripts/reproduce.py", *(sys.argv[1:] if argv is None else argv)])
+    if args.tables == [RESULTS]:
+        _write_results(args)
         return
-    table = read_tables()["table6" if args.table == FIGURE5 else args.table]
-    setting = _setting(args, table, main_options)
-    seeds = args.seeds[:1] if args.table == FIGURE5 else args.seeds
-    runs = planned_runs(table, setting, seeds)
-    environments = execute.job_environments(args.jobs, runs[0].options.device == "cpu")
-    todo = [run for run in runs if not run.is_done()]
-    _print_plan(table, setting, runs, todo)
-    if todo and args.slurm is None:
-        _print_cost(setting, todo, environments)
+    pairs = _pairs(args, main_options)
+    is_figure = args.tables == [FIGURE5]
+    runs = planned_runs(pairs, args.seeds[:1] if is_figure else args.seeds)
+    environments = execute.job_environments(args.jobs, args.runs_per_gpu, runs[0].options.device == "cpu")
+    ledger = read_ledger(args.ledger)
+    todo = [run for run in runs if is_figure or not contains(ledger, run)]
+    finished = [run for run in todo if run.is_done()]  # folders that the ledger lacks
+    if finished:
+        append_runs(args.ledger, [ledger_row(run) for run in finished])
+    todo = [run for run in todo if run not in finished]
+    _print_plan(pairs, runs, todo)
+    cost = known_cost(ledger, todo[0]) if todo else None
+    if todo and args.slurm is None and not args.budget:
+        cost = cost or probe_cost(todo[0], environments[0])
+        _print_cost(cost, todo, len(environments))
     if args.plan:
         return
+
+    def record(run: PlannedRun, seconds: float | None, jobs: int) -> None:
+        append_runs(args.ledger, [ledger_row(run, seconds, jobs)])
+        if args.delete_runs:
+            shutil.rmtree(run.folder)
+
     failed = []
     if todo and args.slurm is not None:
         parameters = dict(item.partition("=")[::2] for item in args.slurm)
-        failed = execute.run_on_slurm(todo, setting.folder / "slurm", parameters)
+        failed = execute.run_on_slurm(todo, record, pairs[0][1].folder / "slurm", parameters)
     elif todo:
-        failed = execute.run_here(todo, environments)
-    if args.table != FIGURE5:
-        _print_results(table, setting, runs, args)
+        expected = cost.of(todo[:1]) if cost else 0.0
+        failed = execute.run_here(
+            todo, environments, record, began + args.budget if args.budget else math.inf, expected
+        )
+    if not is_figure:
+        _print_results(pairs, runs, args.ledger)
     elif not failed:
-        _draw_figure5(table, setting, seeds[0], args.videos)
+        _draw_figure5(*pairs[0], args.seeds[0], args.videos)
     if failed:
         raise InputError(f"runs that failed: {', '.join(run.name for run in failed)}")
 
@@ -96,10 +123,18 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("table", choices=[*read_tables(), FIGURE5, "results"], metavar="TABLE", help="name of a table; see below")
+    names = [*read_tables(), ALL, FIGURE5, RESULTS]
+    add("tables", nargs="+", choices=names, metavar="TABLE", help="names of tables; see below")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="seeds of each row (default: 0 1 2)")
     add("--path-dataset", type=Path, metavar="DIR", help="dataset folder (default: data/demo or data/ave)")
-    add("--base", "--config", type=Path, metavar="FILE", help="config that the rows start from (default: the paper's)")
+    add(
+        "--config",
+        "--base",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="config that the rows start from; several give the tables in several settings (default: the paper's)",
+    )
     add("--max-iter", metavar="N", help="iterations per run (default: the config's)")
     add(
         "--run-dir",
@@ -108,7 +143,17 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         metavar="DIR",
         help="parent of the run folders (default: runs/reproduce)",
     )
-    add("--jobs", type=int, default=1, metavar="N", help="concurrent runs per visible GPU, or on the CPU (default: 1)")
+    add(
+        "--ledger",
+        type=Path,
+        default=Path(os.path.relpath(LEDGER)),
+        metavar="FILE",
+        help="CSV file with one row per finished run (default: docs/results/runs.csv)",
+    )
+    add("--budget", type=_duration, metavar="TIME", help="time after which the command stops, such as 90m or 1.5h")
+    add("--jobs", type=int, default=1, metavar="N", help="concurrent runs on the CPU (default: 1)")
+    add("--runs-per-gpu", type=int, default=1, metavar="N", help="concurrent runs per visible GPU (default: 1)")
+    add("--delete-runs", action="store_true", help="delete the folder of each run that the ledger has; saves disk")
     add(
         "--slurm",
         nargs="*",
@@ -117,20 +162,14 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     )
     add("--plan", action="store_true", help="print the runs and their estimated time, and stop")
     add(
-        "--protocol",
-        choices=TABLE_PROTOCOLS,
-        default=TABLE_PROTOCOLS[0],
-        help=f"protocol of the table (default: {TABLE_PROTOCOLS[0]})",
-    )
-    add(
-        "--markdown", type=Path, metavar="FILE", help="Markdown file (default: TABLE.md beside the runs; results: none)"
-    )
-    add(
-        "--csv",
+        "--add",
+        nargs="+",
         type=Path,
+        default=[],
         metavar="FILE",
-        help="CSV file of every run, checkpoint and protocol (default: TABLE.csv beside the runs; results: none)",
+        help="ledgers of other machines that results adds to the ledger",
     )
+    add("--docs", type=Path, default=Path("docs"), metavar="DIR", help="folder of the pages of results (default: docs)")
     add(
         "--videos",
         nargs="+",
@@ -139,90 +178,122 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         help="test videos of figure5 (default: three with many segments)",
     )
     args, main_options = parser.parse_known_args(argv)
-    if args.jobs < 1:
-        parser.error(f"--jobs is {args.jobs}, expected at least 1")
+    for name in ("jobs", "runs_per_gpu"):
+        if (number := getattr(args, name)) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {number}, expected at least 1")
     if args.slurm and (wrong := [item for item in args.slurm if "=" not in item]):
         parser.error(f"--slurm: expected NAME=VALUE, got '{wrong[0]}'")
-    if args.table == "results" and main_options:
+    for name in (FIGURE5, RESULTS):
+        if name in args.tables and len(args.tables) > 1:
+            parser.error(f"{name} stands alone, got {' '.join(args.tables)}")
+    if args.tables == [RESULTS] and main_options:
         parser.error(f"unrecognized arguments: {' '.join(main_options)}")
+    if args.tables == [FIGURE5] and args.delete_runs:
+        parser.error("figure5 needs the run folders; leave out --delete-runs")
     if args.max_iter:
         main_options += ["--max-iter", args.max_iter]
     return args, main_options
 
 
-def _setting(args: argparse.Namespace, table: Table, main_options: list[str]) -> Setting:
-    """Return the setting of the runs. Creates the demo dataset if it is missing, as scripts/train.sh does."""
-    base = args.base or Path(os.path.relpath(table.base))
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _pairs(args: argparse.Namespace, main_options: list[str]) -> Pairs:
+    """Return each table to run with each of its settings."""
+    tables = read_tables()
+    names = ["table6"] if args.tables == [FIGURE5] else args.tables
+    if ALL in names:
+        settings = [_setting(args, config, main_options) for config in args.config or ALL_CONFIGS]
+        methods = [setting.base_options()["method"] for setting in settings]
+        return [
+            (table, setting)
+            for setting, method in zip(settings, methods, strict=True)
+            for table in tables.values()
+            if table.method == method
+        ]
+    pairs = []
+    for name in names:
+        configs = args.config or [Path(os.path.relpath(tables[name].base))]
+        pairs += [(tables[name], _setting(args, config, main_options)) for config in configs]
+    return pairs
+
+
+def _setting(args: argparse.Namespace, config: Path, main_options: list[str]) -> Setting:
+    """Return the setting of one config. Creates the demo dataset if it is missing, as scripts/train.sh does."""
     dataset = args.path_dataset
     if dataset is None:
-        if base.stem not in SIMULATED:
+        if config.stem not in SIMULATED:
             raise InputError("--path-dataset is missing: the folder with annotations.json and the features")
-        default, command = SIMULATED[base.stem]
+        default, command = SIMULATED[config.stem]
         dataset = Path(os.path.relpath(ROOT / default))
-        if base.stem == "demo" and not any(find_features(dataset)):
+        if config.stem == "demo" and not any(find_features(dataset)):
             simulate_demo(dataset)
         elif not dataset.is_dir():
             raise InputError(f"--path-dataset is missing and {dataset} does not exist; create it with: {command}")
-    return Setting(base, dataset, args.run_dir, tuple(main_options))
+    return Setting(config, dataset, args.run_dir, tuple(main_options))
 
 
-def _print_plan(table: Table, setting: Setting, runs: list[PlannedRun], todo: list[PlannedRun]) -> None:
-    """Print the runs that are done and those that are not."""
-    options = runs[0].options
-    count = f"{len(runs)} run{'s' * (len(runs) > 1)} of {options.max_iter} iterations"
-    print(f"{table.title}: {count} in {setting.folder}, {len(todo)} to do")
-    for row in (row for row in table.rows if row.only not in (None, options.dataset)):
-        print(f"  left out: {row.name} (only on {row.only})")
-    for run in runs:
-        print(f"  {run.name}: {'to do' if run in todo else 'done'}")
+def _print_plan(pairs: Pairs, runs: list[PlannedRun], todo: list[PlannedRun]) -> None:
+    """Print the runs that are done and those that are not, one line per row and setting."""
+    for table, setting in pairs:
+        dataset = setting.base_options()["dataset"]
+        print(f"{table.title}: {setting.base}, {setting.path_dataset}")
+        for row in (row for row in table.rows if row.only not in (None, dataset)):
+            print(f"  left out: {row.name} (only on {row.only})")
+    iterations = sorted({run.options.max_iter for run in runs})
+    count = f"{len(runs)} run{'s' * (len(runs) > 1)} of {' or '.join(map(str, iterations))} iterations"
+    print(f"{count}, {len(todo)} to do")
+    for place in dict.fromkeys((run.folder.parent, run.identity["key"]) for run in runs):
+        states = {True: [], False: []}
+        for run in runs:
+            if (run.folder.parent, run.identity["key"]) == place:
+                states[run in todo].append(str(run.identity["seed"]))
+        texts = [f"{word}: {' '.join(states[key])}" for key, word in ((False, "done"), (True, "to do")) if states[key]]
+        print(f"  {place[0] / place[1]}, seeds {', '.join(texts)}")
 
 
-def _print_cost(setting: Setting, todo: list[PlannedRun], environments: list[execute.Environment]) -> None:
+def _print_cost(cost: Cost, todo: list[PlannedRun], concurrent: int) -> None:
     """Print the estimated time of the runs on this machine."""
-    cost = measure_cost(setting.folder, todo[0], environments[0])
-    total, one = (format_duration(seconds) for seconds in (cost.of(todo) / len(environments), cost.of(todo[:1])))
-    concurrent = f", {len(environments)} at a time" if len(environments) > 1 else ""
-    print(f"estimate: {total} ({one} per run{concurrent}; {cost.source})", flush=True)
+    total, one = (format_duration(seconds) for seconds in (cost.of(todo) / concurrent, cost.of(todo[:1])))
+    at_a_time = f", {concurrent} at a time" if concurrent > 1 else ""
+    print(f"estimate: {total} ({one} per run{at_a_time}; {cost.source})", flush=True)
 
 
-def _print_results(table: Table, setting: Setting, runs: list[PlannedRun], args: argparse.Namespace) -> None:
-    """Print the table of the finished runs, and write it as Markdown and CSV."""
-    finished = results.read_results(run.folder for run in runs if run.is_done())
-    if finished.empty:
-        return
-    markdown = args.markdown or setting.folder / f"{table.key}.md"
-    csv = args.csv or setting.folder / f"{table.key}.csv"
-    for path in (markdown, csv):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(markdown, render.table_markdown(table, [finished], args.protocol) + f"\n\n{render.HOW_CHOSEN}\n")
-    results.write_csv(csv, [table], [finished])
-    print(f"\n{render.table_text(table, finished, args.protocol)}")
-    print(f"{len(finished)} of {len(runs)} runs. Every seed, protocol and tIoU: {csv}. Markdown: {markdown}")
+def _print_results(pairs: Pairs, runs: list[PlannedRun], path: Path) -> None:
+    """Print the tables of the runs that the ledger has."""
+    ledger = read_ledger(path)
+    groups = {tuple(group.iloc[0][SETTING]): group for group in by_setting(ledger)}
+    for table, setting in pairs:
+        identity = setting.base_run().identity
+        group = groups.get(tuple(identity[name] for name in SETTING))
+        if group is not None and rows_that_ran(table, group):
+            print(f"\n{render.table_text(table, group)}")
+    print(f"\n{sum(contains(ledger, run) for run in runs)} of {len(runs)} runs in {path}")
 
 
 def _draw_figure5(table: Table, setting: Setting, seed: int, videos: list[str]) -> None:
     runs = {row.name: setting.run(row, seed) for row in table.rows if row.name in FIGURE5_ROWS}
     folders = {name: runs[name].folder for name in FIGURE5_ROWS}
-    finished = results.read_results(folders.values())
-    title = f"{render.features_of(finished)}, {render.heading(finished)}, seed {seed}"
+    first = ledger_row(runs[FIGURE5_ROWS[0]])
+    prefix = "SIMULATED " if first["simulated"] else ""
+    title = f"{prefix}{first['base']} on {first['data']}, {first['iterations']} iterations, seed {seed}"
     paths = draw_figure5(folders, setting.path_dataset, videos, setting.folder / FIGURE5, title)
     print(" ".join(map(str, paths)))
 
 
-def _write_results(args: argparse.Namespace, command: list[str]) -> None:
-    """Write the page of every table with finished runs, or print it."""
-    tables = list(read_tables().values())
-    groups = results.by_setting(results.read_results(results.find_runs(args.run_dir)))
-    for path in filter(None, (args.markdown, args.csv)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    page = render.results_page(tables, groups, args.protocol, command)
-    if args.csv:
-        results.write_csv(args.csv, tables, groups)
-    if args.markdown:
-        write_text(args.markdown, page)
-        print(f"{args.markdown}: {sum(map(len, groups))} finished runs")
-    else:
-        print(page)
+def _write_results(args: argparse.Namespace) -> None:
+    """Add the ledgers of other machines, and write the pages."""
+    for path in args.add:
+        if not path.is_file():
+            raise InputError(f"--add {path}: not found")
+    append_runs(args.ledger, pd.concat(map(read_ledger, [args.ledger, *args.add])))
+    ledger = read_ledger(args.ledger)
+    paths = render.write_pages(args.docs, list(read_tables().values()), by_setting(ledger))
+    print(f"{args.docs / 'results.md'}: {len(ledger)} runs, {len(paths)} files")
 
 
 if __name__ == "__main__":

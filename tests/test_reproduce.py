@@ -1,24 +1,26 @@
 """Tests of scripts/reproduce.py: it plans, stops, continues, repeats no run, and reports the results."""
 
-import csv
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import ttest_1samp
 
 from scripts import reproduce
-from scripts.reproduction import execute, render, results
-from scripts.reproduction.cost import format_duration, last_line
+from scripts.reproduction import execute, plan, render, results
+from scripts.reproduction.cost import format_duration, last_line, parse_duration
 from scripts.reproduction.figure5 import draw_figure5
-from scripts.reproduction.plan import Setting, planned_runs, read_tables
+from scripts.reproduction.ledger import LEDGER, append_runs, contains, read_ledger
+from scripts.reproduction.plan import Row, Setting, planned_runs, read_tables
 from utils.annotations import parse_annotations
 from utils.datasets import DATASETS
 from utils.errors import InputError
@@ -41,8 +43,13 @@ def data(tmp_path_factory):
 
 
 def command(data, run_dir, table, *more):
-    base = [table, "--base", data / "tiny.yaml", "--path-dataset", data, "--run-dir", run_dir]
-    return [sys.executable, ROOT / "scripts/reproduce.py", *map(str, [*base, "--device", "cpu", *more])]
+    base = [table, "--config", data / "tiny.yaml", "--path-dataset", data, "--run-dir", run_dir]
+    base += ["--ledger", run_dir / "runs.csv", "--device", "cpu"]
+    return [sys.executable, ROOT / "scripts/reproduce.py", *map(str, [*base, *more])]
+
+
+def setting_of(data, run_dir, *more):
+    return Setting(data / "tiny.yaml", data, run_dir, ("--device", "cpu", *more))
 
 
 def run(*argv):
@@ -56,27 +63,27 @@ def stopped(data, tmp_path_factory):
     process = subprocess.Popen(
         command(data, run_dir, "table5", "--seeds", "0"), env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, bufsize=1
     )
-    folder = run_dir / "tiny" / data.name
+    folder = setting_of(data, run_dir).folder
     while not (folder / "table5_local_local_s0/log.jsonl").exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=TIMEOUT)
-    return folder, process.returncode, printed
+    return run_dir, folder, process.returncode, printed
 
 
 @pytest.fixture(scope="module")
 def finished(data, stopped):
-    """Run the same command again, to its end."""
-    folder = stopped[0]
-    (folder / "other_s0").mkdir()  # its cost is known, so that nothing is measured again
-    (folder / "other_s0/cost.json").write_text(json.dumps({"iterations": 40, "seconds": 2.0}))
-    done = run(*command(data, folder.parent.parent, "table5", "--seeds", "0", "--jobs", "2"))
+    """Run the same command again, to its end; return the parent of its run folders, and the output."""
+    run_dir = stopped[0]
+    other = setting_of(data, run_dir).run(Row("", "other"), 0).identity  # of known cost, so that nothing is measured
+    append_runs(run_dir / "runs.csv", [{**other, "device": "cpu", "seconds": 2.0}])
+    done = run(*command(data, run_dir, "table5", "--seeds", "0", "--jobs", "2"))
     assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    return run_dir, done.stdout
 
 
 def test_a_stop_is_safe(stopped):
-    folder, status, printed = stopped
+    run_dir, folder, status, printed = stopped
     assert status == 1
     assert "3 runs of 40 iterations" in printed
     assert "measured on 10 steps and an evaluation" in printed
@@ -85,13 +92,13 @@ def test_a_stop_is_safe(stopped):
 
 
 def test_the_same_command_continues(stopped, finished):
-    folder, printed = finished
+    folder, printed = stopped[1], finished[1]
     assert "3 to do" in printed
     assert "(2 s per run, 2 at a time; measured on 1 finished run)" in printed
     assert "SIMULATED features rgb + flow" in printed
     for row in ("local / local", "local / global", "global / local"):
         assert row in printed
-    assert "of 3 pairs of rows are ordered as in the paper" in printed
+    assert "of 3 pairs of rows have the paper's order" in printed
     assert sorted(path.parent.name for path in folder.glob("*/metrics.json")) == [
         "co2net_s0",
         "table5_local_global_s0",
@@ -99,47 +106,94 @@ def test_the_same_command_continues(stopped, finished):
     ]
     for path in folder.glob("*_s0/log.jsonl"):  # of the interrupted run, too
         assert [json.loads(line)["iteration"] for line in path.read_text().splitlines()] == [0, 20, 40]
-    rows = list(csv.DictReader((folder / "table5.csv").open()))
-    assert len(rows) == 3 + 3 * 2 * 2  # the paper's rows; both checkpoints of each run under both protocols
-    assert (rows[0]["source"], rows[0]["mean"], rows[0]["mAP@0.1"]) == ("paper", "43.0", "68.1")
-    assert all("SIMULATED" in row["features"] for row in rows[3:])
-    assert "| local / local" in (folder / "table5.md").read_text()
+
+
+def test_every_finished_run_is_a_row_of_the_ledger(data, stopped, finished):
+    ledger = read_ledger(finished[0] / "runs.csv").set_index("key").drop("other")
+    assert set(ledger["experiment"]) == {f"table5: {row.name}" for row in read_tables()["table5"].rows}
+    metrics = json.loads((stopped[1] / "co2net_s0/metrics.json").read_text())
+    run = ledger.loc["co2net"]
+    for checkpoint in ("last", "best"):
+        for protocol in ("snippet", "seconds"):
+            expected = 100 * metrics[checkpoint][protocol]["map"][4]
+            assert run[f"{checkpoint}/{protocol}/mAP@0.5"] == pytest.approx(expected, abs=1e-4)
+    assert (run["device"], run["precision"], run["eval_every"], run["threads"]) == ("cpu", "float32", 20, 1)
+    assert (run["seed"], run["iterations"], run["numerics"], run["jobs"]) == (0, 40, plan.NUMERICS, 2)
+    assert (
+        run["options"]
+        == "dataset=demo eval_every=20 evaluate_untrained=true lr=0.001 num_snippets=12 train_subset=train"
+    )
+    assert run["seconds"] > 0 and run["features_hash"] == plan.sha256_of(data / "features.h5")[:12]
+    # of the interrupted run nobody knows the time
+    assert ledger["seconds"].isna().to_dict() == {
+        "co2net": False,
+        "table5_local_global": False,
+        "table5_local_local": True,
+    }
 
 
 def test_a_finished_table_repeats_nothing(data, finished, monkeypatch, capsys):
-    folder, _ = finished
+    run_dir, _ = finished
     monkeypatch.setattr(execute, "run_here", None)
-    reproduce.main(command(data, folder.parent.parent, "table5", "--seeds", "0")[2:])
+    reproduce.main(command(data, run_dir, "table5", "--seeds", "0")[2:])
     assert "0 to do" in capsys.readouterr().out
     # a table that has the base's run in common does not repeat it
-    reproduce.main(command(data, folder.parent.parent, "table4", "--seeds", "0", "--plan")[2:])
+    reproduce.main(command(data, run_dir, "table4", "--seeds", "0", "--plan")[2:])
     printed = capsys.readouterr().out
-    assert "4 runs of 40 iterations" in printed and "co2net_s0: done" in printed and "table4_kl_s0: to do" in printed
+    assert "4 runs of 40 iterations, 3 to do" in printed
+    assert "co2net, seeds done: 0" in printed and "table4_kl, seeds to do: 0" in printed
+    # other options, or one more config, are other runs
+    reproduce.main(command(data, run_dir, "table5", "--seeds", "0", "--lr", "1e-4", "--plan", "--budget", "1m")[2:])
+    assert "3 to do" in capsys.readouterr().out
+    # a ledger that lacks the runs takes them from their folders
+    reproduce.main([*command(data, run_dir, "table5", "--seeds", "0")[2:], "--ledger", str(run_dir / "other.csv")])
+    assert "0 to do" in capsys.readouterr().out
+    assert len(read_ledger(run_dir / "other.csv")) == 3
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--lr", "1e-4"], "was run with lr = 0.001, not 0.0001"),
-        (["--max-iter", "20"], "has 40 iterations, expected at most 20"),
-    ],
-)
-def test_a_different_run_in_the_folder_is_an_error(data, finished, more, message):
-    argv = command(data, finished[0].parent.parent, "table5", "--seeds", "0", *more)[2:]
-    with pytest.raises(InputError, match=message):
+def test_no_run_starts_that_does_not_fit_into_the_budget(data, finished, capsys):
+    reproduce.main(command(data, finished[0], "table4", "--seeds", "0", "--budget", "21s")[2:])
+    printed = capsys.readouterr().out
+    assert "3 of 3 runs do not fit into the budget; the same command continues" in printed
+    assert "1 of 4 runs in " in printed
+
+
+def test_the_end_of_the_budget_stops_a_run_that_continues_later(data, tmp_path, monkeypatch, capsys):
+    (one,) = planned_runs([(read_tables()["table1"], setting_of(data, tmp_path))], [0])
+    wait = "import time, signal, sys; signal.signal(15, lambda *_: sys.exit('saved')); print(1); time.sleep(60)"
+    slow = replace(one, command=(sys.executable, "-u", "-c", wait))
+    monkeypatch.setattr(execute, "STOP_SECONDS", 0)
+    assert execute.run_here([slow, slow], [ENVIRONMENT], None, time.monotonic() + 2) == []
+    printed = capsys.readouterr().out
+    assert "the budget ends: 1 runs save their state" in printed
+    assert "1 of 2 runs do not fit" in printed
+
+
+def test_tables_run_in_several_settings_seed_by_seed(data, tmp_path):
+    settings = [setting_of(data, tmp_path), setting_of(data, tmp_path, "--max-iter", "30", "--lr", "1e-4")]
+    pairs = [(read_tables()[name], setting) for name in ("table5", "table1") for setting in settings]
+    runs = planned_runs(pairs, [0, 1])
+    assert len(runs) == 12  # table 1 has the base's run in common with table 5
+    assert [run.identity["seed"] for run in runs] == [0] * 6 + [1] * 6
+    assert {run.folder.parts[-3] for run in runs} == {"tiny", "tiny_lr_0.0001"}
+    assert {run.identity["overrides"] for run in runs} == {"", "lr=0.0001"}
+
+
+def test_a_longer_run_in_the_folder_is_an_error(data, finished):
+    argv = command(data, finished[0], "table5", "--seeds", "0", "--max-iter", "20")[2:]
+    with pytest.raises(InputError, match="has 40 iterations, expected at most 20"):
         reproduce.main(argv)
 
 
 def test_a_failed_run_is_reported_and_the_others_continue(data, tmp_path, capsys):
-    setting = Setting(data / "tiny.yaml", data, tmp_path, ("--device", "cpu"))
-    (one,) = planned_runs(read_tables()["table1"], setting, [0])
+    (one,) = planned_runs([(read_tables()["table1"], setting_of(data, tmp_path))], [0])
     broken = replace(one, command=(sys.executable, "-c", "exit('error: broken')"))
-    assert execute.run_here([broken, broken], [ENVIRONMENT]) == [broken, broken]
+    assert execute.run_here([broken, broken], [ENVIRONMENT], None) == [broken, broken]
     assert "FAILED: error: broken" in capsys.readouterr().out
 
 
 def test_slurm_local_executor_gets_the_missing_runs(data, finished, capsys):
-    argv = command(data, finished[0].parent.parent, "table1", "--seeds", "0", "1", "--slurm", "cluster=local")
+    argv = command(data, finished[0], "table1", "--seeds", "0", "1", "--slurm", "cluster=local")
     reproduce.main(argv[2:])
     printed = capsys.readouterr().out
     assert "submitted 1 jobs" in printed
@@ -149,22 +203,23 @@ def test_slurm_local_executor_gets_the_missing_runs(data, finished, capsys):
 
 def test_slurm_without_submitit_or_cluster_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="--slurm: "):
-        execute.run_on_slurm([], tmp_path, {"cluster": "local", "color": "red"})
+        execute.run_on_slurm([], None, tmp_path, {"cluster": "local", "color": "red"})
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(InputError, match="pip install submitit"):
-        execute.run_on_slurm([], tmp_path, {})
+        execute.run_on_slurm([], None, tmp_path, {})
 
 
-def test_one_run_per_gpu_and_shared_threads(monkeypatch):
+def test_runs_per_gpu_and_shared_threads(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in execute.job_environments(1, False)] == ["0", "1"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in execute.job_environments(1, 1, False)] == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in execute.job_environments(1, False)] == ["5", "7"]
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in execute.job_environments(2, False)] == ["5", "7", "5", "7"]
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    assert [place["OMP_NUM_THREADS"] for place in execute.job_environments(3, True)] == ["2"] * 3
-    assert [place["OMP_NUM_THREADS"] for place in execute.job_environments(1, True)] == ["8"]
+    places = execute.job_environments(1, 2, False)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["5", "7", "5", "7"]
+    assert [place["OMP_NUM_THREADS"] for place in places] == ["2"] * 4
+    assert [place["OMP_NUM_THREADS"] for place in execute.job_environments(3, 1, True)] == ["2"] * 3
+    assert [place["OMP_NUM_THREADS"] for place in execute.job_environments(1, 1, True)] == ["8"]
 
 
 def test_two_processes_do_not_train_the_same_run(tmp_path):
@@ -176,7 +231,8 @@ def test_two_processes_do_not_train_the_same_run(tmp_path):
 
 
 def test_figure5(data, finished, tmp_path):
-    folders = {name: finished[0] / f"{name}_s0" for name in ("table5_local_local", "co2net")}
+    parent = setting_of(data, finished[0]).folder
+    folders = {name: parent / f"{name}_s0" for name in ("table5_local_local", "co2net")}
     paths = draw_figure5(folders, data, ["test_0012"], tmp_path / "figure5", "SIMULATED")
     assert [path.name for path in paths] == ["figure5.png", "figure5.pdf"]
     assert all(path.stat().st_size > 1000 for path in paths)
@@ -184,66 +240,94 @@ def test_figure5(data, finished, tmp_path):
         draw_figure5(folders, data, ["train_0003"], tmp_path / "figure5", "")
 
 
+def ledger_row(base, key, seed, last, dataset="thumos14", simulated=1, **facts):
+    """Return a row of a ledger whose scores are one number."""
+    row = {"base": base, "key": key, "seed": seed, "iterations": 9, "features_hash": "abc", "numerics": plan.NUMERICS}
+    row |= {"revision": "0123", "device": "cpu", "data": "data", "dataset": dataset, "features": "rgb + flow"}
+    row |= {"simulated": simulated, "precision": "float32", "finished": "2026-01-01T00:00:00Z"}
+    measures = DATASETS[dataset].accuracy_subsets or ("snippet", "seconds")
+    scores = {f"{checkpoint}/{measure}/mean": last for checkpoint in ("last", "best") for measure in measures}
+    return {**row, **scores, **facts}
+
+
 @pytest.fixture
-def write_run(tmp_path):
-    """Return a function that writes the result files of one run without training it."""
+def read_groups(tmp_path):
+    """Return a function that writes rows to a ledger, and returns them by setting."""
 
-    def write(base, key, seed, last, best=None, dataset="thumos14", simulated=True, modalities=("rgb", "flow")):
-        folder = tmp_path / base / "data" / f"{key}_s{seed}"
-        folder.mkdir(parents=True)
-        options = {"dataset": dataset, "modalities": list(modalities), "seed": seed}
-        (folder / "options.yaml").write_text(json.dumps(options))
-        environment = {"features": {"simulated": simulated}, "device": "cpu", "revision": "0123456789abc"}
-        (folder / "environment.json").write_text(json.dumps(environment))
-        metrics = {"last": scores(last, dataset), "best": scores(last if best is None else best, dataset)}
-        (folder / "metrics.json").write_text(json.dumps(metrics))
-        return folder
+    def read(rows):
+        append_runs(tmp_path / "rows.csv", rows)
+        return results.by_setting(read_ledger(tmp_path / "rows.csv"))
 
-    return write
+    return read
 
 
-def scores(percent, dataset):
-    """Return one checkpoint of metrics.json with a constant score; on the subset `test` one point less."""
-    spec = DATASETS[dataset]
-    result = {"tiou_thresholds": list(spec.tiou_thresholds), "map": [percent / 100] * len(spec.tiou_thresholds)}
-    metrics = {"iteration": 9, "snippet": result, "seconds": result}
-    if spec.accuracy_subsets:
-        sizes = {"class_everywhere": 0.8, "videos": 4, "snippets": 40}
-        accuracies = {"val+test": percent / 100, "test": percent / 100 - 0.01}
-        metrics["snippet_accuracy"] = {subset: {**sizes, "accuracy": value} for subset, value in accuracies.items()}
-    return metrics
+def test_a_ledger_adds_up(tmp_path):
+    path, row = tmp_path / "new" / "runs.csv", ledger_row("a", "co2net", 0, 40.00004)
+    append_runs(path, [row, {**row, "seed": 1, "last/snippet/mean": 41.0, "selected/snippet/mean": 39.0}])
+    before = path.read_bytes()
+    append_runs(path, [row])  # the same run of the same revision
+    append_runs(path, read_ledger(path))
+    assert path.read_bytes() == before
+    append_runs(path, [{**row, "device": "GPU"}, {**row, "revision": "4567"}, {**row, "last/snippet/mean": 42.0}])
+    ledger = read_ledger(path)
+    assert len(ledger) == 4
+    assert sorted(ledger["last/snippet/mean"]) == [40, 40, 41, 42]
+    assert ledger.loc[ledger["selected/snippet/mean"].notna(), "seed"].tolist() == [1]
+    assert list(ledger)[-5:] == [
+        "last/seconds/mean",
+        "last/snippet/mean",
+        "best/seconds/mean",
+        "best/snippet/mean",
+        "selected/snippet/mean",
+    ]
 
 
-def group_of(folders):
-    (group,) = results.by_setting(results.read_results(folders))
-    return group
+def test_processes_append_at_once(tmp_path):
+    path = tmp_path / "runs.csv"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda seed: append_runs(path, [ledger_row("a", "co2net", seed, 40)]), range(24)))
+    assert sorted(read_ledger(path)["seed"]) == list(range(24))
 
 
-def test_accuracy_tables_show_both_subsets(tmp_path, write_run):
+@pytest.mark.parametrize("text", ["", "base,key\na,b\n", "<<<<<<< HEAD\n", "\0"])
+def test_a_file_that_is_no_ledger_is_one_line(tmp_path, text):
+    (tmp_path / "runs.csv").write_text(text)
+    with pytest.raises(InputError, match="not a ledger of runs") as error:
+        read_ledger(tmp_path / "runs.csv")
+    assert "\n" not in str(error.value)
+
+
+def test_only_the_newest_run_of_a_seed_counts(read_groups):
+    old, new = (ledger_row("a", "co2net", 0, score, finished=day, revision=day) for score, day in ((1, "1"), (2, "2")))
+    changed = ledger_row("a", "co2net", 1, 9, finished="0", options="lr=1")  # its config has changed since
+    (group,) = read_groups([new, old, changed, ledger_row("a", "table6_se", 1, 3)])
+    assert dict(zip(group["key"], group["last/snippet/mean"], strict=True)) == {"co2net": 2, "table6_se": 3}
+
+
+def test_rows_have_options_of_their_own(data, tmp_path):
+    content = {"method": "co2net", "lr": 0.1}
+    row = Row(
+        "mine", plan._row_key({"options": content, "config": "table6_se"}, "co2net"), "table6_se", options=content
+    )
+    run = setting_of(data, tmp_path).run(row, 0)
+    assert run.folder.name == "table6_se_lr_0.1_s0"
+    assert (run.options.lr, run.options.consensus, run.identity["overrides"]) == (0.1, "se", "")
+
+
+def test_accuracy_tables_show_both_subsets(read_groups):
     table = read_tables()["av-table1"]
     values = {"av_table1_audio": 10, "av_table1_visual": 20, "av_table1_stages_0": 30}
     values |= {"av_table1_stages_1": 40, "audio_visual": 60, "av_table1_stages_3": 50}
-    folders = []
-    for key, value in values.items():
-        alone = key.removeprefix("av_table1_")
-        modalities = [alone] if alone in ("audio", "visual") else ["visual", "audio"]
-        folders.append(write_run("ave", key, 0, value, dataset="ave", modalities=modalities))
-    group = group_of(folders)
-    text = render.table_text(table, group, "snippet").splitlines()
-    assert "SIMULATED features visual + audio of data" in text[0]
-    assert "80.0 (val+test)" in text[1]
+    note = "predicting a video's true class scores 80.0 (val+test)"
+    (group,) = read_groups([ledger_row("ave", key, 0, value, "ave", note=note) for key, value in values.items()])
+    text = render.table_text(table, group).splitlines()
+    assert "SIMULATED features rgb + flow of data" in text[0]
+    assert text[1] == note
     head, row = (next(line for line in text if word in line) for word in ("paper  ", "2-stage"))
-    assert head.split() == ["paper", "seeds", "last", "val+test", "best", "val+test", "last", "test", "best", "test"]
-    assert row.split() == ["2-stage", "77.1", "0", "60.0", "60.0", "59.0", "59.0"]
-    assert any("15 of 15 pairs" in line for line in text)
-    results.write_csv(tmp_path / "a.csv", [table], [group])
-    lines = list(csv.DictReader((tmp_path / "a.csv").open()))
-    audio = [line for line in lines if line["row"] == "audio" and line["source"] == "ours"]
-    expected = {"snippet": "10.0", "seconds": "10.0", "val+test": "10.0", "test": "9.0"}
-    assert {line["protocol"]: line["mean"] for line in audio} == expected
-    page = render.results_page(list(read_tables().values()), [group], "snippet", ["results"])
-    assert "### Audio-visual paper, Table 1" in page
-    assert "### Table 6" not in page  # accuracy and mAP do not share a table
+    assert head.split() == ["paper", "seeds", *["last", "val+test", "last", "test", "best", "val+test", "best", "test"]]
+    assert row.split() == ["2-stage", "77.1", "0", "60.0", "60.0", "60.0", "60.0"]
+    assert any("15 of 15 pairs" in line and "One seed says nothing" in line for line in text)
+    assert not results.belongs(read_tables()["table6"], group)  # accuracy and mAP do not share a table
 
 
 def test_a_table_of_one_method_is_not_run_with_another(data, tmp_path, run_main):
@@ -254,54 +338,89 @@ def test_a_table_of_one_method_is_not_run_with_another(data, tmp_path, run_main)
 
 def test_spread_over_seeds():
     texts = [results.spread(pd.Series(values, dtype=float)) for values in ([40, 42], [40], [])]
-    assert texts == ["41.0 ± 1.4", "40.0", "–"]
+    assert texts == ["41.0 ± 1.4", "40.0", ""]
 
 
-def test_order_of_rows(write_run):
+def test_order_of_rows(read_groups):
     table = read_tables()["table6"]
-    values = {"table6_ssma": 1, "table6_concat": 2, "table6_add": 3, "table6_se": 4, "co2net": 5}
-    folders = [write_run("a", key, seed, value + seed / 2) for key, value in values.items() for seed in (0, 1)]
-    line = results.order_line(table, group_of(folders), "last", "snippet")
-    assert "10 of 10 pairs" in line and line.endswith("all pairs agree in 2 of 2 seeds")
-    values["table6_se"] = 8  # with the second seed, better than the CCM
-    folders = [
-        write_run("b", key, seed, value if seed or value < 8 else 4) for key, value in values.items() for seed in (0, 1)
+    values = {"table6_ssma": 1, "table6_concat": 2, "table6_add": 3, "table6_se": 9, "co2net": 5}
+    # all rows share the seed's effect, which cancels; Add has its own
+    noise = {("table6_add", 0): 8.0, ("table6_add", 2): -7.0}
+    rows = [
+        ledger_row("a", key, seed, value + 10 * seed + noise.get((key, seed), 0) + 0.01 * seed * value)
+        for key, value in values.items()
+        for seed in (0, 1, 2)
     ]
-    line = results.order_line(table, group_of(folders), "last", "snippet")
-    assert "9 of 10 pairs" in line and line.endswith("all pairs agree in 1 of 2 seeds")
-    incomplete = group_of([write_run("c", "co2net", 0, 5)])
-    assert results.order_line(table, incomplete, "last", "snippet") is None
+    (group,) = read_groups(rows)
+    pairs = {(pair.higher.name, pair.lower.name): pair for pair in results.ordered_pairs(table, group)}
+    assert len(pairs) == 10 and all(len(pair.differences) == 3 for pair in pairs.values())
+    assert pairs["Concat", "SSMA"].verdict == 1 and pairs["CCM", "SE"].verdict == -1
+    assert pairs["CCM", "Add"].verdict == 0
+    sentences = " ".join(results.order_sentences(list(pairs.values())))
+    assert "9 of 10 pairs of rows have the paper's order" in sentences
+    assert "The opposite order is certain for 1: SE above CCM." in sentences
+    pair, test = pairs["CCM", "Add"], ttest_1samp(pairs["CCM", "Add"].differences, 0).confidence_interval()
+    assert pair.interval == pytest.approx((test.low, test.high))
 
 
-def test_results_are_one_row_per_run(write_run):
-    runs = results.read_results([write_run("a", "co2net", seed, 40 + seed, best=50) for seed in (0, 1)])
-    assert len(runs) == 2
-    assert list(runs["seed"]) == [0, 1] and set(runs["key"]) == {"co2net"}
-    assert list(runs["last/snippet/mean"]) == pytest.approx([40, 41])
-    assert list(runs["best/seconds/mAP@0.5"]) == pytest.approx([50, 50])
-
-
-def test_results_page_lists_finished_and_missing_runs(tmp_path, write_run):
-    for simulated in (True, False):
-        base = "simulated" if simulated else "thumos14"
+def test_pages_list_finished_and_missing_runs(tmp_path, read_groups):
+    rows = []
+    for simulated in (1, 0):
         for key, seed, value in (("table6_se", 0, 4), ("table6_se", 1, 5), ("co2net", 0, 5)):
-            write_run(base, key, seed, value, simulated=simulated)
-    real, simulated = results.by_setting(results.read_results(results.find_runs(tmp_path)))[::-1]
-    assert not real["simulated"].any() and simulated["simulated"].all()
+            base = "simulated" if simulated else "thumos14"
+            rows.append(ledger_row(base, key, seed, value, simulated=simulated))
+    groups = read_groups(rows)
     tables = list(read_tables().values())
-    page = render.results_page(tables, [simulated], "snippet", ["python", "scripts/reproduce.py", "results"])
-    assert "Written by `python scripts/reproduce.py results`" in page
+    render.write_pages(tmp_path / "docs", tables, groups)
+    page = (tmp_path / "docs/results/table6.md").read_text()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()]
-    assert ["SE", "43.0", "0 1", "4.5 ± 0.7", "4.5 ± 0.7"] in cells
-    assert "**SIMULATED simulated on data, 9 iterations**: mean mAP@0.1:0.7 in percent" in page
-    assert "`python scripts/reproduce.py table6 --path-dataset DIR" in page
-    assert "CCM (seed 1)" in page.split("## Missing runs")[1]
-    assert "### Table 3" not in page and "- Table 3: terms of the objective, the paper's I3D features" in page
-    page = render.results_page(tables, [real], "snippet", ["results"])
-    assert "SIMULATED" not in page and "scripts/reproduce.py table6 " not in page
+    assert cells.count(["SE", "43.0", "0 1", *["4.5 ± 0.7"] * 4]) == 2
+    assert "## SIMULATED simulated on data, 9 iterations" in page and "## thumos14 on data, 9 iterations" in page
+    assert "CCM (seed 1)" in page.split("Not run: ")[1]
+    assert "–" not in page and "| Add" not in page
+    assert page.count(".svg)") == len(list((tmp_path / "docs/results").glob("table6_*.svg"))) == 2
+    index = (tmp_path / "docs/results.md").read_text()
+    assert "- Table 3: terms of the objective" in index
+    assert "`table3`" in index and "`table6`" not in index.split("On the paper's own features")[1]
 
 
-def test_format_duration_and_last_line():
+def test_pages_are_the_same_bytes_each_time(tmp_path, read_groups):
+    groups = read_groups([ledger_row("a", key, seed, 4 + seed) for key in ("co2net", "table6_se") for seed in (0, 1)])
+    tables = list(read_tables().values())
+    first, second = (
+        {path.name: path.read_bytes() for path in render.write_pages(tmp_path / name, tables, groups)} for name in "ab"
+    )
+    assert first == second and len(first) == 5  # with those of Table 1
+    render.write_pages(tmp_path / "a", tables, [])  # pages of runs that have left the ledger go
+    assert list((tmp_path / "a/results").iterdir()) == []
+
+
+def test_docs_are_those_of_the_ledger(tmp_path):
+    """Fails after a change of the ledger or of tables.yaml until `python scripts/reproduce.py results` has run."""
+    reproduce.main(["results", "--docs", str(tmp_path), "--ledger", str(LEDGER)])
+    expected = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.md")}
+    docs = ROOT / "docs"
+    pages = [docs / "results.md", *(docs / "results").glob("*.md")]
+    assert {path.relative_to(docs): path.read_bytes() for path in pages} == expected
+    assert {path.name for path in docs.rglob("results/*.svg")} == {path.name for path in tmp_path.rglob("*.svg")}
+
+
+def test_results_adds_ledgers_of_other_machines(data, finished, tmp_path, capsys):
+    ledger = tmp_path / "all.csv"
+    append_runs(ledger, [ledger_row("a", "co2net", 0, 4)])
+    words = ["results", "--ledger", str(ledger), "--docs", str(tmp_path), "--add", str(finished[0] / "runs.csv")]
+    reproduce.main(words)
+    assert "results.md: 5 runs" in capsys.readouterr().out
+    (one, _) = planned_runs([(read_tables()["table1"], setting_of(data, tmp_path))], [0, 1])
+    assert contains(read_ledger(ledger), one)
+    with pytest.raises(InputError, match="not found"):
+        reproduce.main([*words, "none.csv"])
+
+
+def test_durations_and_last_line():
     assert [format_duration(seconds) for seconds in (12, 600, 7200)] == ["12 s", "10 min", "2.0 h"]
+    assert [parse_duration(text) for text in ("45s", "90m", "1.5h")] == [45, 5400, 5400]
+    with pytest.raises(ValueError, match="is not a duration such as 90m"):
+        parse_duration("90")
     assert last_line("x\rerror: bad\nbar 100%\n") == "error: bad"
     assert last_line("") == "no output"

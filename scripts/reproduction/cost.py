@@ -1,6 +1,6 @@
-"""Estimated training time, measured on finished runs of the same setting or on a few steps."""
+"""Estimated training time, from runs of the ledger on such a device or from a few steps."""
 
-import statistics
+import re
 import subprocess
 import tempfile
 import time
@@ -8,12 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+import torch
+
 from scripts.reproduction.plan import PlannedRun
 from utils.errors import InputError
-from utils.formats.files import read_json, read_json_lines
+from utils.formats.files import read_json_lines
+from utils.run.devices import choose_device
 
 PROBE_STEPS = 10
-COST_FILE = "cost.json"  # {"iterations", "seconds"}, in a run folder that was trained without interruption
+UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 @dataclass(frozen=True)
@@ -28,19 +32,23 @@ class Cost:
         return self.seconds * sum(run.options.max_iter for run in runs)
 
 
-def measure_cost(folder: Path, run: PlannedRun, environment: Mapping[str, str]) -> Cost:
-    """Return the cost of runs like `run`, from finished runs in `folder` if there are any of similar length."""
-    costs = [read_json(path) for path in sorted(folder.glob(f"*/{COST_FILE}"))]
+def known_cost(ledger: pd.DataFrame, run: PlannedRun) -> Cost | None:
+    """Return the cost of runs like `run`, from those of the ledger on such a device with this base and these data."""
+    device = choose_device(run.options.device)
+    device = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    similar = ledger[(ledger["device"] == device) & ledger["seconds"].notna()]
+    for name in ("base", "features_hash"):
+        similar = similar[similar[name] == run.identity[name]]
     # In a shorter run, startup and the first evaluation weigh more.
-    if costs := [cost for cost in costs if cost["iterations"] >= run.options.max_iter / 2]:
-        median = statistics.median(cost["seconds"] / cost["iterations"] for cost in costs)
-        return Cost(median, f"measured on {len(costs)} finished run{'s' * (len(costs) > 1)}")
-    seconds = _probe(run, environment) / run.options.max_iter
-    return Cost(seconds, f"measured on {PROBE_STEPS} steps and an evaluation")
+    similar = similar[similar["iterations"] >= run.options.max_iter / 2]
+    if similar.empty:
+        return None
+    count = f"{len(similar)} finished run{'s' * (len(similar) > 1)}"
+    return Cost(float((similar["seconds"] / similar["iterations"]).median()), f"measured on {count}")
 
 
-def _probe(run: PlannedRun, environment: Mapping[str, str]) -> float:
-    """Estimate the seconds of a whole run from a very short one: its step, and everything else per evaluation."""
+def probe_cost(run: PlannedRun, environment: Mapping[str, str]) -> Cost:
+    """Estimate the cost of a run from a very short one: its step, and everything else per evaluation."""
     with tempfile.TemporaryDirectory() as folder:
         steps = ["--max-iter", str(PROBE_STEPS), "--eval-every", str(PROBE_STEPS)]
         command = [*run.command, "--run-dir", folder, *steps]
@@ -53,7 +61,8 @@ def _probe(run: PlannedRun, environment: Mapping[str, str]) -> float:
     options = run.options
     step = options.batch_size * options.num_snippets / record["snippets_per_second"]
     evaluations = -(-options.max_iter // options.eval_every)
-    return options.max_iter * step + evaluations * max(0.0, seconds - PROBE_STEPS * step)
+    seconds = options.max_iter * step + evaluations * max(0.0, seconds - PROBE_STEPS * step)
+    return Cost(seconds / options.max_iter, f"measured on {PROBE_STEPS} steps and an evaluation")
 
 
 def last_line(text: str) -> str:
@@ -67,3 +76,11 @@ def format_duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of a duration such as `90m`, `1.5h` or `45s`; ValueError for another text."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not match:
+        raise ValueError(f"{text!r} is not a duration such as 90m")
+    return float(match[1]) * UNITS[match[2]]

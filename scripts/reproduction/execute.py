@@ -1,34 +1,43 @@
 """Execution of runs on this machine, or on a SLURM cluster through submitit."""
 
+import math
 import os
+import statistics
 import subprocess
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from scripts.reproduction.cost import COST_FILE, format_duration, last_line
+from scripts.reproduction.cost import format_duration, last_line
 from scripts.reproduction.plan import PlannedRun
 from utils.errors import InputError
-from utils.formats.files import read_json_lines, write_json
+from utils.formats.files import read_json_lines
 
 POLL = 0.2  # seconds
+STOP_SECONDS = 20  # that runs have to save their state before the end of the budget
 Environment = Mapping[str, str]
+Record = Callable[[PlannedRun, float | None, int], None]  # run, seconds of an uninterrupted run, runs at a time
 
 
-def job_environments(jobs: int, cpu_only: bool) -> list[Environment]:
-    """Return one environment per concurrent run: `jobs` per visible GPU, or `jobs` that share the CPU's threads."""
+def job_environments(jobs: int, runs_per_gpu: int, cpu_only: bool) -> list[Environment]:
+    """Return one environment per concurrent run: `runs_per_gpu` per visible GPU, or `jobs` on the CPU.
+
+    All of them share the CPU's threads.
+    """
     count = 0 if cpu_only else torch.cuda.device_count()
-    if count:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",")[:count] if visible else [str(number) for number in range(count)]
-        return [{**os.environ, "CUDA_VISIBLE_DEVICES": name} for name in names * jobs]
+    total = count * runs_per_gpu or jobs
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores) // jobs)
-    return [{**os.environ, "OMP_NUM_THREADS": str(threads)}] * jobs
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores) // total)
+    common = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    if not count:
+        return [common] * jobs
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",")[:count] if visible else [str(number) for number in range(count)]
+    return [{**common, "CUDA_VISIBLE_DEVICES": name} for name in names * runs_per_gpu]
 
 
 def _say(text: str) -> None:
@@ -65,26 +74,54 @@ class _Job:
             text += f"mean mAP {100 * scores['snippet/mean_mAP']:.1f} (all tIoU)"
             _say(f"  {self.run.name}: iteration {record['iteration']}, {text}")
 
-    def finish(self) -> bool:
-        """Report how the ended process went, write its cost, and return True on success."""
-        seconds = time.monotonic() - self.start
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.start
+
+    def has_succeeded(self) -> bool:
+        """Return True if the ended process succeeded; report it otherwise."""
         if self.process.returncode:
             _say(f"  {self.run.name} FAILED: {last_line(self.log.read_text())} (full output: {self.log})")
-            return False
-        if self.is_fresh:
-            cost = {"iterations": self.run.options.max_iter, "seconds": round(seconds, 1)}
-            write_json(self.run.folder / COST_FILE, cost)
-        return True
+        return not self.process.returncode
+
+    def wait(self, deadline: float) -> None:
+        """Wait for the end of a terminated run. Ctrl-C or the deadline kills it."""
+        seconds = None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
+        try:
+            self.process.wait(seconds)
+        except (KeyboardInterrupt, subprocess.TimeoutExpired):
+            self.process.kill()
+            self.process.wait()
 
 
-def run_here(runs: Sequence[PlannedRun], environments: Sequence[Environment]) -> list[PlannedRun]:
+def run_here(
+    runs: Sequence[PlannedRun],
+    environments: Sequence[Environment],
+    record: Record,
+    deadline: float = math.inf,
+    expected_seconds: float = 0.0,
+) -> list[PlannedRun]:
     """Execute runs on this machine, one per environment at a time, and return those that failed.
 
     On Ctrl-C each run in progress saves its state and the program ends. The same command continues.
+
+    Args:
+        runs: Runs in order.
+        environments: One per concurrent run.
+        record: Called with each finished run.
+        deadline: End on the clock `time.monotonic`. A run that would not end in time does not start. A run still in
+            progress saves its state.
+        expected_seconds: Duration of a run, until one has finished.
     """
-    waiting, active, failed, start = deque(enumerate(runs, 1)), {}, [], time.monotonic()
+    waiting, active, failed, durations = deque(enumerate(runs, 1)), {}, [], []
+    start, last_moment = time.monotonic(), deadline - STOP_SECONDS
     try:
         while waiting or active:
+            expected = statistics.median(durations) if durations else expected_seconds
+            if waiting and time.monotonic() + expected > last_moment:
+                _say(f"{len(waiting)} of {len(runs)} runs do not fit into the budget; the same command continues")
+                waiting.clear()
             for slot, environment in enumerate(environments):
                 if slot not in active and waiting:
                     number, run = waiting.popleft()
@@ -96,29 +133,40 @@ def run_here(runs: Sequence[PlannedRun], environments: Sequence[Environment]) ->
                 job.print_progress()
                 if has_ended:
                     del active[slot]
-                    failed += [] if job.finish() else [job.run]
+                    if job.has_succeeded():
+                        durations.append(job.seconds)
+                        record(job.run, job.seconds if job.is_fresh else None, len(environments))
+                    else:
+                        failed.append(job.run)
                     done = len(runs) - len(waiting) - len(active)
                     left = (time.monotonic() - start) / done * (len(runs) - done)
                     _say(f"  {done} of {len(runs)} ended, about {format_duration(left)} left")
+            if active and time.monotonic() > last_moment:
+                _say(f"the budget ends: {len(active)} runs save their state; the same command continues")
+                _stop(active.values(), deadline)
+                active.clear()
     except KeyboardInterrupt:
         _say("stopping: each run in progress saves its state")
-        for job in active.values():
-            job.process.terminate()
-        try:
-            for job in active.values():
-                job.process.wait()
-        except KeyboardInterrupt:
-            for job in active.values():
-                job.process.kill()
+        _stop(active.values(), math.inf)
         raise SystemExit("stopped; the same command continues") from None
     return failed
 
 
-def run_on_slurm(runs: Sequence[PlannedRun], folder: Path, parameters: Mapping[str, str]) -> list[PlannedRun]:
+def _stop(jobs: Iterable[_Job], deadline: float) -> None:
+    for job in jobs:
+        job.process.terminate()
+    for job in jobs:
+        job.wait(deadline)
+
+
+def run_on_slurm(
+    runs: Sequence[PlannedRun], record: Record, folder: Path, parameters: Mapping[str, str]
+) -> list[PlannedRun]:
     """Submit runs as one job array, wait for them, and return those that failed.
 
     Args:
         runs: Runs to submit. Every node must see their folders.
+        record: Called with each finished run.
         folder: Folder for submitit's files. Every node must see it.
         parameters: Parameters of submitit's AutoExecutor, for example slurm_partition=gpu. `cluster` selects
             submitit's executor ("slurm", "local", or "debug").
@@ -146,7 +194,10 @@ def run_on_slurm(runs: Sequence[PlannedRun], folder: Path, parameters: Mapping[s
         for number, job in enumerate(as_completed(jobs, poll_frequency=1), 1):
             run, error = by_id[job.job_id], job.exception()
             _say(f"[{number}/{len(jobs)}] {run.name} {'FAILED: ' + last_line(str(error)) if error else 'is done'}")
-            failed += [run] if error else []
+            if error:
+                failed.append(run)
+            else:
+                record(run, None, 1)
     except KeyboardInterrupt:
         raise SystemExit("the jobs continue; `reproduce.py results` shows the finished ones") from None
     return failed

@@ -1,22 +1,31 @@
 """Tables of the papers as data, and their rows as runs of main.py over a base config."""
 
+import json
 import os
+import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
-from options import complete_options, parse_args, resume_options
+from options import as_words, complete_options, parse_args, resume_options
+from utils.annotations import find_annotations
 from utils.datasets import DATASETS
 from utils.errors import InputError
+from utils.features import open_features
+from utils.features.convert import find_features
+from utils.formats.checksums import sha256_of
 from utils.formats.files import read_json, read_yaml
-from utils.run.folder import require_same_options
+from utils.run.folder import NUMERICS, require_same_options
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = Path(__file__).resolve().parent / "tables.yaml"
 PUBLISHED = ROOT / "eval" / "published.json"
 REPRODUCED = "CO2-Net"  # the row of Tables 1 and 2 that this project trains
+HASH_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -24,8 +33,9 @@ class Row:
     """One row of a table. Numbers are the paper's, in percent."""
 
     name: str
-    key: str | None  # name of the row's runs: its config or the method. None: a published row that is not trained
-    config: str | None = None  # file in configs/ablations; None: the base config unchanged
+    key: str | None  # name of the row's runs, from its config and options. None: a published row that is not trained
+    config: str | None = None  # file in configs/ablations; None: the base config
+    options: Mapping[str, object] = field(default_factory=dict)  # options of main.py, over the config
     paper: float | None = None  # snippet accuracy, or mean mAP over the dataset's main range of tIoU
     at: dict[float, float] = field(default_factory=dict)  # mAP@tIoU
     only: str | None = None  # dataset that the row applies to; None: every dataset
@@ -49,12 +59,18 @@ class Table:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training run: its folder, its command, and the options that the command resolves to."""
+    """One training run: its folder, its command, and the options that the command resolves to.
 
-    key: str
+    Attributes:
+        experiment: Table and row that the run is planned for. Other tables may share it.
+        identity: Values that decide whether a run of the ledger is this run; see `ledger.IDENTITY`.
+    """
+
+    experiment: str
     folder: Path
     command: tuple[str, ...]
     options: Namespace
+    identity: Mapping[str, object]
 
     @property
     def name(self) -> str:
@@ -65,14 +81,17 @@ class PlannedRun:
         """Return True if the folder contains this run, finished.
 
         Raises:
-            InputError: The folder contains a run with other options, another dataset, or more iterations.
+            InputError: The folder contains a run with other options, another numerics version, or more iterations.
         """
         if not (self.folder / "metrics.json").is_file():
             return False
         require_same_options(self.folder / "options.yaml", resume_options(self.options), complete_options)
-        dataset, expected = Path(read_yaml(self.folder / "options.yaml")["path_dataset"]), self.options.path_dataset
-        if dataset.exists() and dataset.resolve() != Path(expected).resolve():
-            raise InputError(f"{self.folder} was trained on {dataset}, not {expected}; choose another --run-dir")
+        numerics = read_json(self.folder / "environment.json").get("numerics")
+        if numerics != NUMERICS:
+            raise InputError(
+                f"{self.folder} has numerics version {numerics}, expected {NUMERICS}; move it away or choose another "
+                "--run-dir"
+            )
         iterations, expected = read_json(self.folder / "metrics.json")["last"]["iteration"], self.options.max_iter
         if iterations > expected:
             raise InputError(
@@ -84,12 +103,12 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Setting:
-    """Settings shared by all runs of one command.
+    """Settings shared by all runs on one config.
 
     Attributes:
         base: Config that the rows start from.
         path_dataset: Folder of the dataset.
-        run_dir: Parent of all run folders, which are run_dir/BASE/DATASET/ROW_sSEED.
+        run_dir: Parent of all run folders, which are run_dir/BASE_OVERRIDES/DATASET-HASH/ROW_sSEED.
         more: Options of main.py for all runs.
     """
 
@@ -100,20 +119,86 @@ class Setting:
 
     @property
     def folder(self) -> Path:
-        """Parent of the run folders of this setting."""
-        return self.run_dir / self.base.stem / self.path_dataset.resolve().name
+        """Parent of the run folders."""
+        return self.base_run().folder.parent
 
-    def run(self, row: Row, seed: int) -> PlannedRun:
+    def base_run(self) -> "PlannedRun":
+        """Return a run of the config without any change."""
+        return self.run(Row("", "base"), 0)
+
+    def base_options(self) -> dict:
+        """Return the options of the config with those for all runs."""
+        argv = ("--config", str(self.base), "--path-dataset", str(self.path_dataset), *self.more)
+        return _plain_options(argv)
+
+    def run(self, row: Row, seed: int, experiment: str = "") -> PlannedRun:
         """Return the run of one row and seed. A wrong option ends the program with one line."""
-        folder = self.folder / f"{row.key}_s{seed}"
         config = ["--config", str(self.base)]
         if row.config:
             ablation = ROOT / "configs" / "ablations" / f"{row.config}.yaml"
             config = ["--config", os.path.relpath(ablation), "--base", str(self.base)]
-        argv = [*config, "--path-dataset", str(self.path_dataset), "--run-dir", str(folder), "--seed", str(seed)]
-        argv += self.more
-        command = (sys.executable, str(ROOT / "main.py"), *argv, "--resume")
-        return PlannedRun(row.key, folder, command, parse_args(argv))
+        config += [word for name, value in row.options.items() for word in as_words(name, value)]
+        argv = [*config, "--path-dataset", str(self.path_dataset), "--seed", str(seed), *self.more]
+        args, plain = parse_args([*argv, "--run-dir", "."]), _plain_options((*config, "--path-dataset", "."))
+        options = {name: value for name, value in resume_options(args).items() if name != "seed"}
+        overrides = _assignments(options, plain)
+        hashes = data_hashes(self.path_dataset, tuple(args.modalities))
+        data = f"{self.path_dataset.resolve().name}-{hashes['features_hash'][:6]}"
+        folder = self.run_dir / slug(f"{self.base.stem} {overrides}") / data / f"{row.key}_s{seed}"
+        args.run_dir = str(folder)
+        command = (sys.executable, str(ROOT / "main.py"), *argv, "--run-dir", str(folder), "--resume")
+        identity = {
+            "base": self.base.stem,
+            "key": row.key,
+            "overrides": overrides,
+            "options": _assignments(options, _defaults()),
+            "seed": seed,
+            "iterations": args.max_iter,
+            **hashes,
+            "numerics": NUMERICS,
+        }
+        return PlannedRun(experiment, folder, command, args, identity)
+
+
+def slug(text: str) -> str:
+    """Return text as part of a file name."""
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_")
+
+
+def _assignments(options: Mapping[str, object], reference: Mapping[str, object]) -> str:
+    """Return the options that differ from the reference, as `name=value name=value`."""
+    changed = {name: value for name, value in sorted(options.items()) if value != reference[name]}
+    return " ".join(
+        f"{name}={json.dumps(value, separators=(',', ':'))}".replace('"', "") for name, value in changed.items()
+    )
+
+
+@cache
+def _defaults() -> dict:
+    return complete_options({})
+
+
+@cache
+def _plain_options(argv: tuple[str, ...]) -> dict:
+    return resume_options(parse_args([*argv, "--run-dir", "."]))
+
+
+@cache
+def data_hashes(path_dataset: Path, modalities: tuple[str, ...]) -> dict[str, str]:
+    """Return the first digits of the SHA-256 of the features and of the annotations of a dataset."""
+    source = open_features(path_dataset, modalities).source.path
+    features = [source] if source.is_file() else sorted(find_features(path_dataset))
+    annotations = find_annotations(path_dataset)
+    return {"features_hash": _hash(features), "annotations_hash": _hash([annotations] if annotations else [])}
+
+
+def _hash(paths: Sequence[Path]) -> str:
+    """Return the first digits of the SHA-256 of a file, or of the list of those of several files."""
+    digests = [_sha256(path.resolve()) for path in paths]
+    return (digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest())[:HASH_DIGITS]
+
+
+_sha256 = cache(sha256_of)
 
 
 def read_tables() -> dict[str, Table]:
@@ -127,8 +212,15 @@ def _table(key: str, content: dict) -> Table:
     if "published" in content:
         rows = _published_rows(content["published"], options.method)
     else:
-        rows = (Row(key=row.get("config", options.method), **row) for row in content["rows"])
+        rows = (Row(key=_row_key(row, options.method), **row) for row in content["rows"])
     return Table(key, content["title"], base, options.dataset, options.method, tuple(rows))
+
+
+def _row_key(row: Mapping, method: str) -> str:
+    """Return the name of a row's runs: its config, else its method, then its other options."""
+    options = dict(row.get("options", {}))
+    method = options.pop("method", method)
+    return slug(" ".join([row.get("config", method), *(f"{name}_{value}" for name, value in options.items())]))
 
 
 def _published_rows(dataset: str, method: str) -> Iterator[Row]:
@@ -147,9 +239,18 @@ def _published_rows(dataset: str, method: str) -> Iterator[Row]:
         )
 
 
-def planned_runs(table: Table, setting: Setting, seeds: Sequence[int]) -> list[PlannedRun]:
-    """Return the runs of a table, all rows per seed, so that an interrupted table is complete for its first seeds."""
-    base = setting.run(Row("", table.method), 0).options
-    if base.method != table.method:
-        raise InputError(f"{table.key} is about --method {table.method}, but {setting.base} trains {base.method}")
-    return [setting.run(row, seed) for seed in seeds for row in table.rows_for(base.dataset)]
+def planned_runs(pairs: Sequence[tuple[Table, Setting]], seeds: Sequence[int]) -> list[PlannedRun]:
+    """Return the runs of tables in settings, each run once.
+
+    All rows come first with the first seed, so that an interrupted table has the same seeds in each row.
+    """
+    for table, setting in pairs:
+        if (method := setting.base_options()["method"]) != table.method:
+            raise InputError(f"{table.key} is about --method {table.method}, but {setting.base} trains {method}")
+    runs = [
+        setting.run(row, seed, f"{table.key}: {row.name}")
+        for seed in seeds
+        for table, setting in pairs
+        for row in table.rows_for(setting.base_options()["dataset"])
+    ]
+    return list({run.folder: run for run in reversed(runs)}.values())[::-1]  # of equal runs, the first

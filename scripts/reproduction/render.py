@@ -1,58 +1,77 @@
-"""Tables to read, on the screen and as Markdown, from the DataFrame of finished runs."""
+"""Tables to read, on the screen and as pages of docs/, from the runs of the ledger."""
 
-import shlex
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from eval.average_precision import range_name
 from eval.tables import format_table
-from scripts.reproduction.plan import Table
-from scripts.reproduction.results import CHECKPOINTS, dataset_of, measures_of, order_line, seeds_text, spread
+from scripts.reproduction.ledger import LEDGER
+from scripts.reproduction.plan import Table, slug
+from scripts.reproduction.plot import plot_table
+from scripts.reproduction.results import (
+    CONFIDENCE,
+    Pair,
+    belongs,
+    checkpoints_of,
+    dataset_of,
+    features_of,
+    heading,
+    is_simulated,
+    measures_of,
+    order_sentences,
+    ordered_pairs,
+    rows_that_ran,
+    spread,
+)
 from utils.datasets import DATASETS
+from utils.formats.files import write_text
 
 # Bases whose features, unless simulated, are those of the paper.
 PAPER_BASES = ("thumos14", "activitynet12", "ave", "activitynet12_audio_visual")
-HOW_CHOSEN = (
-    "`last` is the final checkpoint. `best` was chosen on the test subset, as the paper's checkpoints were: "
-    "an upper bound. ± is the standard deviation over seeds (n - 1)."
-)
+HOW_CHOSEN = {
+    "last": "`last` is the final checkpoint.",
+    "best": "`best` was chosen on the test subset, as the paper's checkpoints were: an upper bound.",
+    "selected": "`selected` was chosen on holdout training videos, by their video-level labels alone.",
+}
+SPREAD = "± is the standard deviation over seeds (n - 1)."
 SIMULATED = (
     "**SIMULATED** settings use simulated features. They rehearse an experiment and say nothing about real videos."
 )
+WRITTEN = "Written by `python scripts/reproduce.py results`; not edited by hand."
+INTERVALS = (
+    f"An interval is the {CONFIDENCE:.0%} interval of the mean difference over seeds (paired t). It is not corrected "
+    "for the number of pairs, and does not cover other test videos."
+)
 
 
-def table_frame(table: Table, group: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """Return the cells of a table as text: name, paper, seeds, and mean ± standard deviation per checkpoint."""
-    rows = [row for row in table.rows if row.key is None or row.only in (None, dataset_of(group))]
+def table_frame(table: Table, group: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells of the rows that ran as text: name, paper, seeds, and mean ± standard deviation."""
+    rows = rows_that_ran(table, group)
     columns = {"": [row.name for row in rows]}
     if any(row.paper is not None for row in rows):
-        columns["paper"] = ["–" if row.paper is None else f"{row.paper:.1f}" for row in rows]
-    measures = measures_of(group, protocol)
-    names = ["seeds", *(f"{c} {m}" if len(measures) > 1 else c for m in measures for c in CHECKPOINTS)]
-    scores = [f"{checkpoint}/{measure}/mean" for measure in measures for checkpoint in CHECKPOINTS]
-    cells = group.groupby("key").agg({"seed": seeds_text, **dict.fromkeys(scores, spread)})
-    cells = cells.reindex([row.key for row in rows]).fillna("–")
-    return pd.concat(
-        [pd.DataFrame(columns), cells.set_axis(names, axis="columns").reset_index(drop=True)], axis="columns"
-    )
+        columns["paper"] = ["" if row.paper is None else f"{row.paper:.1f}" for row in rows]
+    runs = [group[group["key"] == row.key] for row in rows]
+    columns["seeds"] = [seeds_text(of_row["seed"]) for of_row in runs]
+    for checkpoint in checkpoints_of(group):
+        for measure in measures_of(group):
+            scores = f"{checkpoint}/{measure}/mean"
+            columns[f"{checkpoint} {measure}"] = [spread(of_row[scores]) for of_row in runs]
+    return pd.DataFrame(columns)
 
 
-def heading(group: pd.DataFrame) -> str:
-    """Return the name of a setting, with SIMULATED in front if its features are simulated."""
-    return group["setting"].iloc[0]
+def seeds_text(seeds: pd.Series) -> str:
+    """Return the different seeds in order, separated by spaces."""
+    return " ".join(map(str, sorted(set(seeds))))
 
 
-def features_of(group: pd.DataFrame) -> str:
-    """Return the features of a setting; some of its rows may use one modality alone."""
-    return max(group["features"], key=len)
-
-
-def caption(table: Table, group: pd.DataFrame, protocol: str) -> str:
+def caption(table: Table, group: pd.DataFrame) -> str:
     """Return the measure of the numbers in a table."""
-    if group["note"].iloc[0]:
-        return group["note"].iloc[0]
-    text = f"{_mean_map(dataset_of(group))} in percent, `{protocol}` protocol"
+    if note := group["note"].iloc[0]:
+        return note
+    text = f"{_mean_map(dataset_of(group))} in percent under the `snippet` and `seconds` protocols"
     if all(row.paper is None for row in table.rows):
         return text
     published = " (CO2-Net: `snippet` protocol)" if table.method == "co2net" else ""
@@ -60,27 +79,94 @@ def caption(table: Table, group: pd.DataFrame, protocol: str) -> str:
 
 
 def _mean_map(dataset: str) -> str:
-    return f"mean mAP@{range_name(DATASETS[dataset].main_range)}"
+    spec = DATASETS.get(dataset)
+    return f"mean mAP@{range_name(spec.main_range)}" if spec else "mean mAP"
 
 
-def table_text(table: Table, group: pd.DataFrame, protocol: str) -> str:
+def legend(group: pd.DataFrame) -> str:
+    """Return what the columns of a table mean."""
+    return " ".join([*(HOW_CHOSEN[name] for name in checkpoints_of(group)), SPREAD])
+
+
+def table_text(table: Table, group: pd.DataFrame) -> str:
     """Return the table of one setting for the screen."""
-    frame = table_frame(table, group, protocol)
-    title = f"{table.title} · {heading(group)} · {features_of(group)}"
-    text = format_table([list(frame), *frame.to_numpy().tolist()])
-    orders = _order_lines(table, group, protocol)
-    return "\n".join([title, caption(table, group, protocol), text, *orders, HOW_CHOSEN])
+    frame = table_frame(table, group)
+    lines = [f"{table.title} · {heading(group)} · {features_of(group)}", caption(table, group)]
+    lines.append(format_table([list(frame), *frame.to_numpy().tolist()]))
+    if pairs := list(ordered_pairs(table, group)):
+        lines.append(" ".join(["last:", *order_sentences(pairs)]))
+    return "\n".join([*lines, legend(group)])
 
 
-def table_markdown(table: Table, groups: Sequence[pd.DataFrame], protocol: str) -> str:
-    """Return the tables of several settings as Markdown, each with its measure and the order of its rows."""
-    parts = [f"### {table.title}"]
+def write_pages(docs: Path, tables: Sequence[Table], groups: Sequence[pd.DataFrame]) -> list[Path]:
+    """Write results.md, and in results/ one page per table that has runs, with its plots; return the paths.
+
+    Args:
+        docs: Folder of results.md.
+        tables: All tables.
+        groups: Runs of the ledger by setting.
+    """
+    folder = docs / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for table in tables:
+        if shown := [group for group in groups if belongs(table, group)]:
+            path = folder / f"{table.key}.md"
+            write_text(path, _table_page(table, shown, folder))
+            plots = [plot_path(folder, table, group) for group in shown]
+            for group, plot in zip(shown, plots, strict=True):
+                plot_table(plot, table, group)
+            written += [path, *plots]
+    for path in {*folder.glob("*.md"), *folder.glob("*.svg")} - {*written}:  # of runs that have left the ledger
+        path.unlink()
+    index = docs / "results.md"
+    write_text(index, _index(tables, groups))
+    return [index, *written]
+
+
+def plot_path(folder: Path, table: Table, group: pd.DataFrame) -> Path:
+    """Return the path of the plot of a table in one setting."""
+    first = group.iloc[0]
+    parts = (table.key, first["base"], first["features_hash"][:6], first["iterations"], first["overrides"])
+    return folder / f"{slug(' '.join(map(str, parts)))}.svg"
+
+
+def _table_page(table: Table, groups: Sequence[pd.DataFrame], folder: Path) -> str:
+    parts = [f"# {table.title}", f"{WRITTEN} [All results](../results.md)."]
+    parts += [SIMULATED] if any(map(is_simulated, groups)) else []
     for group in groups:
-        parts += [f"**{heading(group)}**: {caption(table, group, protocol)}."]
-        parts += [_markdown(table_frame(table, group, protocol))]
-        if orders := _order_lines(table, group, protocol):
-            parts += ["\n".join(f"- {line}" for line in orders)]
-    return "\n\n".join(parts)
+        parts += [f"## {heading(group)}", f"{caption(table, group)}. {legend(group)}"]
+        parts += [_markdown(table_frame(table, group))]
+        plot = plot_path(folder, table, group).name
+        parts += [f"![{table.title}, {heading(group)}: the score of each seed, their mean, the paper's value]({plot})"]
+        if published := [row for row in table.rows if row.key is None and row.paper is not None]:
+            parts.append(f"Published: {', '.join(f'{row.name} {row.paper:.1f}' for row in published)}.")
+        if pairs := list(ordered_pairs(table, group)):
+            parts += [f"`last`: {' '.join(order_sentences(pairs))} {INTERVALS}", _markdown(_pairs_frame(pairs), 2)]
+        if line := _missing_rows(table, group):
+            parts.append(f"Not run: {line}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _pairs_frame(pairs: Sequence[Pair]) -> pd.DataFrame:
+    columns = {
+        "higher in the paper": [pair.higher.name for pair in pairs],
+        "lower": [pair.lower.name for pair in pairs],
+        "paper": [f"{pair.higher.paper - pair.lower.paper:+.1f}" for pair in pairs],
+        "ours": [spread_of_difference(pair.differences) for pair in pairs],
+        "seeds": [str(len(pair.differences)) for pair in pairs],
+    }
+    if any(pair.interval for pair in pairs):
+        columns["interval"] = ["{:+.1f} to {:+.1f}".format(*pair.interval) if pair.interval else "" for pair in pairs]
+        words = {1: "as in the paper", 0: "open", -1: "opposite"}
+        columns["order"] = [words[pair.verdict] for pair in pairs]
+    return pd.DataFrame(columns)
+
+
+def spread_of_difference(differences: pd.Series) -> str:
+    """Return `spread` with a sign."""
+    text = spread(differences)
+    return text if text.startswith("-") else f"+{text}"
 
 
 def _markdown(frame: pd.DataFrame, text_columns: int = 1) -> str:
@@ -88,54 +174,65 @@ def _markdown(frame: pd.DataFrame, text_columns: int = 1) -> str:
     return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
-def _order_lines(table: Table, group: pd.DataFrame, protocol: str) -> list[str]:
-    return [line for name in CHECKPOINTS if (line := order_line(table, group, name, protocol))]
-
-
-def results_page(tables: Sequence[Table], groups: Sequence[pd.DataFrame], protocol: str, command: Sequence[str]) -> str:
-    """Return docs/results.md: the settings of all finished runs, every table that has some, and the missing runs."""
-    parts = ["# Results", f"Written by `{shlex.join(command)}`; not edited by hand. {HOW_CHOSEN}"]
-    parts += ["## Settings", _settings(groups)] if groups else ["No run is finished."]
-    parts += [SIMULATED] if any(group["simulated"].any() for group in groups) else []
-    parts += ["## Tables"] if groups else []
-    missing = []
-    for table in tables:
-        shown = [group for group in groups if _belongs(table, group)]
-        features = "AVE's real features" if table.dataset == "ave" else "the paper's I3D features"
-        command = f"`python scripts/reproduce.py {table.key} --path-dataset DIR --seeds 0 1 2`"
-        if not any(group["base"].iloc[0] in PAPER_BASES and not group["simulated"].any() for group in shown):
-            missing.append(f"- {table.title}, {features}: {command}")
-        missing += [line for group in shown if (line := _missing_rows(table, group))]
-        if shown:
-            parts.append(table_markdown(table, shown, protocol))
-    return "\n\n".join([*parts, "## Missing runs", "\n".join(missing) or "Nothing is missing."]) + "\n"
-
-
-def _belongs(table: Table, group: pd.DataFrame) -> bool:
-    """Return True if a setting has a run of this table's own rows, or of its base on its dataset."""
-    name, keys = dataset_of(group), {row.key for row in table.rows_for(dataset_of(group))}
-    if own := keys - {table.method}:
-        same_measure = DATASETS[name].accuracy_subsets == DATASETS[table.dataset].accuracy_subsets
-        return same_measure and group["key"].isin(own).any()
-    return name == table.dataset and group["key"].isin(keys).any()
-
-
-def _settings(groups: Sequence[pd.DataFrame]) -> str:
-    runs = pd.concat(groups)
-    frame = runs.groupby("setting", sort=False).agg(
-        features=("features", lambda values: max(values, key=len)),
-        seeds=("seed", seeds_text),
-        device=("device", lambda values: ", ".join(sorted(set(values)))),
-        code=("revision", lambda values: ", ".join(sorted(set(values.str[:10])))),
-        runs=("key", "size"),
-    )
-    return _markdown(frame.reset_index(), text_columns=5)
-
-
-def _missing_rows(table: Table, group: pd.DataFrame) -> str | None:
-    """Return a line with the rows of a table that lack a seed of this setting."""
+def _missing_rows(table: Table, group: pd.DataFrame) -> str:
+    """Return the rows of a table that lack a seed of this setting."""
     seeds, gaps = set(group["seed"]), []
     for row in table.rows_for(dataset_of(group)):
         missing = seeds - set(group.loc[group["key"] == row.key, "seed"])
         gaps += [f"{row.name} (seed {' '.join(map(str, sorted(missing)))})"] if missing else []
-    return f"- {table.title}, {heading(group)}: {', '.join(gaps)}" if gaps else None
+    return ", ".join(gaps)
+
+
+def _index(tables: Sequence[Table], groups: Sequence[pd.DataFrame]) -> str:
+    """Return docs/results.md: an entry per table and setting, the settings, and what did not run."""
+    ledger = f"results/{os.path.basename(LEDGER)}"
+    parts = ["# Results", f"{WRITTEN} Every finished run is a row of [{ledger}]({ledger})."]
+    parts += [SIMULATED] if any(map(is_simulated, groups)) else []
+    entries, on_paper_features = [], set()
+    for table in tables:
+        for group in (group for group in groups if belongs(table, group)):
+            pairs = list(ordered_pairs(table, group))
+            entries.append(
+                {
+                    "table": f"[{table.title}](results/{table.key}.md)",
+                    "setting": heading(group),
+                    "rows": f"{len(rows_that_ran(table, group))} of {len(table.rows_for(dataset_of(group)))}",
+                    "seeds": seeds_text(group["seed"]),
+                    "pairs in the paper's order": f"{sum(p.mean > 0 for p in pairs)} of {len(pairs)}" if pairs else "",
+                    "certain": str(sum(p.verdict > 0 for p in pairs)) if any(p.interval for p in pairs) else "",
+                    "opposite": str(sum(p.verdict < 0 for p in pairs)) if any(p.interval for p in pairs) else "",
+                }
+            )
+            if group["base"].iloc[0] in PAPER_BASES and not is_simulated(group):
+                on_paper_features.add(table.key)
+    if entries:
+        parts += ["## Tables", _markdown(pd.DataFrame(entries), 2)]
+        parts += [
+            "The order of rows is that of the means of `last`. *Certain* and *opposite* count the pairs whose interval "
+            f"excludes 0. {INTERVALS}"
+        ]
+        parts += ["## Settings", _settings(groups)]
+    missing = [f"- {table.title}" for table in tables if not any(belongs(table, group) for group in groups)]
+    parts += ["## Not run", *(["On any features:\n\n" + "\n".join(missing)] if missing else [])]
+    keys = ", ".join(f"`{table.key}`" for table in tables if table.key not in on_paper_features)
+    parts += [f"On the paper's own features: {keys}. `python scripts/reproduce.py TABLE --path-dataset DIR` runs one."]
+    return "\n\n".join(parts) + "\n"
+
+
+def _settings(groups: Sequence[pd.DataFrame]) -> str:
+    """Return the settings with their devices, revisions and the time of a run."""
+    lines = []
+    for group in groups:
+        minutes = (group["seconds"] / 60).dropna()
+        lines.append(
+            {
+                "setting": heading(group),
+                "features": features_of(group),
+                "device": ", ".join(sorted(set(group["device"]))),
+                "precision": ", ".join(sorted(set(group["precision"]))),
+                "revision": ", ".join(sorted(set(group["revision"]))),
+                "runs": str(len(group)),
+                "minutes per run": f"{minutes.median():.1f}" if len(minutes) else "",
+            }
+        )
+    return _markdown(pd.DataFrame(lines), 5)

@@ -1,75 +1,81 @@
-"""Finished runs as a pandas DataFrame with one row per run, and their statistics over seeds.
+"""Settings of the ledger's runs, and statistics over their seeds."""
 
-Facts of a run are plain columns. Its scores are columns named CHECKPOINT/MEASURE/SCORE in percent, as in
-`last/snippet/mean` and `best/seconds/mAP@0.5`. A measure is a protocol or a subset with a snippet accuracy.
-"""
-
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import pandas as pd
+from scipy.stats import t
 
-from eval.average_precision import mean_over_range
-from eval.html_report.finished_run import protocols_of
-from eval.snippet_accuracy import accuracy_note
-from scripts.reproduction.plan import Table
-from utils.datasets import DATASETS, dataset_spec
-from utils.formats.files import atomic_write, read_json, read_yaml
+from scripts.reproduction.ledger import CHECKPOINTS
+from scripts.reproduction.plan import Row, Table
+from utils.datasets import DATASETS
+from utils.engine import TABLE_PROTOCOLS
+from utils.run.folder import NUMERICS
 
-CHECKPOINTS = ("last", "best")
-SETTING = ("base", "data", "iterations", "setting")  # runs that agree in these can be compared
-FACTS = (*SETTING, "key", "seed", "dataset", "features", "simulated", "best_iteration", "device", "revision", "note")
-CSV_FACTS = ["table", "row", "source", "features", "iterations", "seed", "checkpoint", "at_iteration", "protocol"]
-
-
-def find_runs(run_dir: Path) -> list[Path]:
-    """Return the folders of all finished runs, RUN_DIR/BASE/DATASET/ROW_sSEED."""
-    return [path.parent for path in sorted(run_dir.glob("*/*/*_s*/metrics.json"))]
+CONFIDENCE = 0.95
+# Runs that agree in these can be compared.
+SETTING = ["base", "overrides", "iterations", "features_hash", "annotations_hash", "numerics"]
 
 
-def read_results(folders: Iterable[Path]) -> pd.DataFrame:
-    """Return finished runs as a DataFrame, one row per run folder."""
-    return pd.DataFrame([_read_run(folder) for folder in folders])
+@dataclass(frozen=True)
+class Pair:
+    """Two rows of a table that the paper orders, and their difference over the seeds that both have."""
+
+    higher: Row  # in the paper
+    lower: Row
+    differences: pd.Series  # by seed
+
+    @property
+    def mean(self) -> float:
+        """Mean difference; positive if the order is the paper's."""
+        return self.differences.mean()
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Confidence interval of the mean (paired t), None for one seed."""
+        count = len(self.differences)
+        if count < 2:
+            return None
+        half = t.ppf((1 + CONFIDENCE) / 2, count - 1) * self.differences.std() / count**0.5
+        return self.mean - half, self.mean + half
+
+    @property
+    def verdict(self) -> int:
+        """1 if the interval is above zero, -1 if it is below zero, else 0."""
+        low, high = self.interval or (0, 0)
+        return int(low > 0) - int(high < 0)
 
 
-def _read_run(folder: Path) -> dict:
-    """Return one row: the facts of a run, then its scores."""
-    options = read_yaml(folder / "options.yaml", verify=True)
-    environment, metrics = (read_json(folder / f"{name}.json") for name in ("environment", "metrics"))
-    spec, simulated = dataset_spec(options), bool(environment["features"]["simulated"])
-    (base, data), prefix = folder.parts[-3:-1], "SIMULATED " if simulated else ""
-    iterations = metrics["last"]["iteration"]
-    place = base if data == base else f"{base} on {data}"
-    row = {
-        "base": base,
-        "data": data,
-        "iterations": iterations,
-        "setting": f"{prefix}{place}, {iterations} iterations",
-        "key": folder.name.rpartition("_s")[0],
-        "seed": options["seed"],
-        "dataset": spec.name,
-        "features": f"{prefix}features {' + '.join(options['modalities'])} of {data}",
-        "simulated": simulated,
-        "best_iteration": metrics["best"]["iteration"],
-        "device": environment["device"],
-        "revision": str(environment.get("revision")),
-        "note": accuracy_note(metrics["last"]["snippet_accuracy"]) if spec.accuracy_subsets else "",
-    }
-    for checkpoint in CHECKPOINTS:
-        for protocol in protocols_of(metrics[checkpoint]):
-            thresholds, values = (metrics[checkpoint][protocol][name] for name in ("tiou_thresholds", "map"))
-            row[f"{checkpoint}/{protocol}/mean"] = 100 * mean_over_range(thresholds, values, *spec.main_range)
-            for threshold, value in zip(thresholds, values, strict=True):
-                row[f"{checkpoint}/{protocol}/mAP@{threshold:g}"] = None if value is None else 100 * value
-        for subset in spec.accuracy_subsets:
-            row[f"{checkpoint}/{subset}/mean"] = 100 * metrics[checkpoint]["snippet_accuracy"][subset]["accuracy"]
-    return row
+def by_setting(ledger: pd.DataFrame) -> list[pd.DataFrame]:
+    """Split runs into groups that can be compared, each with one run per row and seed: the newest one.
+
+    A row whose options have changed since, because its config has, counts with its newest options only.
+    """
+    runs = ledger.sort_values("finished", kind="stable")
+    newest = runs.groupby([*SETTING, "key"])["options"].transform("last")
+    runs = runs[runs["options"] == newest].drop_duplicates([*SETTING, "key", "seed"], keep="last")
+    return [group.sort_values(["key", "seed"]) for _, group in runs.groupby(SETTING)]
 
 
-def by_setting(runs: pd.DataFrame) -> list[pd.DataFrame]:
-    """Split runs into groups that can be compared: one base, dataset, and number of iterations each."""
-    return [group for _, group in runs.groupby(list(SETTING))] if len(runs) else []
+def heading(group: pd.DataFrame) -> str:
+    """Return the name of a setting, with SIMULATED in front if its features are simulated."""
+    first = group.iloc[0]
+    place = first["base"] if first["data"] == first["base"] else f"{first['base']} on {first['data']}"
+    parts = [place, f"{first['iterations']:,} iterations", *([first["overrides"]] if first["overrides"] else [])]
+    parts += [f"numerics version {first['numerics']}"] if first["numerics"] != NUMERICS else []
+    return f"{'SIMULATED ' if is_simulated(group) else ''}{', '.join(parts)}"
+
+
+def is_simulated(group: pd.DataFrame) -> bool:
+    """Return True if the features of a setting are simulated."""
+    return bool(group["simulated"].any())
+
+
+def features_of(group: pd.DataFrame) -> str:
+    """Return the features of a setting; some of its rows may use one modality alone."""
+    prefix = "SIMULATED features" if is_simulated(group) else "features"
+    return f"{prefix} {max(group['features'], key=len)} of {group['data'].iloc[0]}"
 
 
 def dataset_of(group: pd.DataFrame) -> str:
@@ -77,63 +83,66 @@ def dataset_of(group: pd.DataFrame) -> str:
     return group["dataset"].iloc[0]
 
 
-def measures_of(group: pd.DataFrame, protocol: str) -> tuple[str, ...]:
+def measures_of(group: pd.DataFrame) -> tuple[str, ...]:
     """Return the measures that a table shows; the first one decides on the order of rows."""
     spec = DATASETS.get(dataset_of(group))
-    return (spec and spec.accuracy_subsets) or (protocol,)
+    return (spec and spec.accuracy_subsets) or TABLE_PROTOCOLS
+
+
+def checkpoints_of(group: pd.DataFrame) -> list[str]:
+    """Return the checkpoints that some run of a setting has."""
+    measure = measures_of(group)[0]
+    columns = {name: f"{name}/{measure}/mean" for name in CHECKPOINTS}
+    return [name for name, column in columns.items() if column in group and group[column].notna().any()]
+
+
+def rows_that_ran(table: Table, group: pd.DataFrame) -> list[Row]:
+    """Return the rows of a table with a run in a setting."""
+    return [row for row in table.rows_for(dataset_of(group)) if (group["key"] == row.key).any()]
+
+
+def belongs(table: Table, group: pd.DataFrame) -> bool:
+    """Return True if a setting has a run of this table's own rows, or of its base on its dataset."""
+    name, keys = dataset_of(group), {row.key for row in rows_that_ran(table, group)}
+    own = {row.key for row in table.rows_for(name)} - {table.method}
+    if own:
+        same_measure = name in DATASETS and DATASETS[name].accuracy_subsets == DATASETS[table.dataset].accuracy_subsets
+        return same_measure and bool(keys & own)
+    return name == table.dataset and bool(keys)
 
 
 def spread(values: pd.Series) -> str:
-    """Return mean ± standard deviation over seeds (n - 1), the value alone for one seed, or a dash for none."""
+    """Return mean ± standard deviation over seeds (n - 1), the value alone for one seed, or nothing for none."""
     count = values.count()
     if count < 2:
-        return f"{values.mean():.1f}" if count else "–"
+        return f"{values.mean():.1f}" if count else ""
     return f"{values.mean():.1f} ± {values.std():.1f}"
 
 
-def seeds_text(seeds: pd.Series) -> str:
-    """Return the different seeds in order, separated by spaces."""
-    return " ".join(map(str, sorted(set(seeds))))
+def ordered_pairs(table: Table, group: pd.DataFrame, checkpoint: str = "last") -> Iterator[Pair]:
+    """Yield each pair of rows that the paper orders and that share a seed."""
+    column = f"{checkpoint}/{measures_of(group)[0]}/mean"
+    scores = group.pivot(index="seed", columns="key", values=column)
+    rows = [row for row in rows_that_ran(table, group) if row.paper is not None]
+    for first, second in combinations(rows, 2):
+        if first.paper != second.paper:
+            higher, lower = (first, second) if first.paper > second.paper else (second, first)
+            differences = (scores[higher.key] - scores[lower.key]).dropna()
+            if len(differences):
+                yield Pair(higher, lower, differences)
 
 
-def order_line(table: Table, group: pd.DataFrame, checkpoint: str, protocol: str) -> str | None:
-    """Return how many pairs of rows are ordered as in the paper; None if it has no order or a row did not run."""
-    rows = [row for row in table.rows_for(dataset_of(group)) if row.paper is not None]
-    values = f"{checkpoint}/{measures_of(group, protocol)[0]}/mean"
-    scores = group.pivot_table(values, index="key", columns="seed").reindex([row.key for row in rows]).dropna(axis=1)
-    if len(rows) < 2 or scores.empty:
-        return None
-    paper = [row.paper for row in rows]
-    pairs = [(a, b) for a, b in combinations(range(len(rows)), 2) if paper[a] != paper[b]]
-    scores["mean"] = scores.mean(axis=1)
-    agree = sum((paper[a] - paper[b]) * (scores.iloc[a] - scores.iloc[b]) > 0 for a, b in pairs)  # by seed
-    mean, seeds = agree["mean"], agree.drop("mean")
-    return (
-        f"{checkpoint}: {mean} of {len(pairs)} pairs of rows are ordered as in the paper (mean over seeds); "
-        f"all pairs agree in {sum(seeds == len(pairs))} of {len(seeds)} seeds"
-    )
-
-
-def write_csv(path: Path, tables: Sequence[Table], groups: Sequence[pd.DataFrame]) -> None:
-    """Write one line per run, checkpoint and measure, and one per row of the paper, in percent."""
-    lines = pd.DataFrame([line for table in tables for line in _csv_lines(table, groups)])
-    thresholds = sorted((name for name in lines if name.startswith("mAP@")), key=lambda name: float(name[4:]))
-    lines = lines.reindex(columns=[*CSV_FACTS, "mean", *thresholds])
-    whole_numbers = dict.fromkeys(("iterations", "seed", "at_iteration"), "Int64")  # the paper's rows have none
-    with atomic_write(path) as partial:
-        lines.astype(whole_numbers).round(4).to_csv(partial, index=False)
-
-
-def _csv_lines(table: Table, groups: Sequence[pd.DataFrame]) -> Iterator[dict]:
-    for row in table.rows:
-        if row.paper is not None:
-            printed = {f"mAP@{threshold:g}": value for threshold, value in row.at.items()}
-            yield {"table": table.key, "row": row.name, "source": "paper", "mean": row.paper, **printed}
-    for group in groups:
-        scores = group.set_index(list(FACTS))
-        scores.columns = scores.columns.str.split("/", expand=True).set_names(["checkpoint", "protocol", None])
-        scores = scores.stack([0, 1], future_stack=True).dropna(how="all").reset_index()
-        scores["at_iteration"] = scores["iterations"].where(scores["checkpoint"] == "last", scores["best_iteration"])
-        for row in table.rows_for(dataset_of(group)):
-            lines = scores[scores["key"] == row.key].assign(table=table.key, row=row.name, source="ours")
-            yield from lines.to_dict("records")
+def order_sentences(pairs: list[Pair]) -> list[str]:
+    """Return which pairs are ordered as in the paper, and with what certainty over seeds."""
+    agree = sum(pair.mean > 0 for pair in pairs)
+    sentences = [f"{agree} of {len(pairs)} pairs of rows have the paper's order, by their mean over seeds."]
+    if all(pair.interval is None for pair in pairs):
+        return [*sentences, "One seed says nothing about certainty."]
+    certain = f"the {CONFIDENCE:.0%} interval of the paired difference excludes 0"
+    confirmed = [pair for pair in pairs if pair.verdict > 0]
+    reversed_pairs = [pair for pair in pairs if pair.verdict < 0]
+    sentences.append(f"{len(confirmed)} of them are certain over seeds: {certain}.")
+    if reversed_pairs:
+        names = "; ".join(f"{pair.lower.name} above {pair.higher.name}" for pair in reversed_pairs)
+        sentences.append(f"The opposite order is certain for {len(reversed_pairs)}: {names}.")
+    return sentences

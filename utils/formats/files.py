@@ -74,7 +74,9 @@ def save_figure(figure, path: str | Path, dpi: int) -> None:
     """Write a matplotlib figure, atomically; the suffix chooses the format, ValueError for an unknown one."""
     path = Path(path)
     with atomic_write(path) as partial:
-        figure.savefig(partial, dpi=dpi, format=path.suffix.removeprefix(".") or "png")
+        form = path.suffix.removeprefix(".") or "png"
+        # An SVG file has its date otherwise, and so is never the same twice.
+        figure.savefig(partial, dpi=dpi, format=form, metadata={"Date": None} if form == "svg" else None)
 
 
 def read_bytes(path: str | Path, max_bytes: int = MAX_JSON_BYTES, verify: bool = True) -> bytes:

@@ -23,6 +23,7 @@ from utils.errors import InputError
 from utils.formats.checksums import SUMS, format_checksums, read_checksums, verify_checksum
 from utils.formats.files import read_json, read_yaml, sweep_partial, write_json, write_text
 
+NUMERICS = 1  # version of the arithmetic and of the random streams; raise it when results of a seed change
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # the file system does not support locks
 # Files that describe a finished run. Checkpoints contain checksums of their own.
@@ -145,6 +146,7 @@ def _environment(device: torch.device) -> dict:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "numerics": NUMERICS,
         "revision": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
