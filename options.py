@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from eval.proposals import LOCALIZATIONS, TIME_UNITS
+from eval.proposals import LOCALIZATIONS, NMS, TIME_UNITS
 from utils.datasets import DATASETS, dataset_options, dataset_spec, parse_range
 from utils.errors import InputError, OneLineParser, shorten
 from utils.formats.files import read_yaml
@@ -46,8 +46,16 @@ BOOLEAN = argparse.BooleanOptionalAction
 
 
 def _time_unit(text: str) -> str:
-    if text not in TIME_UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(TIME_UNITS)}")
+    return _one_of(TIME_UNITS, text)
+
+
+def _nms_kind(text: str) -> str:
+    return _one_of(NMS, text)
+
+
+def _one_of(words: tuple[str, ...], text: str) -> str:
+    if text not in words:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(words)}")
     return text
 
 
@@ -78,11 +86,13 @@ LOCALIZATION_SETTINGS = {  # type, help text, default as text
         "outer_inner: margin on either side of a proposal, as a share of its length",
         "0.25",
     ),
+    "nms": (_nms_kind, f"outer_inner: kind of NMS, {' or '.join(NMS)}", "soft"),
     "nms_sigma": (positive_float, "outer_inner: width of the Gaussian of soft-NMS", "0.3"),
+    "nms_tiou": (fraction, "outer_inner: tIoU above which hard NMS drops the lower score", "0.5"),
     "nms_unit": (_time_unit, "outer_inner: unit of time in soft-NMS, snippets or seconds", "snippets"),
     "min_length": (
         positive_int,
-        "outer_inner: length in snippets of the shortest detection; shorter ones are deleted after soft-NMS",
+        "outer_inner: length in snippets of the shortest detection; shorter ones are deleted after NMS",
         "1",
     ),
     "activation_threshold": (
@@ -109,7 +119,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Train from video-level labels, evaluate, and write everything about the run into one folder. "
         "Start from a config: python main.py --config configs/demo.yaml --path-dataset data/demo",
         formatter_class=_Help,
-        allow_abbrev=False,
     )
     _add_train_options(parser)
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -131,7 +140,6 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Localize and score with a trained checkpoint. Writes a table of every protocol, metrics.json, "
         "detections.json (ActivityNet submission format, in seconds) and a picture of a few videos.",
         formatter_class=_Help,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--checkpoint", required=True, help="best.pt or last.pt of a run, or a released .pkl (with --config)")
@@ -171,7 +179,7 @@ def add_localization_options(parser: argparse.ArgumentParser, trained: bool = Fa
         if number is bool:
             add(flag, action=BOOLEAN, help=help_text)
         else:
-            metavar = "UNIT" if number is _time_unit else "NUMBER"
+            metavar = {_time_unit: "UNIT", _nms_kind: "KIND"}.get(number, "NUMBER")
             add(flag, type=number, nargs="+" if name in LISTS else None, metavar=metavar, help=help_text)
 
 
@@ -338,7 +346,7 @@ def _with_defaults(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def _check_localization(args: argparse.Namespace) -> None:
-    """Raise InputError if a setting of localization is not a number in its range."""
+    """Raise InputError if a setting of localization is not in its range."""
     for name, (number, *_) in LOCALIZATION_SETTINGS.items():
         value = getattr(args, name)
         try:
@@ -348,6 +356,16 @@ def _check_localization(args: argparse.Namespace) -> None:
                 number(str(item))  # any text is a valid bool
         except argparse.ArgumentTypeError as error:
             raise InputError(f"the option {name} is not valid: {error}") from None
+
+
+def _options_of_methods() -> set[str]:
+    """Return the names of the options that the methods add."""
+    names: set[str] = set()
+    for definition in METHODS.values():
+        parser = argparse.ArgumentParser(add_help=False)
+        definition.add_options(parser)
+        names |= set(vars(parser.parse_args([])))
+    return names
 
 
 def _checked(parser: OneLineParser, args: argparse.Namespace) -> argparse.Namespace:
@@ -361,6 +379,9 @@ def _checked(parser: OneLineParser, args: argparse.Namespace) -> argparse.Namesp
         )
     if len(set(args.modalities)) < len(args.modalities):
         parser.error(f"--modalities {' '.join(args.modalities)}: each modality may appear once")
+    for name in _options_of_methods() - definition.options():
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} has no effect with --method {args.method}; leave it out")
     try:
         dataset_spec(vars(args))
     except InputError as error:

@@ -13,7 +13,7 @@ from eval.names import MOST_NAMES, NameRule, read_labels_as_indices, rename, req
 from eval.protocols import PROTOCOLS
 from eval.tables import GroundTruth, Table, read_detections, read_ground_truth
 from utils.datasets import DATASETS, find_dataset
-from utils.errors import InputError, shorten
+from utils.errors import InputError, count, shorten
 from utils.formats.files import read_json
 
 
@@ -39,22 +39,27 @@ class Inputs:
         """
         if self.videos is None:
             missing = _videos_with_segments(evaluated) - set(detections.videos)
-            problem = "have no entry in the detections; their segments count as missed"
-            return [f"{len(missing)} annotated videos {problem} (--only-detected leaves them out)"] if missing else []
+            problem = "without an entry in the detections, all segments missed (--only-detected leaves them out)"
+            return [f"{count(len(missing), 'annotated video')} {problem}"] if missing else []
         chosen, annotated = set(self.videos), _videos_with_segments(self.truth.segments)
         note = f"{len(annotated & chosen)} of {len(annotated)} annotated videos are evaluated: those with an entry"
         dropped = sum(detections.videos[number] not in chosen for number in detections.video)
-        return [f"{note}; {dropped} detections of other videos are dropped" if dropped else note]
+        return [f"{note}; dropped: {count(dropped, 'detection')} of other videos" if dropped else note]
 
 
 def _videos_with_segments(table: Table) -> set[str]:
     return {table.videos[number] for number in np.unique(table.video)}
 
 
-def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `read_inputs` reads; the command itself adds its detections and --protocol."""
+def add_evaluation_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Add the options that `read_inputs` reads; the command itself adds its detections and --protocol.
+
+    Args:
+        parser: Parser, or a group of its options.
+        required: The ground truth must be given.
+    """
     add = parser.add_argument
-    add("--ground-truth", required=True, help="annotations.json (ActivityNet's schema), a dataset folder, or CSV")
+    add("--ground-truth", required=required, help="annotations.json (ActivityNet's schema), a dataset folder, or CSV")
     add(
         "--dataset",
         default="thumos14",
@@ -151,7 +156,7 @@ def _snippet_rate(args: argparse.Namespace, paths: Sequence[str]) -> tuple[float
         raise InputError(f"the detection files have different snippet rates (Hz): {rates}; choose --snippet-rate")
     for path, rate in stored.items():
         return rate, f"from {path}"
-    return find_dataset(args.dataset).snippet_rate, f"the default of {args.dataset}"
+    return find_dataset(args.dataset).snippet_rate, f"the default of --dataset {args.dataset}"
 
 
 def _stored_snippet_rate(path: str | Path) -> float | None:

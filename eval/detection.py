@@ -111,7 +111,7 @@ def evaluate_detections(
     if len(segments) == 0:
         raise InputError("ground truth: no annotated segment to evaluate on")
     known, numbers = segments.videos, detections.video[detections.video >= len(segments.videos)]
-    notes += unmatched_note("videos", "count as false positives", detections.videos, numbers, known)
+    notes += unmatched_note("false positives", "video", detections.videos, numbers, known)
     notes += undetected_note(segments, detections)
     detections = detections.renumber(known, segments.classes)
 
@@ -157,7 +157,7 @@ def _align(
     segments, aligned = segments.renumber(video_names, class_names), detections.renumber(all_names, class_names)
     segments = segments.select((segments.video >= 0) & (segments.label >= 0))
     unknown = aligned.label < 0
-    notes = unmatched_note("classes", "are dropped", detections.classes, detections.label[unknown], class_names)
+    notes = unmatched_note("dropped", "class", detections.classes, detections.label[unknown], class_names)
     aligned = aligned.select(~unknown)
     notes += zero_length_note(segments) + unit_notes(segments, aligned, truth.durations)
     return (

@@ -6,19 +6,20 @@ import numpy as np
 
 from eval.names import find_difference, list_names, used_names
 from eval.tables import Table
+from utils.errors import count
 
 BEYOND = 1.05, 1.0  # a segment ends beyond a video of duration d if it ends after 1.05 d + 1 s
 FRAMES, MILLISECONDS = 2.0, 100.0  # median of end / duration from which times seem to be in this unit
 
 
 def unmatched_note(
-    kind: str, consequence: str, names: Sequence[str], numbers: np.ndarray, known: Sequence[str]
+    consequence: str, noun: str, names: Sequence[str], numbers: np.ndarray, known: Sequence[str]
 ) -> list[str]:
     """Return a note on the detections of names that the ground truth lacks, if there are any.
 
     Args:
-        kind: `videos` or `classes`.
-        consequence: Rest of the sentence.
+        consequence: What becomes of these detections.
+        noun: `video` or `class`.
         names: Names that `numbers` indexes.
         numbers: One per detection that the note is about.
         known: Names of the ground truth.
@@ -26,9 +27,10 @@ def unmatched_note(
     if len(numbers) == 0:
         return []
     unknown = sorted(used_names(names, numbers))
-    lacks = f"of {len(unknown)} {kind} that the ground truth lacks {consequence}: {list_names(unknown)}"
+    lacks = f"of {count(len(unknown), noun)} that the ground truth lacks: {list_names(unknown)}"
     difference = find_difference(unknown, known)
-    return [f"{len(numbers)} detections {lacks}{'' if difference is None else f' ({difference})'}"]
+    advice = "" if difference is None else f" ({difference})"
+    return [f"{consequence}: {count(len(numbers), 'detection')} {lacks}{advice}"]
 
 
 def undetected_note(segments: Table, detections: Table) -> list[str]:
@@ -42,17 +44,17 @@ def undetected_note(segments: Table, detections: Table) -> list[str]:
     missing = used_names(segments.classes, annotated[~np.isin(annotated, detections.label)])
     if not missing:
         return []
-    count = f"{len(missing)} of {len(annotated)} annotated classes"
-    return [f"{count} without any detection, counted with AP 0: {list_names(missing)}"]
+    share = f"{len(missing)} of {len(annotated)} annotated classes"
+    return [f"{share} without any detection, counted with AP 0: {list_names(missing)}"]
 
 
 def zero_length_note(segments: Table) -> list[str]:
     """Return a note on annotated segments of zero length, if there are any."""
-    count = int((segments.start == segments.end).sum())
-    if count == 0:
+    number = int((segments.start == segments.end).sum())
+    if number == 0:
         return []
-    rule = "as in ActivityNet's code, any detection of zero length in the same video and class matches them"
-    return [f"{count} annotated segments have zero length; {rule}"]
+    rule = "as in ActivityNet's code, any detection of zero length in the same video and class matches"
+    return [f"{count(number, 'annotated segment')} of zero length; {rule}"]
 
 
 def unit_notes(segments: Table, detections: Table, durations: Mapping[str, float]) -> list[str]:

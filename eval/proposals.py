@@ -12,11 +12,12 @@ import numpy as np
 
 from utils.datasets import SNIPPET_RATE
 from utils.errors import InputError
-from utils.segments import runs, soft_nms
+from utils.segments import hard_nms, runs, soft_nms
 
 DETECTION = np.dtype([("label", np.int64), ("start", np.int64), ("end", np.int64), ("score", np.float64)])
 ATTENTION_THRESHOLDS = np.linspace(0.1, 0.9, 10)
 NOT_SETTINGS = ("ambiguous", "snippet_rate")  # arguments of a localization that are not options: data
+NMS = ("soft", "hard")
 TIME_UNITS = ("snippets", "seconds")
 
 
@@ -42,7 +43,9 @@ def localize(
     attention_thresholds: np.ndarray = ATTENTION_THRESHOLDS,
     outer_margin: float = 0.25,
     class_score_weight: float = 0.2,
+    nms: str = "soft",
     nms_sigma: float = 0.3,
+    nms_tiou: float = 0.5,
     topk_divisor: int = 10,
     fallback_class: bool = True,
     nms_unit: str = "snippets",
@@ -62,16 +65,18 @@ def localize(
         attention_thresholds: Thresholds of the proposals.
         outer_margin: Margin on either side of a proposal, as a share of its length.
         class_score_weight: Weight of the class probability in the score.
+        nms: `soft` as in the paper, or `hard`.
         nms_sigma: Width of soft-NMS.
+        nms_tiou: Threshold of hard NMS.
         topk_divisor: Divisor of the video-level scores; see `video_scores`.
         fallback_class: Localize the best class of a video in which none reaches the threshold (release).
         nms_unit: Unit of time in soft-NMS, one of TIME_UNITS. It matters because lengths count + 1.
-        min_length: Shortest detection in snippets; shorter ones are deleted after soft-NMS.
+        min_length: Shortest detection in snippets; shorter ones are deleted after NMS.
         snippet_rate: Snippets per second, for soft-NMS in seconds.
         ambiguous: (M, 2) segments in snippets. Detections that share a snippet with one are deleted (THUMOS14).
 
     Returns:
-        Structured array (N,), class by class, each class in the order of soft-NMS: label (class index), start and end
+        Structured array (N,), class by class, each class in the order of NMS: label (class index), start and end
         (snippets, end exclusive), score.
 
     Raises:
@@ -88,10 +93,14 @@ def localize(
     segments = np.stack([start, end], axis=1)  # (N, 2), the same proposals for every class
     times = segments / snippet_rate if nms_unit == "seconds" else segments
     contrast = outer_inner_contrast(attention[:, None] * cas[:, labels], segments, outer_margin)  # (N, L)
-    detections = np.empty((len(labels), len(segments)), dtype=DETECTION)
-    for row, label, score in zip(detections, labels, (contrast + class_score_weight * scores[labels]).T, strict=True):
-        order, row["score"] = soft_nms(times, score, nms_sigma)
-        row["label"], row["start"], row["end"] = label, start[order], end[order]
+    detections = [np.empty(0, dtype=DETECTION)]
+    for label, score in zip(labels, (contrast + class_score_weight * scores[labels]).T, strict=True):
+        is_soft = nms == "soft"
+        order, score = soft_nms(times, score, nms_sigma) if is_soft else hard_nms(times, score, nms_tiou)
+        rows = np.empty(len(order), dtype=DETECTION)
+        rows["label"], rows["start"], rows["end"], rows["score"] = label, start[order], end[order], score
+        detections.append(rows)
+    detections = np.concatenate(detections)
     detections = detections[detections["end"] - detections["start"] >= min_length]
     return _without_ambiguous(detections, ambiguous)
 

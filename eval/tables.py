@@ -151,7 +151,7 @@ def read_ground_truth(source: GroundTruthSource, subset: str | None) -> GroundTr
         source = _table_of_records(source, "ground truth")
     if isinstance(source, Table):
         return GroundTruth(source, make_table((), source.videos, ("",)))
-    annotations, classes, class_numbers = _read_annotations(source, subset)
+    annotations, classes, class_numbers = read_annotations(source, subset)
     videos = annotations.subset(_default_subset(annotations.videos.values()) if subset is None else subset)
     names = [video.video_id for video in videos]
     segments = (
@@ -169,10 +169,13 @@ def read_ground_truth(source: GroundTruthSource, subset: str | None) -> GroundTr
     )
 
 
-def _read_annotations(
+def read_annotations(
     source: Annotations | dict | str | Path, subset: str | None
 ) -> tuple[Annotations, tuple[str, ...], dict[int, str]]:
-    """Return annotations, their class list (empty if a file does not list its classes), and the class numbers."""
+    """Return annotations, their class list (empty if a file does not list its classes), and the class numbers.
+
+    `subset` is that of a CSV file without a column for it.
+    """
     where = "ground truth"
     if not isinstance(source, Annotations | dict):
         path = Path(source)

@@ -4,6 +4,7 @@ python scripts/detect.py FEATURES [...] --checkpoint runs/NAME/checkpoints/best.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,12 +13,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 import pandas as pd
 
 from eval.csv_rows import SEGMENT_COLUMNS
+from eval.html_report.detection_files import annotations_of, open_detections
+from eval.html_report.page import render_detections
 from eval.outputs import write_outputs
 from eval.tables import format_table, localized_table, write_detections
 from options import LOCALIZATION_SETTINGS, add_localization_options
 from utils.detector import Detector, assumed_rate, load_detector
 from utils.engine import VideoResult
-from utils.errors import InputError, OneLineParser, exit_on_input_error
+from utils.errors import InputError, OneLineParser, count, exit_on_input_error
 from utils.features.store import FeatureStore
 from utils.formats.files import save_figure, write_text
 from utils.number_types import positive_float
@@ -34,7 +37,7 @@ def main() -> None:
         prog="scripts/detect.py",
         description="Detect actions in videos without labels. Classes and settings come from the checkpoint. Writes "
         "detections.json (ActivityNet submission format, in seconds), detections.csv, outputs.h5 (attention and "
-        f"T-CAM) and pictures/ (the first {MAX_PICTURES} videos).",
+        f"T-CAM), pictures/ (the first {MAX_PICTURES} videos) and report.html.",
     )
     add = parser.add_argument
     add("features", nargs="+", type=Path, metavar="FEATURES", help="feature files, or folders of them")
@@ -58,8 +61,9 @@ def main() -> None:
     with memory_advice("use --device cpu"):
         results = detect(detector, stores, rate)
     write(args.output_dir, detector, stores, results, rate)
+    write_page(args.output_dir, detector, stores, rate, settings)
     print(summary(detector, [result for part in results for result in part], rate))
-    print(f"the results are in {args.output_dir}: detections.json, detections.csv, outputs.h5, pictures/")
+    print(f"the results are in {args.output_dir}: detections.json, detections.csv, outputs.h5, pictures/, report.html")
 
 
 def common_rate(detector: Detector, stores: list[FeatureStore], snippet_rate: float | None) -> float:
@@ -94,9 +98,9 @@ def detect(detector: Detector, stores: list[FeatureStore], rate: float) -> list[
             done += 1
             found[result.video_id] = result
             seconds = len(result.attention) / rate
-            print(f"[{done}/{total}] {result.video_id}: {seconds:.1f} s, {len(result.detections)} detections")
+            print(f"[{done}/{total}] {result.video_id}: {seconds:.1f} s, {count(len(result.detections), 'detection')}")
         if empty := [video_id for video_id in store.video_ids if video_id not in found]:
-            print(f"{store.source.path}: {len(empty)} videos have no snippets, left out ({names(empty)})")
+            print(f"{store.source.path}: {count(len(empty), 'video')} without snippets, left out ({names(empty)})")
         results.append([found[video_id] for video_id in store.video_ids if video_id in found])
     return results
 
@@ -105,13 +109,13 @@ def print_left_out(store: FeatureStore) -> None:
     """Print the number of videos that lack a modality."""
     listed = [video_id for modality in store.stored_modalities for video_id in store.source.video_ids(modality)]
     if partial := [video_id for video_id in dict.fromkeys(listed) if video_id not in store]:
-        needed = ", ".join(store.stored_modalities)
-        print(f"{store.source.path}: {len(partial)} videos lack one of {needed}, left out ({names(partial)})")
+        problem = f"{count(len(partial), 'video')} without all of {', '.join(store.stored_modalities)}"
+        print(f"{store.source.path}: {problem}, left out ({names(partial)})")
 
 
-def names(video_ids: list[str]) -> str:
+def names(values: Sequence[str]) -> str:
     """Return the first names of a list."""
-    return ", ".join(video_ids[:NAMED]) + (", ..." if len(video_ids) > NAMED else "")
+    return ", ".join(values[:NAMED]) + (", ..." if len(values) > NAMED else "")
 
 
 def write(
@@ -136,6 +140,23 @@ def write(
     for store, result in pictured[:MAX_PICTURES]:
         figure = detector.draw(store, [result], rate)
         save_figure(figure, folder / "pictures" / f"{quote(result.video_id, safe=' ')}.png", dpi=110)
+
+
+def write_page(
+    folder: Path, detector: Detector, stores: list[FeatureStore], rate: float, settings: dict[str, object]
+) -> None:
+    """Write the report of the detections in a folder."""
+    simulated = any(store.source.simulated for store in stores)
+    paths = names([str(store.source.path) for store in stores])
+    facts = {
+        "checkpoint": detector.name,
+        "features": f"{' + '.join(detector.modalities)}, {paths}{', SIMULATED' if simulated else ''}",
+        "snippets per second": f"{rate:g}",
+        "settings": ", ".join(f"{name} {value}" for name, value in settings.items()) or "as in training",
+        "classes": names(detector.classes),
+    }
+    runs = open_detections([folder], detector.spec, facts=facts, simulated=simulated)
+    write_text(folder / "report.html", render_detections(runs, annotations_of(runs), None))
 
 
 def summary(detector: Detector, videos: list[VideoResult], rate: float) -> str:

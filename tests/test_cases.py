@@ -214,6 +214,36 @@ def test_hdf5_by_video(folder, run_main, run_train, ending):
     assert status == 0, error
 
 
+def test_hdf5_of_videos_alone(folder, run_main, run_train):
+    with h5py.File(folder / "i3d.h5", "w") as file:
+        file.attrs.update(fps=25, stride=16)
+        for video, values in arrays()["rgb"].items():
+            file[video] = values
+    store = open_features(folder, ["i3d"])
+    assert store.snippet_rate == 25 / 16 and sorted(store.video_ids) == sorted(arrays()["rgb"])
+    np.testing.assert_array_equal(store["video_test_0000010"], arrays()["rgb"]["video_test_0000010"])
+    status, _, error = run_train(folder, "--modalities", "i3d", "i3d_diff")
+    assert status == 0, error
+
+
+def test_a_file_in_place_of_a_folder_is_one_line(folder, run_train, tmp_path):
+    write_streams(folder)
+    (folder / "features.h5").write_bytes(b"")
+    status, _, error = run_train(folder / "features.h5")
+    assert status == 2 and "is a file of features; give the folder that holds it" in error
+    (tmp_path / "run").write_text("")
+    status, _, error = run_train(folder)
+    assert status == 2 and f"{tmp_path / 'run'}: is a file; --run-dir expects a folder" in error
+
+
+def test_a_missing_subset_names_the_file_and_the_options(folder, run_train):
+    write_streams(folder)
+    edit_annotations(folder, lambda video, entry: entry.update(subset="mine"))
+    status, _, error = run_train(folder, "--test-subset", "mine")
+    assert status == 2 and error.startswith(f"error: {folder / 'annotations.json'}: no video of subset 'validation'")
+    assert "subsets present: 'mine'; choose another --train-subset or --dataset" in error
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz_files(folder, run_main, run_train, save):
     write_streams(folder)

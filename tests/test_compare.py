@@ -204,11 +204,11 @@ def test_command_only_on_the_videos_of_both_files(run):
     del first["d"], second["a"]
     status, out, _ = run([first, second], "--resamples", 9)
     assert status == 0
-    assert out.count("note: 1 annotated videos have no entry in the detections") == 2
+    assert out.count("note: 1 annotated video without an entry in the detections") == 2
     assert out.splitlines()[-1].split()[1] == "75.00"
     status, out, _ = run([first, second], "--resamples", 9, "--only-detected")
     assert status == 0
-    assert out.count("note: 2 of 4 annotated videos are evaluated: those with an entry; 1 detections of other") == 2
+    assert out.count("annotated videos are evaluated: those with an entry; dropped: 1 detection of other") == 2
     assert out.splitlines()[-1].split()[1] == "100.00"
 
 

@@ -216,7 +216,7 @@ def test_missing_features_that_training_skips_are_a_note(dataset, run_main):
 def test_wrong_subsets(clean):
     check = check_dataset(clean, dataset="activitynet12")
     assert found(check)["error: wrong subsets"] == ["annotations.json"] * 2
-    assert "no video of subset 'training', on which activitynet12 trains; subsets present: ['test'" in messages(check)
+    assert "no video of subset 'training', on which activitynet12 trains; subsets present: 'test'" in messages(check)
 
 
 def test_unknown_subsets(dataset):

@@ -66,8 +66,8 @@ def test_unknown_videos_and_classes_have_a_note_each_that_counts_what_is_left(ru
     status, out, _ = run(TRUTH, detections)
     assert status == 0
     assert [line for line in out.splitlines() if line.startswith("note: ")] == [
-        "note: 2 detections of 1 classes that the ground truth lacks are dropped: 'q'",
-        "note: 1 detections of 1 videos that the ground truth lacks count as false positives: 'v'",
+        "note: dropped: 2 detections of 1 class that the ground truth lacks: 'q'",
+        "note: false positives: 1 detection of 1 video that the ground truth lacks: 'v'",
     ]
 
 
@@ -92,9 +92,9 @@ def test_a_mean_has_a_range_as_its_name_only_if_it_is_the_published_one(run, thr
 @pytest.mark.parametrize(
     ("stored", "options", "rate", "source"),
     [
-        ({}, [], "1.5625", "the default of thumos14"),
+        ({}, [], "1.5625", "the default of --dataset thumos14"),
         ({"snippet_rate": 2.5}, [], "2.5", "from "),
-        ({"snippet_rate": None}, [], "1.5625", "the default of thumos14"),
+        ({"snippet_rate": None}, [], "1.5625", "the default of --dataset thumos14"),
         ({"snippet_rate": 2.5}, ["--snippet-rate", 4], "4", "--snippet-rate"),
     ],
 )
@@ -118,14 +118,14 @@ def test_annotated_videos_without_an_entry_have_a_note_and_can_be_left_out(run):
     status, out, _ = run(truth, detections, "--tiou-thresholds", 0.5)
     assert status == 0
     assert (
-        "note: 2 annotated videos have no entry in the detections; their segments count as missed "
+        "note: 2 annotated videos without an entry in the detections, all segments missed "
         "(--only-detected leaves them out)\n"
     ) in out
     assert out.splitlines()[-1].split()[1] == "12.50"
     status, out, _ = run(truth, detections, "--tiou-thresholds", 0.5, "--only-detected")
     assert status == 0
     assert out.splitlines()[0] == (
-        "note: 2 of 4 annotated videos are evaluated: those with an entry; 1 detections of other videos are dropped"
+        "note: 2 of 4 annotated videos are evaluated: those with an entry; dropped: 1 detection of other videos"
     )
     assert out.splitlines()[-1].split()[1] == "50.00"
     assert "note" not in run(truth, {"results": {**dict.fromkeys("bcd", []), **DETECTIONS["results"]}})[1]
@@ -209,7 +209,7 @@ def test_bad_detections_are_refused_in_one_line(run, detections, message):
         (
             TRUTH,
             ["--subset", "validation"],
-            "'validation' in the annotations; subsets present: ['test', 'train']",
+            "no video of subset 'validation'; subsets present: 'test', 'train'; choose another subset,",
         ),
         (DETECTIONS, [], "truth.json"),
         ("", [], "the file is empty"),

@@ -138,6 +138,7 @@ def test_video_and_rate_must_be_clear(checkpoint, dataset):
         (lambda c: c["architecture"].update(modality_dims=["6", 5]), "modality_dims"),
         (lambda c: c["options"].update(class_threshold="many"), "class_threshold is not valid"),
         (lambda c: c["options"].update(attention_thresholds=0.5), "attention_thresholds is not valid"),
+        (lambda c: c["options"].update(nms="medium"), "nms is not valid: 'medium' is not one of soft, hard"),
         (lambda c: c["options"].update(nms_sigma=0.0), "nms_sigma is not valid: '0.0' is not a number above 0"),
     ],
 )
@@ -190,6 +191,8 @@ def test_settings_are_the_same_on_every_command(checkpoint, dataset, tmp_path, r
     videos = load_annotations(dataset).videos
     clear = [video_id for video_id in results if not len(videos[video_id].ambiguous)]  # test.py drops more in others
     assert status == 0 and clear and all(detected[video_id] == results[video_id] for video_id in clear)
+    hard = localized_by_test(checkpoint, dataset, tmp_path / "hard", "--nms", "hard", "--nms-tiou=0.3")
+    assert 0 < sum(map(len, hard.values())) < sum(map(len, default.values()))
     # the same settings in training, and from there in the checkpoint
     run = tmp_path / "run"
     train(

@@ -313,11 +313,11 @@ def test_command_uses_the_stored_snippet_rate_and_notes_missing_videos(run, tmp_
     assert [part["instances"] for part in seconds] == [0, 1, 0, 0, 0]  # 4 s; divided by 25/16 Hz they would be 2.6
     assert run(json.dumps(detections), *snippet, "--snippet-rate", 2)[1].startswith("grid of the snippet protocols: 2 ")
     _, out, _ = run(json.dumps(detections), "--only-detected")
-    assert "note: 1 of 1 annotated videos are evaluated: those with an entry; 1 detections of other videos" in out
+    assert "note: 1 of 1 annotated videos are evaluated: those with an entry; dropped: 1 detection of other" in out
     _, out, _ = run({}, "--json", tmp_path / "out.json")
     undetected, note = json.loads((tmp_path / "out.json").read_text())["notes"]
     assert undetected.startswith("1 of 1 annotated classes without any detection")
-    assert note.startswith("1 annotated videos have no entry in the detections") and f"note: {note}" in out
+    assert note.startswith("1 annotated video without an entry in the detections") and f"note: {note}" in out
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ def test_other_errors_keep_their_traceback():
     [
         (["--two\nlines"], "unrecognized arguments: --two lines"),
         (["--max_iter", "5"], "unrecognized arguments: --max_iter 5; did you mean --max-iter?"),
+        (["--max", "5"], "unrecognized arguments: --max 5"),
+        (["demo.yaml"], "unrecognized arguments: demo.yaml; did you mean --config demo.yaml?"),
         (["x", "--maxiter=5"], "unrecognized arguments: x --maxiter=5; did you mean --max-iter?"),
         (["--max-iter", "five"], "argument --max-iter: invalid int value: 'five'"),
     ],
@@ -58,6 +60,7 @@ def test_other_errors_keep_their_traceback():
 def test_wrong_option_is_one_line_without_the_usage(words, message, capsys):
     parser = OneLineParser(prog="tool")
     parser.add_argument("--max-iter", type=int)
+    parser.add_argument("--config")
     assert ended(lambda: parser.parse_args(words), capsys) == (2, f"error: {message} (see tool --help)\n")
 
 

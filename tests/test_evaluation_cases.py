@@ -109,7 +109,7 @@ def test_every_kind_of_difference_in_video_ids(run, tmp_path, rename, kind, opti
     status, out, _ = run(TRUTH, path)
     assert status == 0
     (note,) = [line for line in notes(out) if "false positives" in line]
-    assert note.startswith("note: 6 detections of 3 videos that the ground truth lacks count as false positives: ")
+    assert note.startswith("note: false positives: 6 detections of 3 videos that the ground truth lacks: ")
     assert f"({kind}); {' '.join(options)} makes them match)" in note
 
 
@@ -186,10 +186,10 @@ def test_notes_of_some_protocols_only_name_the_first_of_them(run, tmp_path):
     (tmp_path / "d.csv").write_text("video,start,end,label,score\na,0,4,x,1\nb,0,0.5,x,1\nc,0,4,x,1\n")
     status, out, _ = run(tmp_path / "truth.json", tmp_path / "d.csv", "--protocol", "all")
     assert status == 0
-    lacks = "that the ground truth lacks count as false positives"
+    lacks = "that the ground truth lacks"
     assert notes(out) == [
-        f"note: snippet: 2 detections of 2 videos {lacks}: 'b', 'c'",
-        f"note: snippet-delu: 1 detections of 1 videos {lacks}: 'c'",
+        f"note: snippet: false positives: 2 detections of 2 videos {lacks}: 'b', 'c'",
+        f"note: snippet-delu: false positives: 1 detection of 1 video {lacks}: 'c'",
     ]
 
 
@@ -257,7 +257,7 @@ def test_segments_of_zero_length_give_the_figure_of_activitynet(run):
     assert status == 0
     assert set(values(out)) == {100}
     assert len(notes(out)) == 1
-    assert notes(out)[0].startswith("note: 1 annotated segments have zero length")
+    assert notes(out)[0].startswith("note: 1 annotated segment of zero length")
 
 
 def test_zero_length_matches_first_once_and_anywhere_in_the_video():
@@ -273,8 +273,8 @@ def test_notes_count_what_is_left(run):
     status, out, _ = run(FILES / "over_gt.json", FILES / "over_pred.json")
     assert status == 0
     assert notes(out) == [
-        "note: 5 detections of 1 classes that the ground truth lacks are dropped: 'Jump'",
-        "note: 1 detections of 1 videos that the ground truth lacks count as false positives: 'x0'",
+        "note: dropped: 5 detections of 1 class that the ground truth lacks: 'Jump'",
+        "note: false positives: 1 detection of 1 video that the ground truth lacks: 'x0'",
     ]
 
 

@@ -266,7 +266,7 @@ def test_summary_of_a_video():
     assert verdicts.counts.tolist() == [[1, 1, 1, 0, 0, 0]]
     assert verdicts.missed.tolist() == [2]
     assert verdicts.ap == pytest.approx([1 / 3])
-    shown = videos.shown_detections(result, verdicts.kinds, 1.0)
+    shown = videos.shown_detections(result.detections, verdicts.kinds, 1.0)
     assert shown["v"][0] == [0, 0.0, 10.0, 9.0, 0]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.segments import runs, seconds_to_snippets, snippets_to_seconds, soft_nms, tiou
+from utils.segments import hard_nms, runs, seconds_to_snippets, snippets_to_seconds, soft_nms, tiou
 
 segments = st.tuples(st.integers(0, 30), st.integers(0, 8)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 
@@ -23,6 +23,14 @@ def plain_soft_nms(boxes, scores, sigma):
             union = (row[1] - row[0] + 1) + (best[1] - best[0] + 1) - shared
             row[2] *= np.exp(-((shared / union) ** 2) / sigma)
     return order, taken
+
+
+def test_hard_nms_drops_what_overlaps_a_better_segment():
+    boxes = np.array([[0, 10], [0, 8], [20, 30], [5, 15], [0, 10]])
+    order, scores = hard_nms(boxes, np.array([0.5, 0.9, 0.1, 0.4, 0.5]), 0.5)
+    assert (order.tolist(), scores.tolist()) == ([1, 3, 2], [0.9, 0.4, 0.1])  # tIoU of the first two is 0.8
+    assert hard_nms(boxes, np.array([0.5, 0.9, 0.1, 0.4, 0.5]), 1.0)[0].tolist() == [1, 0, 4, 3, 2]
+    assert len(hard_nms(np.empty((0, 2)), np.empty(0), 0.5)[0]) == 0
 
 
 @settings(max_examples=300)

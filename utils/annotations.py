@@ -21,6 +21,7 @@ from utils.formats.files import read_json, read_text
 from utils.formats.npy import decode_names, load_names, load_rows, load_video_ids
 
 RELEASE_SUFFIX = "-Annotations"
+FEATURE_SUFFIXES = (".h5", ".hdf5", ".npy", ".npz")
 _NOT_VIDEOS = ("classes", "version", "taxonomy", "database")  # keys of a file without `database`
 
 
@@ -59,6 +60,7 @@ class Annotations:
     classes: tuple[str, ...]
     videos: dict[str, Video]
     num_dropped: int = 0  # segments that end before they start and were left out
+    where: str = "annotations"  # file or folder, for messages
 
     def subset(self, name: str) -> list[Video]:
         """Return the videos of one subset, or of several (`val+test`), in file order; upper and lower case are equal.
@@ -69,7 +71,10 @@ class Annotations:
         videos = [video for video in self.videos.values() if video.is_in(name)]
         if not videos:
             present = name_some(map(repr, self.subsets), 8)
-            raise InputError(f"no video of subset '{name}' in the annotations; subsets present: [{present}]")
+            raise InputError(
+                f"{self.where}: no video of subset '{name}'; subsets present: {present}; choose another subset, or "
+                "another --dataset"
+            )
         return videos
 
     @property
@@ -99,6 +104,8 @@ def load_annotations(path: str | Path, drop_inverted: bool = False) -> Annotatio
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.is_file():
+        if path.suffix.lower() in FEATURE_SUFFIXES:
+            raise InputError(f"{path}: is a file of features; give the folder that holds it and the annotations")
         return parse_annotations(read_json(path), str(path), drop_inverted)
     if file := find_annotations(path):
         return load_annotations(file, drop_inverted)
@@ -148,7 +155,7 @@ def parse_annotations(data: dict, where: str, drop_inverted: bool = False) -> An
     videos = {video_id: _parse_video(video_id, entry, order, where, inverted) for video_id, entry in database.items()}
     if inverted and not drop_inverted:
         raise InvertedSegments(where, inverted)
-    return Annotations(tuple(order), videos, len(inverted))
+    return Annotations(tuple(order), videos, len(inverted), where)
 
 
 def _database(data: object, where: str) -> dict[str, dict]:

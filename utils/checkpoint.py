@@ -81,6 +81,8 @@ def read_checkpoint(path: str | Path) -> dict:
         InputError: If the file does not exist, or is not a checkpoint of tensors and plain values.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected a checkpoint in it, such as {path}/checkpoints/best.pt")
     if not path.is_file():
         raise InputError(f"{path}: checkpoint not found; expected the .pt file of a run or a released .pkl")
     try:

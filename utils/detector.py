@@ -23,7 +23,7 @@ from eval.proposals import LOCALIZATIONS
 from options import LOCALIZATION_SETTINGS, complete_options, method_options, override_localization
 from utils.annotations import Annotations, Video
 from utils.checkpoint import checked_state, load_state, read_checkpoint, require_classes
-from utils.datasets import Rate, dataset_spec
+from utils.datasets import DatasetSpec, Rate, dataset_spec
 from utils.engine import VideoResult, localized_videos
 from utils.errors import InputError, shorten
 from utils.features.sources import JOINT_SUFFIX, Source
@@ -46,15 +46,13 @@ class Detector:
         method: Network with its weights, and localization.
         classes: Names of the classes.
         modalities: Names of the feature streams, in order.
-        snippet_rate: Snippets per second of features that store no rate.
+        spec: Dataset of the training; its snippet rate is that of features that store none.
         name: Checkpoint, for titles.
     """
 
-    def __init__(
-        self, method: Method, classes: Sequence[str], modalities: Sequence[str], snippet_rate: float, name: str
-    ):
+    def __init__(self, method: Method, classes: Sequence[str], modalities: Sequence[str], spec: DatasetSpec, name: str):
         self.method, self.classes, self.modalities = method, tuple(classes), tuple(modalities)
-        self.snippet_rate, self.name = snippet_rate, name
+        self.spec, self.name = spec, name
 
     def __call__(
         self, features: Features, snippet_rate: float | None = None, video_id: str | None = None
@@ -132,7 +130,7 @@ class Detector:
         if snippet_rate is not None and not 0 < snippet_rate < math.inf:
             raise InputError(f"the snippet rate is {snippet_rate}, expected a number above 0")
         if store.snippet_rate is None:
-            return snippet_rate or self.snippet_rate, snippet_rate is None
+            return snippet_rate or self.spec.snippet_rate, snippet_rate is None
         if snippet_rate is not None and not math.isclose(snippet_rate, store.snippet_rate, rel_tol=1e-6):
             raise InputError(
                 f"{store.source.path}: the features store {store.snippet_rate:g} snippets per second, the rate given "
@@ -246,7 +244,7 @@ def load_detector(path: str | Path, device: str = "auto", **settings: object) ->
         raise InputError(f"{path}: its modality_dims are {shorten(dims)}, expected one width per modality")
     method = load_method(checkpoint, path, options, classes, dims)
     method.network.to(choose_device(device)).eval()
-    return Detector(method, classes, options.modalities, dataset_spec(vars(options)).snippet_rate, str(path))
+    return Detector(method, classes, options.modalities, dataset_spec(vars(options)), str(path))
 
 
 def load_method(

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 RANK_ZERO_HEAD_START = 5.0  # seconds other ranks wait, so that a shared error is reported once
 
@@ -42,11 +42,20 @@ def name_some(names: Iterable[str], limit: int = 3, sep: str = ", ") -> str:
     return sep.join(map(str, names[:limit])) + more
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number and its noun, in the plural unless the number is 1: `1 video`, `2 classes`."""
+    plural = f"{noun}{'es' if noun.endswith('s') else 's'}"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Parser that reports a wrong option in one line on stderr, without the usage, and exits with status 2.
 
-    For an unknown option it suggests the most similar known one.
+    For an unknown option it suggests the most similar known one. Options cannot be abbreviated.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         """Print the message and exit."""
@@ -56,6 +65,9 @@ class OneLineParser(argparse.ArgumentParser):
             unknown = next((word.split("=")[0] for word in words.split() if word.startswith("--")), "")
             for option in difflib.get_close_matches(unknown, options, n=1, cutoff=0.75):
                 message += f"; did you mean {option}?"
+            config = next((word for word in words.split() if word.endswith((".yaml", ".yml"))), "")
+            if config and "--config" in options:
+                message += f"; did you mean --config {config}?"
         self.exit(2, f"error: {_prefix_rank(_one_line(message))} (see {self.prog} --help)\n")
 
 

@@ -97,6 +97,26 @@ def soft_nms(segments: np.ndarray, scores: np.ndarray, sigma: float) -> tuple[np
     return np.array(order, dtype=np.int64), np.array(taken, dtype=np.float64)
 
 
+def hard_nms(segments: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Apply hard NMS: drop every segment whose tIoU with a better one exceeds a threshold.
+
+    Args:
+        segments: (N, 2).
+        scores: (N,). Ties go to the first in input order.
+        threshold: tIoU in [0, 1]; 1 drops nothing.
+
+    Returns:
+        Indices of the segments that remain, by falling score, and their scores.
+    """
+    remaining, order = np.argsort(-scores, kind="stable"), []
+    while len(remaining):
+        order.append(remaining[0])
+        overlap = tiou(segments[remaining[0]], segments[remaining[1:]])
+        remaining = remaining[1:][overlap <= threshold]
+    order = np.array(order, dtype=np.int64)
+    return order, scores[order]
+
+
 def _decays(segments: np.ndarray, sigma: float) -> tuple[list[int], list[int], list[float]]:
     """Return (bounds, others, weights) of soft-NMS.
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.outputs import open_outputs
@@ -20,7 +20,7 @@ MAX_DEPTH = 8  # of JSON in a run folder
 
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
-    """Contents of a run folder."""
+    """Contents of a run folder; or a file of detections, for which most parts are empty."""
 
     name: str
     folder: Path
@@ -30,15 +30,16 @@ class FinishedRun:
     metrics: dict[str, dict]  # by checkpoint; None for an undefined number
     protocols: tuple[str, ...]  # in the order of metrics.json
     detections: Table  # in seconds
-    outputs: Path  # HDF5 file with one group per video
+    outputs: Path | None  # HDF5 file with one group per video
     snippet_rate: float  # Hz
-    dataset: Path  # folder with the annotations
+    dataset: Path | None  # folder with the annotations
     simulated: bool | None  # None if unknown
-
-    @property
-    def spec(self) -> DatasetSpec:
-        """Properties of the dataset."""
-        return dataset_spec(self.options)
+    spec: DatasetSpec
+    checkpoint: str = OUTPUT_CHECKPOINT  # name in `metrics` that the detections belong to
+    is_trained: bool = True  # False for a file of detections
+    facts: dict[str, str] = field(default_factory=dict)  # of a file of detections, for the first table
+    notes: tuple[str, ...] = ()  # on how the file was read
+    videos: tuple[str, ...] | None = None  # the only videos to evaluate on; None for all
 
 
 def read_runs(folders: Sequence[str | Path], path_dataset: str | Path | None = None) -> list[FinishedRun]:
@@ -68,7 +69,10 @@ def _read_run(folder: Path, name: str, path_dataset: str | Path | None) -> Finis
         raise InputError(f"{folder}: run folder not found")
     for file in REQUIRED_FILES:
         if not (folder / file).is_file():
-            raise InputError(f"{folder}: {file} not found; is the run finished? main.py --resume writes missing files")
+            raise InputError(
+                f"{folder}: {file} not found; expected the folder of a finished run (main.py --resume finishes a "
+                "stopped one) or a file of detections"
+            )
     options = _read_options(folder / "options.yaml")
     metrics = _read_metrics(folder / "metrics.json")
     environment = _read_environment(folder / "environment.json")
@@ -87,6 +91,7 @@ def _read_run(folder: Path, name: str, path_dataset: str | Path | None) -> Finis
         snippet_rate=snippet_rate,
         dataset=_dataset_folder(options, folder, path_dataset),
         simulated=environment.get("features", {}).get("simulated"),
+        spec=dataset_spec(options),
     )
 
 

@@ -14,10 +14,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from eval.average_precision import nan_to_none, range_name
+from eval.average_precision import nan_to_none, range_name, score_order
 from eval.detection import DetectionResult, evaluate_detections
 from eval.diagnosis import KINDS, MIN_TIOU, diagnose
-from eval.html_report.finished_run import OUTPUT_CHECKPOINT, FinishedRun
+from eval.html_report.finished_run import FinishedRun
 from eval.html_report.page_tables import (
     diagnosis_rows,
     headline,
@@ -27,10 +27,11 @@ from eval.html_report.page_tables import (
     results_tables,
     run_facts,
 )
-from eval.html_report.videos import MAX_SHOWN, VERDICT_TIOU, Verdicts, judge, read_curves, shown_detections
+from eval.html_report.videos import MAX_SHOWN, Verdicts, judge, read_curves, shown_detections, verdict_threshold
 from eval.protocols import PROTOCOLS, applicable_protocols
 from eval.tables import GroundTruth, read_ground_truth
 from utils.annotations import Annotations, load_annotations
+from utils.errors import count
 
 HERE = Path(__file__).resolve().parent
 TOLERANCE = 1e-9  # between the mAP of detections.json, evaluated again, and that of metrics.json
@@ -47,30 +48,46 @@ class Evaluated:
 
 def render_report(runs: Sequence[FinishedRun]) -> str:
     """Return the page of one or several runs on one dataset."""
-    annotations, spec = load_annotations(runs[0].dataset), runs[0].spec
-    truth = read_ground_truth(runs[0].dataset, spec.test_subset)
-    evaluated = [_evaluate(run, annotations, truth) for run in runs]
+    annotations = load_annotations(runs[0].dataset)
+    return render_detections(runs, annotations, read_ground_truth(runs[0].dataset, runs[0].spec.test_subset))
+
+
+def render_detections(runs: Sequence[FinishedRun], annotations: Annotations, truth: GroundTruth | None) -> str:
+    """Return the page of runs, or of files of detections.
+
+    Args:
+        runs: Runs on one dataset, or files of detections.
+        annotations: Classes and videos.
+        truth: Ground truth; None leaves out everything that needs it.
+    """
+    spec = runs[0].spec
+    evaluated = [None if truth is None else _evaluate(run, annotations, truth) for run in runs]
+    scored = [(run, each) for run, each in zip(runs, evaluated, strict=True) if each is not None]
+    tiou = verdict_threshold(spec.tiou_thresholds)
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("report.html.j2").render(
         title=", ".join(run.name for run in runs),
+        lead=_lead(runs, truth),
         runs=runs,
         spec=spec,
+        is_trained=runs[0].is_trained,
+        is_scored=truth is not None,
         checkpoints={name for run in runs for name in run.metrics},
-        output_checkpoint=OUTPUT_CHECKPOINT,
+        output_checkpoint=runs[0].checkpoint,
         main_range=range_name(spec.main_range),
         ranges=[range_name(bounds) for bounds in spec.average_ranges],
-        headlines=[headline(run) for run in runs],
+        headlines=[headline(run) for run, _ in scored],
         facts=run_facts(runs),
         options=options_table(runs),
-        results=results_tables(runs),
-        protocols=[protocol_rows(run, each.results) for run, each in zip(runs, evaluated, strict=True)],
+        results=results_tables(runs) if scored else [],
+        protocols=[protocol_rows(run, each.results) for run, each in scored],
         presets=PROTOCOLS,
-        notes=[note for run, each in zip(runs, evaluated, strict=True) for note in _notes(run, each)],
-        diagnoses=[diagnosis_rows(each.diagnosis, VERDICT_TIOU) for each in evaluated],
+        notes=[note for run, each in scored for note in _notes(run, each)],
+        diagnoses=[diagnosis_rows(each.diagnosis, tiou) for _, each in scored],
         kinds=KINDS,
-        verdict_tiou=VERDICT_TIOU,
+        verdict_tiou=tiou,
         min_tiou=MIN_TIOU,
         max_shown=MAX_SHOWN,
         data=_json_for_script(_page_data(runs, evaluated, annotations)),
@@ -81,10 +98,21 @@ def render_report(runs: Sequence[FinishedRun]) -> str:
     )
 
 
+def _lead(runs: Sequence[FinishedRun], truth: GroundTruth | None) -> str:
+    """Return the line below the title."""
+    spec, options = runs[0].spec, runs[0].options
+    if truth is None:
+        return "detections without ground truth"
+    if not runs[0].is_trained:
+        return f"detections with ground truth, {count(len(truth.segments), 'annotated segment')}"
+    seed = f", seed {options['seed']}" if len(runs) == 1 and "seed" in options else ""
+    return f"{spec.name}, {spec.test_subset} subset{seed}"
+
+
 def _evaluate(run: FinishedRun, annotations: Annotations, truth: GroundTruth) -> Evaluated:
     # With --missing-features skip, only videos with features count.
     skips = run.options.get("missing_features") == "skip"
-    videos = [video for video in run.detections.videos if video in truth.segments.videos] if skips else None
+    videos = [video for video in run.detections.videos if video in truth.segments.videos] if skips else run.videos
     results = {
         protocol: evaluate_detections(
             truth,
@@ -106,12 +134,12 @@ def _protocols(run: FinishedRun, applicable: Sequence[str], videos: Sequence[str
     """Return the run's own protocols, then the published variants that differ from them.
 
     A variant does not differ if it only leaves out videos that the run lacks anyway. Neither does the
-    ambiguous-segment rule, because the run has already applied it.
+    ambiguous-segment rule for a run, which has already applied it.
     """
     variants = [
         name
         for name in applicable
-        if not PROTOCOLS[name].drops_ambiguous
+        if not (PROTOCOLS[name].drops_ambiguous and run.is_trained)
         and (videos is None or set(PROTOCOLS[name].videos_left_out) <= set(videos))
     ]
     return list(dict.fromkeys((*run.protocols, *variants)))
@@ -119,24 +147,25 @@ def _protocols(run: FinishedRun, applicable: Sequence[str], videos: Sequence[str
 
 def _notes(run: FinishedRun, evaluated: Evaluated) -> list[str]:
     """Return the notes of the evaluation, and a warning if detections.json contradicts metrics.json."""
-    notes = dict.fromkeys(note for result in evaluated.results.values() for note in result.notes)
+    notes = dict.fromkeys([*run.notes, *(note for result in evaluated.results.values() for note in result.notes)])
     for protocol in run.protocols:
-        expected = np.array(run.metrics[OUTPUT_CHECKPOINT][protocol]["map"], dtype=float)
+        expected = np.array(run.metrics[run.checkpoint][protocol]["map"], dtype=float)
         if not np.allclose(expected, evaluated.results[protocol].map, rtol=0, atol=TOLERANCE, equal_nan=True):
             notes[
-                f"the mAP of detections.json differs from metrics.json ({protocol}, {OUTPUT_CHECKPOINT}): diagnosis "
+                f"the mAP of detections.json differs from metrics.json ({protocol}, {run.checkpoint}): diagnosis "
                 "and videos do not match the tables; did the annotations change?"
             ] = None
     return [f"{run.name}: {note}" for note in notes]
 
 
-def _page_data(runs: Sequence[FinishedRun], evaluated: Sequence[Evaluated], annotations: Annotations) -> dict:
+def _page_data(runs: Sequence[FinishedRun], evaluated: Sequence[Evaluated | None], annotations: Annotations) -> dict:
     """Return the data that report.js draws. Times are in seconds, scores are fractions."""
     spec = runs[0].spec
     return {
         "classes": list(annotations.classes),
         "kinds": list(KINDS),
-        "verdictTiou": VERDICT_TIOU,
+        "isScored": evaluated[0] is not None,
+        "verdictTiou": verdict_threshold(spec.tiou_thresholds),
         "mainRange": range_name(spec.main_range),
         "runs": [
             {
@@ -149,7 +178,7 @@ def _page_data(runs: Sequence[FinishedRun], evaluated: Sequence[Evaluated], anno
                     name: {protocol: metrics[protocol] for protocol in run.protocols}
                     for name, metrics in run.metrics.items()
                 },
-                "diagnosis": each.diagnosis,
+                "diagnosis": each and each.diagnosis,
             }
             for run, each in zip(runs, evaluated, strict=True)
         ],
@@ -167,7 +196,8 @@ def _log_point(record: dict, run: FinishedRun) -> dict:
         if "missing" not in values:
             mean = range_mean({"tiou_thresholds": thresholds, "map": values}, run.spec.main_range)
             curves[f"mAP@{range_name(run.spec.main_range)}, {protocol}"] = mean
-            curves[f"mAP@{VERDICT_TIOU:g}, {protocol}"] = values[thresholds.index(VERDICT_TIOU)]
+            middle = verdict_threshold(thresholds)
+            curves[f"mAP@{middle:g}, {protocol}"] = values[thresholds.index(middle)]
     names = {"classification_mAP": "classification mAP", "holdout/classification_mAP": "classification mAP, holdout"}
     curves |= {curve: scores[name] for name, curve in names.items() if name in scores}
     losses = dict(record["losses"])
@@ -176,8 +206,8 @@ def _log_point(record: dict, run: FinishedRun) -> dict:
     return {"iteration": record["iteration"], "losses": losses, "scores": curves}
 
 
-def _videos(runs: Sequence[FinishedRun], evaluated: Sequence[Evaluated], annotations: Annotations) -> list[dict]:
-    """Return every video that a run has outputs for, in the order of the annotations."""
+def _videos(runs: Sequence[FinishedRun], evaluated: Sequence[Evaluated | None], annotations: Annotations) -> list[dict]:
+    """Return every video that a run has outputs or detections for, in the order of the annotations."""
     answers = [_video_answers(run, each, annotations) for run, each in zip(runs, evaluated, strict=True)]
     return [
         _video(video_id, [answer.get(video_id) for answer in answers], annotations)
@@ -190,34 +220,62 @@ def _video(video_id: str, answers: Sequence[dict | None], annotations: Annotatio
     video = annotations.videos[video_id]
     number = annotations.classes.index
     rows = zip(video.segment_labels, video.segments.tolist(), strict=True)
-    lengths = [answer["snippets"] / answer["rate"] for answer in answers if answer]
+    lengths = [answer["snippets"] / answer["rate"] for answer in answers if answer and "rate" in answer]
+    if not video.duration and not lengths:
+        lengths = [row[2] for answer in answers if answer for row in answer["detections"]]
+        lengths += video.segments[:, 1].tolist()
     return {
         "id": video_id,
-        "duration": round(max(video.duration or 0.0, *lengths), 3),
+        "duration": round(max([video.duration or 0.0, *lengths]), 3),
         "truth": [[number(label), round(start, 3), round(end, 3)] for label, (start, end) in rows],
         "ambiguous": [[round(start, 3), round(end, 3)] for start, end in video.ambiguous.tolist()],
         "runs": answers,
     }
 
 
-def _video_answers(run: FinishedRun, evaluated: Evaluated, annotations: Annotations) -> dict[str, dict]:
+def _video_answers(run: FinishedRun, evaluated: Evaluated | None, annotations: Annotations) -> dict[str, dict]:
     """Return {video_id: curves, detections, AP and counts} of one run."""
+    if evaluated is None:
+        return _unscored_answers(run, annotations)
     result, verdicts = evaluated.results[run.protocols[0]], evaluated.verdicts
     rate = run.snippet_rate if PROTOCOLS[result.protocol].on_grid else 1.0
-    detections = shown_detections(result, verdicts.kinds, rate)
+    detections = shown_detections(result.detections, verdicts.kinds, rate)
     rows = {video: row for row, video in enumerate(result.ground_truth.videos)}
-    drawn = {}  # {video_id: classes whose T-CAM the page draws}
-    for video in rows:
-        detected = {row[0] for row in detections.get(video, [])}
-        annotated = {annotations.classes.index(label) for label in annotations.videos[video].segment_labels}
-        drawn[video] = sorted(detected | annotated)
-    answers = read_curves(run.outputs, drawn, annotations)
+    answers = _answers(run, list(rows), detections, annotations)
     for video, answer in answers.items():
         row = rows[video]
-        answer["detections"] = detections.get(video, [])
         answer["ap"] = nan_to_none(float(verdicts.ap[row]))
         answer["missed"] = int(verdicts.missed[row])
         answer["counts"] = verdicts.counts[row].tolist()
+    return answers
+
+
+def _unscored_answers(run: FinishedRun, annotations: Annotations) -> dict[str, dict]:
+    """Return {video_id: curves and detections} without ground truth."""
+    table = run.detections.renumber(run.detections.videos, annotations.classes)
+    table = table.select(score_order(table.score))
+    answers = _answers(run, table.videos, shown_detections(table, None, 1.0), annotations)
+    for number, video in enumerate(table.videos):
+        if video in answers:
+            answers[video]["total"] = int((table.video == number).sum())
+    return answers
+
+
+def _answers(
+    run: FinishedRun, videos: Sequence[str], detections: dict[str, list], annotations: Annotations
+) -> dict[str, dict]:
+    """Return {video_id: curves, if there are any, and detections}."""
+    drawn = {}  # {video_id: classes whose T-CAM the page draws}
+    for video in videos:
+        detected = {row[0] for row in detections.get(video, [])}
+        annotated = {annotations.classes.index(label) for label in annotations.videos[video].segment_labels}
+        drawn[video] = sorted(detected | annotated)
+    if run.outputs is None:
+        answers = {video: {"cas": {}} for video in videos if video in run.detections.videos}
+    else:
+        answers = read_curves(run.outputs, drawn, annotations)
+    for video, answer in answers.items():
+        answer["detections"] = detections.get(video, [])
     return answers
 
 

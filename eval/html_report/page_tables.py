@@ -9,7 +9,7 @@ import numpy as np
 
 from eval.average_precision import mean_over_range, nan_to_none, range_name
 from eval.detection import DetectionResult
-from eval.html_report.finished_run import OUTPUT_CHECKPOINT, FinishedRun
+from eval.html_report.finished_run import FinishedRun
 from utils.datasets import DatasetSpec
 from utils.errors import InputError
 from utils.formats.files import read_json
@@ -41,6 +41,8 @@ def run_facts(runs: Sequence[FinishedRun]) -> list[tuple[str, list[str]]]:
 
 
 def _facts(run: FinishedRun) -> dict[str, str]:
+    if not run.is_trained:
+        return run.facts
     environment, options = run.environment, run.options
     changes = ", with uncommitted changes" if environment.get("uncommitted_changes") else ""
     versions = [f"{name} {environment[name]}" for name in ("python", "torch", "numpy") if name in environment]
@@ -161,7 +163,7 @@ def protocol_rows(run: FinishedRun, results: dict[str, DetectionResult]) -> dict
         for protocol, result in results.items()
         if protocol not in run.protocols
     ]
-    return {"run": run.name, "groups": groups, "variants": variants, "checkpoint": OUTPUT_CHECKPOINT}
+    return {"run": run.name, "groups": groups, "variants": variants, "checkpoint": run.checkpoint}
 
 
 def diagnosis_rows(diagnosis: dict, threshold: float) -> dict:

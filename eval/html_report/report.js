@@ -57,6 +57,7 @@
     document.querySelectorAll(".run-legend").forEach((target) => legend(target, runs));
     document.querySelectorAll(".card").forEach((card) => card.style.setProperty("--color", runColor(+card.dataset.run)));
     document.querySelectorAll(".kind").forEach((kind) => kind.style.setProperty("--color", KIND_COLORS[+kind.dataset.kind]));
+    if (!data.isScored) return;
     const kinds = data.kinds.map((kind, index) => [kind, KIND_COLORS[index]]);
     legend($("kind-legend"), kinds);
     legend($("timeline-legend"), kinds);
@@ -87,6 +88,7 @@
   }
 
   function training() {
+    if (!$("score-charts")) return; // a page of detections
     const names = (part) => [...new Set(data.runs.flatMap((run) => run.log.flatMap((point) => Object.keys(point[part]))))];
     names("scores").forEach((name) => curve(name, "scores", 100, $("score-charts")));
     const losses = names("losses");
@@ -105,6 +107,7 @@
   }
 
   function classes() {
+    if (!data.isScored) return;
     const protocols = data.runs[0].protocols;
     const checkpoints = [...new Set(data.runs.flatMap((run) => Object.keys(run.checkpoints)))];
     const thresholds = data.runs[0].checkpoints[Object.keys(data.runs[0].checkpoints)[0]][protocols[0]].tiou_thresholds;
@@ -141,6 +144,7 @@
 
   /* ---- diagnosis ---- */
   function profiles() {
+    if (!data.isScored) return;
     data.runs.forEach((run) => {
       const diagnosis = run.diagnosis;
       const slices = diagnosis.profile[diagnosis.tiou_thresholds.indexOf(data.verdictTiou)];
@@ -168,8 +172,9 @@
   }
 
   const annotated = (video) => [...new Set(video.truth.map((row) => row[0]))].sort((a, b) => a - b);
-  const present = (video) => [...new Set([...annotated(video), ...video.runs.flatMap((run) => (run ? Object.keys(run.cas).map(Number) : []))])];
+  const present = (video) => [...new Set([...annotated(video), ...video.runs.flatMap((run) => (run ? run.detections.map((row) => row[0]) : [])), ...video.runs.flatMap((run) => (run ? Object.keys(run.cas).map(Number) : []))])];
 
+  const kindColor = (row) => (row[4] === null ? classColor(row[0]) : KIND_COLORS[row[4]]); // the class without ground truth
   const classColor = (number) => CLASS_COLORS[present(data.videos[state.video]).indexOf(number) % CLASS_COLORS.length];
 
   function show(index, focusList = false) {
@@ -179,12 +184,13 @@
     state.chosen = new Set(first);
     state.range = [0, video.duration];
     $("video").value = String(index);
-    $("video-summary").replaceChildren(element("strong", {}, video.id), ` · ${seconds(video.duration)} s · ${video.truth.length} segments · `,
-      ...data.runs.flatMap((run, place) => [place ? " · " : "", `${several ? run.name + ": " : ""}AP ${video.runs[place] ? percent(video.runs[place].ap) : "–"}`]));
+    const score = (answer) => (data.isScored ? `AP ${answer ? percent(answer.ap) : "–"}` : `${answer ? answer.total : 0} detections`);
+    $("video-summary").replaceChildren(element("strong", {}, video.id), ` · ${seconds(video.duration)} s · `, data.isScored ? `${video.truth.length} segments · ` : "",
+      ...data.runs.flatMap((run, place) => [place ? " · " : "", `${several ? run.name + ": " : ""}${score(video.runs[place])}`]));
     const boxes = present(video).map((number) => {
       const box = element("input", { type: "checkbox", value: number, onchange: chooseClass });
       box.checked = state.chosen.has(number);
-      const note = annotated(video).includes(number) ? "" : " (not annotated)";
+      const note = !data.isScored || annotated(video).includes(number) ? "" : " (not annotated)";
       return element("label", { style: { "--color": classColor(number) } }, box, data.classes[number] + note);
     });
     $("class-choice").replaceChildren(element("legend", {}, "Classes"), ...boxes);
@@ -222,6 +228,7 @@
 
   /* A track: title, height in pixels, range of its own axis, traces without axes. */
   function truthTracks(video) {
+    if (!data.isScored) return [];
     return [...state.chosen].map((number) => {
       const rows = video.truth.filter((row) => row[0] === number).map((row) => row.slice(1));
       const ignored = video.ambiguous;
@@ -240,8 +247,8 @@
     const count = Math.max(1, ...levels.map((lane) => lane + 1));
     const top = Math.max(1e-9, ...rows.map((row) => row[3]));
     const strength = (row) => 0.12 + 0.88 * Math.min(1, Math.max(0, row[3] / top));
-    const text = ([label, start, end, score, kind], place) => `${place + 1}. ${plain(data.classes[label])}<br>${seconds(start)}–${seconds(end)} s, score ${score}<br>${plain(data.kinds[kind])}`;
-    const traces = [bars(rows.map((row) => [row[1], row[2]]), levels, rows.map((row) => rgba(KIND_COLORS[row[4]], strength(row))), rows.map((row) => KIND_COLORS[row[4]]), rows.map(text))];
+    const text = ([label, start, end, score, kind], place) => `${place + 1}. ${plain(data.classes[label])}<br>${seconds(start)}–${seconds(end)} s, score ${score}${kind === null ? "" : `<br>${plain(data.kinds[kind])}`}`;
+    const traces = [bars(rows.map((row) => [row[1], row[2]]), levels, rows.map((row) => rgba(kindColor(row), strength(row))), rows.map(kindColor), rows.map(text))];
     const none = rows.length ? "" : " · none";
     return { title: `${name}Detections · <b>${plain(data.classes[number])}</b>${none}`, height: Math.max(14, 12 * count), range: [count - 0.5, -0.5], bare: true, traces };
   }
@@ -253,6 +260,7 @@
   function runTracks(run, place) {
     const name = several ? `<span style="color:${runColor(place)}"><b>${plain(data.runs[place].name)}</b></span> · ` : "";
     if (!run) return [{ title: `${name}no outputs for this video`, height: 8, range: [0, 1], bare: true, traces: [] }];
+    if (!run.attention) return [...state.chosen].map((number) => detectionTrack(run, number, name)); // a file of detections alone
     const times = Array.from({ length: run.snippets }, (_, index) => Number(((index + 0.5) / run.rate).toFixed(3)));
     const perModality = run.attention.length > 1;  // the audio-visual network has a single attention
     const colors = perModality ? [...MODALITY_COLORS, FUSED] : [FUSED];
@@ -302,9 +310,9 @@
   }
 
   function detectionTable(video) {
-    const heads = [...(several ? ["run"] : []), "class", "rank", "start, s", "end, s", "score", "type"];
+    const heads = [...(several ? ["run"] : []), "class", "rank", "start, s", "end, s", "score", ...(data.isScored ? ["type"] : [])];
     const rows = video.runs.flatMap((run, place) => (run ? [...state.chosen].flatMap((number) => shownDetections(run, number).map((row, rank) => [
-      ...(several ? [data.runs[place].name] : []), data.classes[number], rank + 1, seconds(row[1]), seconds(row[2]), row[3], data.kinds[row[4]]])) : []));
+      ...(several ? [data.runs[place].name] : []), data.classes[number], rank + 1, seconds(row[1]), seconds(row[2]), row[3], ...(data.isScored ? [data.kinds[row[4]]] : [])])) : []));
     $("detection-table").replaceChildren(element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))),
       element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((cell) => element("td", {}, cell))))));
   }
@@ -326,7 +334,14 @@
 
   /* ---- list of videos ---- */
   const answer = (index) => data.videos[index].runs[state.list.run];
-  const columns = [
+  const best = (index) => (answer(index) && answer(index).detections.length ? answer(index).detections[0] : null);
+  const columns = !data.isScored ? [
+    { key: "position", head: "video", rising: true, value: (index) => index },
+    { key: "duration", head: "seconds", value: (index) => data.videos[index].duration },
+    { key: "class", head: "best class", rising: true, value: (index) => (best(index) ? data.classes[best(index)[0]] : "–") },
+    { key: "score", head: "its score", value: (index) => (best(index) ? best(index)[3] : null) },
+    { key: "total", head: "detections", value: (index) => (answer(index) ? answer(index).total : null) },
+  ] : [
     { key: "position", head: "video", rising: true, value: (index) => index },
     { key: "classes", head: "classes", rising: true, value: (index) => annotated(data.videos[index]).map((number) => data.classes[number]).join(", ") },
     { key: "segments", head: "segments", value: (index) => data.videos[index].truth.length },

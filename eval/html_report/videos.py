@@ -11,9 +11,10 @@ from eval.average_precision import average_precisions
 from eval.detection import DetectionResult
 from eval.diagnosis import KINDS, error_kinds
 from eval.outputs import open_outputs
+from eval.tables import Table
 from utils.annotations import Annotations
 
-VERDICT_TIOU = 0.5
+VERDICT_TIOU = 0.5  # or the dataset's threshold nearest to it
 MAX_SHOWN = 50  # detections per class and video on the page; soft-NMS leaves hundreds with decayed scores
 
 
@@ -31,9 +32,14 @@ class Verdicts:
     ap: np.ndarray  # (V,) AP of all detections of the video as one list; NaN without segments
 
 
+def verdict_threshold(tiou_thresholds: Sequence[float]) -> float:
+    """Return the threshold nearest to VERDICT_TIOU."""
+    return min(tiou_thresholds, key=lambda threshold: abs(threshold - VERDICT_TIOU))
+
+
 def judge(result: DetectionResult) -> Verdicts:
-    """Return the verdicts at VERDICT_TIOU, which must be a threshold of the result."""
-    at = int(np.flatnonzero(result.tiou_thresholds == VERDICT_TIOU)[0])
+    """Return the verdicts at the threshold nearest to VERDICT_TIOU."""
+    at = int(np.abs(result.tiou_thresholds - VERDICT_TIOU).argmin())
     detections, truth = result.detections, result.ground_truth
     kinds, num_videos = error_kinds(result)[at].astype(np.int64), len(truth.videos)
     known = detections.video >= 0  # -1: a video without ground truth
@@ -54,18 +60,18 @@ def _best_of_each_class(labels: np.ndarray, limits: np.ndarray) -> np.ndarray:
     return best
 
 
-def shown_detections(result: DetectionResult, kinds: np.ndarray, rate: float) -> dict[str, list]:
+def shown_detections(detections: Table, kinds: np.ndarray | None, rate: float) -> dict[str, list]:
     """Return the detections on the page, in order of score, at most MAX_SHOWN per class and video.
 
     Args:
-        result: Evaluated detections.
-        kinds: Verdict on each detection (N,).
-        rate: Time units of the result per second: the snippet rate, or 1 if its times are in seconds.
+        detections: Detections by falling score.
+        kinds: Verdict on each detection (N,), None without ground truth.
+        rate: Time units of the detections per second: the snippet rate, or 1 if their times are in seconds.
 
     Returns:
-        {video_id: [[class, start, end, score, kind], ...]} with times in seconds.
+        {video_id: [[class, start, end, score, kind], ...]} with times in seconds; kind is None without ground truth.
     """
-    detections = result.detections
+    kinds = np.full(len(detections), None) if kinds is None else kinds
     shown: dict[str, list] = {}
     ranks: dict[tuple[int, int], int] = {}
     start, end = detections.start / rate, detections.end / rate
@@ -96,7 +102,9 @@ def read_curves(path: Path, video_classes: dict[str, Sequence[int]], annotations
         columns = {name: column for column, name in enumerate(outputs.classes)}
         return {
             video: _pack_curves(
-                outputs[video], outputs.snippet_rate, {c: columns[annotations.classes[c]] for c in classes}
+                outputs[video],
+                outputs.snippet_rate,
+                {c: columns[name] for c in classes if (name := annotations.classes[c]) in columns},
             )
             for video, classes in video_classes.items()
             if video in outputs

@@ -61,7 +61,7 @@ def startup_warnings(
         InputError: The dataset has errors. The message counts them by kind, or is the only error.
     """
     used = {video.video_id for video in annotations.videos.values() if is_used(spec, video)} | {None}
-    faults = find_faults(store, annotations, spec, _missing_severity(missing_features))
+    faults = find_faults(store, annotations, spec, _missing_severity(missing_features), annotations.where)
     findings = [finding for finding in faults if finding.video in used and finding.kind != MISSING]
     errors = [finding for finding in findings if finding.severity == ERROR]
     if len(errors) == 1:

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.annotations import RELEASE_SUFFIX, annotations_to_json, load_annotations
+from utils.annotations import annotations_to_json, load_annotations
 from utils.datasets import Rate
 from utils.errors import InputError, shorten
-from utils.features.layouts import TRANSPOSED, Arrangement, looks_transposed
+from utils.features.layouts import TRANSPOSED, Arrangement, array_files, looks_transposed
 from utils.features.shards import shard_name
 from utils.features.sources import JOINT_SUFFIX, HDF5Source, Source
 from utils.features.store import FeatureStore, open_features
@@ -259,8 +259,10 @@ def check_hdf5_names(video_ids: Collection[str]) -> None:
 
 def find_features(folder: Path) -> Iterator[Path]:
     """Yield the feature files in a folder, in any format that utils/features/store.py reads."""
-    for pattern in ("*.h5", "*.hdf5", f"*{JOINT_SUFFIX}", "*/*.np[yz]"):
-        yield from (path for path in folder.glob(pattern) if not path.parent.name.endswith(RELEASE_SUFFIX))
+    for pattern in ("*.h5", "*.hdf5", f"*{JOINT_SUFFIX}"):
+        yield from folder.glob(pattern)
+    for files in array_files(folder).values():
+        yield from (file for file in files if not file.name.endswith(JOINT_SUFFIX))
 
 
 def check_space(out: Path, num_bytes: int) -> None:

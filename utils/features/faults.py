@@ -203,7 +203,10 @@ def _subset_faults(annotations: Annotations, spec: DatasetSpec | None, where: st
     for purpose, subset in wanted.items():
         if not any(video.is_in(subset) for video in annotations.videos.values()):
             present = name_some(map(repr, annotations.subsets), 8)
-            message = f"no video of subset '{subset}', on which {spec.name} {purpose}s; subsets present: [{present}]"
+            message = (
+                f"no video of subset '{subset}', on which {spec.name} {purpose}s; subsets present: {present}; choose "
+                f"another --{purpose}-subset or --dataset"
+            )
             yield Finding(ERROR, "wrong subsets", where, message)
 
 

@@ -60,7 +60,7 @@ def scan_folder(root: Path, suffixes: Collection[str] = ()) -> tuple[dict[str, d
         InputError: Names do not match, or a video has two arrays of one modality.
     """
     arrays, extras = defaultdict(dict), defaultdict(dict)
-    for folder, files in _array_files(root).items():
+    for folder, files in array_files(root).items():
         for modality, video_id, location in _locate(root, folder, files, suffixes):
             videos = (extras if modality in (FPS, TIMESTAMPS) else arrays)[modality]
             if other := videos.get(video_id):
@@ -97,7 +97,7 @@ def looks_transposed(shapes: Sequence[tuple[int, ...]]) -> bool:
     return len(rows) == 1 and columns.most_common(1)[0][1] <= len(shapes) / 2
 
 
-def _array_files(root: Path) -> dict[Path, list[Path]]:
+def array_files(root: Path) -> dict[Path, list[Path]]:
     """Return the files by folder: of the folders in `root`, else of deeper ones, else of `root` itself."""
     for patterns in (["*"], ["/".join("*" * level) for level in range(2, _LEVELS)], ["."]):
         folders = defaultdict(list)

@@ -76,7 +76,8 @@ class HDF5Source(Source):
     """One HDF5 file with datasets `/<modality>/<video_id>`; a slash in a video_id nests groups.
 
     The order `/<video_id>/<modality>`, as in ActivityNet's C3D file, is recognized. Its prefix `v_` of every video is
-    left out, as in ActivityNet's annotations.
+    left out, as in ActivityNet's annotations. A file of datasets `/<video_id>` alone has one modality, which is called
+    like the file without its extension.
 
     Soft links are followed within the file. A group with several links is listed at the first one only. No other file
     is opened, and no dataset is read that claims more values than the file can contain.
@@ -92,10 +93,14 @@ class HDF5Source(Source):
             self.simulated = "simulated" in self._file.attrs
             names = list(names_in(self._file))
         self._groups: dict[str, h5py.Group] = {}
+        has_arrays = False
         for name in names:
             with self._reading(f"'{name}' cannot be read"):
                 if isinstance(item := follow(self._file, name), h5py.Group):
                     self._groups[name] = item
+                has_arrays |= isinstance(item, h5py.Dataset)
+        if has_arrays and not self._groups:
+            self._groups = {path.stem: self._file}
         try:
             self._members = self._read_members()
         except Exception:  # of a damaged group, which reading reports

@@ -102,6 +102,8 @@ class RunFolder:
         write_text(self.path / SUMS, format_checksums(self.path, names))
 
     def _acquire_lock(self) -> None:
+        if self.path.is_file():
+            raise InputError(f"{self.path}: is a file; --run-dir expects a folder")
         try:
             while True:
                 self.path.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,125 @@
+"""Files of detections as columns of the report, with or without ground truth."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from eval.command import Inputs
+from eval.detection import evaluate_detections
+from eval.html_report.finished_run import FinishedRun
+from eval.outputs import open_outputs
+from eval.tables import Table, read_annotations, read_detections
+from utils.annotations import Annotations, Video
+from utils.datasets import DatasetSpec
+from utils.errors import InputError, count
+
+CHECKPOINT = "detections"  # name of the only column of scores
+PROTOCOL = "seconds"  # that the verdicts follow
+
+
+def is_detection_file(path: Path) -> bool:
+    """Return True for a file, and for a folder of scripts/detect.py or test.py."""
+    return path.is_file() or ((path / "detections.json").is_file() and not (path / "options.yaml").is_file())
+
+
+def detection_file(path: Path) -> Path:
+    """Return the file of detections in such a folder, or the file itself."""
+    return path / "detections.json" if path.is_dir() else path
+
+
+def open_detections(
+    paths: Sequence[Path],
+    spec: DatasetSpec,
+    inputs: Inputs | None = None,
+    facts: dict[str, str] | None = None,
+    simulated: bool | None = None,
+) -> list[FinishedRun]:
+    """Return one column of the report per file of detections.
+
+    Args:
+        paths: Files, or folders of scripts/detect.py or test.py, whose outputs.h5 gives the curves.
+        spec: Dataset with the thresholds of the evaluation.
+        inputs: Ground truth, and the detections of these files with its names; None without ground truth.
+        facts: Further facts for the first table.
+        simulated: True for simulated features, None if unknown.
+
+    Raises:
+        InputError: A file cannot be used, or is given twice.
+    """
+    files = [detection_file(path) for path in paths]
+    names = [path.resolve().name if path.is_dir() else path.stem for path in paths]
+    if len(set(names)) < len(names):
+        names = list(map(str, paths))
+    if len(set(names)) < len(names):
+        raise InputError("the same detections are given twice")
+    tables = [read_detections(file) for file in files] if inputs is None else inputs.detections
+    return [
+        _column(name, file, table, spec, inputs, facts or {}, simulated)
+        for name, file, table in zip(names, files, tables, strict=True)
+    ]
+
+
+def _column(
+    name: str,
+    file: Path,
+    table: Table,
+    spec: DatasetSpec,
+    inputs: Inputs | None,
+    facts: dict[str, str],
+    simulated: bool | None,
+) -> FinishedRun:
+    outputs = file.with_name("outputs.h5") if file.name == "detections.json" else None
+    outputs = outputs if outputs is not None and outputs.is_file() else None
+    rate = inputs.snippet_rate if inputs else spec.snippet_rate
+    if outputs and not inputs:
+        with open_outputs(outputs) as content:
+            rate = content.snippet_rate
+    metrics, notes, videos = {}, (), None
+    if inputs:
+        result = evaluate_detections(inputs.truth, table, spec.tiou_thresholds, protocol=PROTOCOL, videos=inputs.videos)
+        metrics = {CHECKPOINT: {"iteration": None, PROTOCOL: result.as_dict()}}
+        notes, videos = (*inputs.notes, *inputs.coverage_notes(result.ground_truth, table)), inputs.videos
+    number = f"{count(len(table), 'detection')} in {count(len(table.videos), 'video')}"
+    return FinishedRun(
+        name=name,
+        folder=file.parent,
+        options={},
+        environment={},
+        log=[],
+        metrics=metrics,
+        protocols=(PROTOCOL,),
+        detections=table,
+        outputs=outputs,
+        snippet_rate=rate,
+        dataset=None,
+        simulated=simulated,
+        spec=spec,
+        checkpoint=CHECKPOINT,
+        is_trained=False,
+        facts={"file": str(file), "detections": number, "classes": str(len(table.classes)), **facts},
+        notes=notes,
+        videos=videos,
+    )
+
+
+def annotations_of(
+    runs: Sequence[FinishedRun], inputs: Inputs | None = None, ground_truth: str | None = None
+) -> Annotations:
+    """Return the classes and videos of the page: those of the ground truth, or else those with detections.
+
+    Raises:
+        InputError: The ground truth cannot be used.
+    """
+    if inputs is not None:
+        annotations = read_annotations(ground_truth, None)[0]
+        return replace(annotations, classes=inputs.truth.segments.classes)
+    classes = dict.fromkeys(name for run in runs for name in run.detections.classes)
+    none = np.empty((0, 2))
+    videos = {
+        name: Video(name, "", duration=None, labels=(), segments=none, segment_labels=(), ambiguous=none)
+        for run in runs
+        for name in run.detections.videos
+    }
+    return Annotations(tuple(classes), videos)
