@@ -155,7 +155,7 @@ def write_page(
         "settings": ", ".join(f"{name} {value}" for name, value in settings.items()) or "as in training",
         "classes": names(detector.classes),
     }
-    runs = open_detections([folder], detector.spec, facts=facts, simulated=simulated)
+    runs = open_detections([folder], detector.spec, facts=facts, simulated=simulated, modalities=detector.modalities)
     write_text(folder / "report.html", render_detections(runs, annotations_of(runs), None))
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -163,6 +164,15 @@ def test_detect_needs_features_and_a_checkpoint_only(checkpoint, own_video, feat
     assert {row["video-id"] for row in rows} == {"my video"}
     assert len(json.loads((out / "detections.json").read_text())["results"]["my video"]) == len(frame)
     assert (out / "outputs.h5").exists() and (out / "pictures/my video.png").exists()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+    (video,) = data["videos"]
+    assert (video["id"], video["truth"], data["isScored"]) == ("my video", [], False)
+    (answer,) = video["runs"]
+    assert answer["total"] == len(frame) and answer["snippets"] == len(features["rgb"])
+    best = [frame["label"][0], frame["start"][0], frame["end"][0]]
+    assert [data["classes"][answer["detections"][0][0]], *answer["detections"][0][1:3]] == best
+    assert 'id="results"' not in page and "detections without ground truth" in page
 
 
 def test_detect_takes_several_sources(checkpoint, dataset, own_video, tmp_path, run_main):
@@ -170,7 +180,7 @@ def test_detect_takes_several_sources(checkpoint, dataset, own_video, tmp_path, 
     (own_video / "flow" / "my video.npy").rename(own_video / "flow" / "other.npy")
     (own_video / "rgb" / "other.npy").write_bytes((own_video / "rgb" / "my video.npy").read_bytes())
     status, text, _ = run_main(detect, dataset, own_video, *words)
-    assert status == 0 and "1 videos lack one of rgb, flow, left out (my video)" in text and "[21/21]" in text
+    assert status == 0 and "1 video without all of rgb, flow, left out (my video)" in text and "[21/21]" in text
     assert json.loads((tmp_path / "out/detections.json").read_text())["results"].keys() > {"other", "test_0015"}
     status, _, error = run_main(detect, dataset, dataset / "features.h5", *words)
     assert status == 2 and "give it once" in error

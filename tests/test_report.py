@@ -335,6 +335,66 @@ def test_runs_of_different_datasets_are_refused(run, dataset, tmp_path):
     assert done.returncode == 2 and "make a report of each" in done.stderr
 
 
+@pytest.fixture
+def detections(tmp_path) -> Path:
+    path = tmp_path / "theirs.json"
+    path.write_text(json.dumps({"results": random_detections(np.random.default_rng(3))}))
+    return path
+
+
+def report_page(*arguments) -> tuple[str, dict]:
+    done = run_script(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    page = Path(done.stdout.rpartition(" (")[0]).read_text(encoding="utf-8")
+    return page, page_data(page)
+
+
+def test_detections_of_a_file_are_scored_with_ground_truth(dataset, detections):
+    page, data = report_page(detections, "--ground-truth", dataset)
+    result = evaluate_detections(dataset, detections, DATASETS["thumos14"].tiou_thresholds, subset="test")
+    values = _Cells(page).rows["seconds", "theirs", "detections"]
+    assert values[:9] == result.map.tolist() and len(values) == 12
+    assert 'id="training"' not in page and 'id="diagnosis"' in page
+    (run,) = data["runs"]
+    assert run["checkpoints"]["detections"]["seconds"]["ap"] == result.as_dict()["ap"]
+    assert {video["id"] for video in data["videos"]} == set(DATABASE)
+    assert all(row[4] is not None for video in data["videos"] for row in video["runs"][0]["detections"])
+
+
+def test_detections_of_a_file_are_shown_without_ground_truth(detections):
+    page, data = report_page(detections)
+    assert not data["isScored"] and 'id="results"' not in page and "detections without ground truth" in page
+    rows = json.loads(detections.read_text())["results"]
+    assert {video["id"]: video["runs"][0]["total"] for video in data["videos"]} == {v: len(rows[v]) for v in rows}
+    best = max(rows["plain"], key=lambda row: row["score"])
+    label, start, end, *_ = data["videos"][0]["runs"][0]["detections"][0]
+    assert [data["classes"][label], start, end] == [best["label"], *(round(time, 2) for time in best["segment"])]
+    assert data["videos"][0]["duration"] >= end
+
+
+def test_detections_whose_names_differ_are_refused_with_advice(dataset, detections):
+    results = json.loads(detections.read_text())["results"]
+    detections.write_text(json.dumps({"results": {f"v_{name}": rows for name, rows in results.items()}}))
+    done = run_script(detections, "--ground-truth", dataset)
+    assert done.returncode == 2 and "expected 'plain' (prefix 'v_'); --strip v_ makes them match" in done.stderr
+    page, _ = report_page(detections, "--ground-truth", dataset, "--strip", "v_")
+    assert ("seconds", "theirs", "detections") in _Cells(page).rows
+
+
+def test_runs_and_files_of_detections_have_pages_of_their_own(run, dataset, detections):
+    assert "make a report of each" in run_script(run, detections).stderr
+    assert "--ground-truth is for files of detections" in run_script(run, "--ground-truth", dataset).stderr
+
+
+def test_thresholds_without_one_half(dataset, detections, tmp_path):
+    _, data = report_page(detections, "--ground-truth", dataset, "--tiou-thresholds", 0.3, 0.45)
+    assert (data["verdictTiou"], data["mainRange"]) == (0.45, "0.3:0.45")
+    config = "{dataset: mine, train_subset: a, test_subset: test, tiou_thresholds: [0.3], average_ranges: ['0.3:0.3']}"
+    (tmp_path / "mine.yaml").write_text(config)
+    _, data = report_page(detections, "--ground-truth", dataset, "--dataset", tmp_path / "mine.yaml")
+    assert data["verdictTiou"] == 0.3
+
+
 # ---- in a browser ----
 
 CHROMIUM_FLAGS = (
@@ -355,6 +415,8 @@ def browser(run, dataset, tmp_path_factory):
     other = make_run(folder / "other", dataset, seed=1)
     page = folder / "report.html"
     page.write_text(render_report(read_runs([run, other])), encoding="utf-8")
+    for name, words in {"scored": ["--ground-truth", str(dataset)], "unscored": []}.items():
+        assert run_script(run / "detections.json", *words, "--out", folder / f"{name}.html").returncode == 0
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in (*CHROMIUM_FLAGS, f"--user-data-dir={folder / 'profile'}"):
@@ -496,7 +558,7 @@ def test_browser_list_sorts(browser):
     assert column(0) == list(DATABASE)
 
 
-def test_browser_fits_a_phone_and_prints(browser):
+def fits_a_phone(browser) -> bool:
     metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
@@ -504,8 +566,32 @@ def test_browser_fits_a_phone_and_prints(browser):
         wait_until(lambda: script(browser, "document.documentElement.scrollWidth") <= 390)
         wide = "[...document.querySelectorAll('main *')].filter((node) => node.getBoundingClientRect().right > 391)"
         outside = f"{wide}.filter((node) => !node.closest('.table-box')).map((node) => node.outerHTML.slice(0, 200))"
-        assert script(browser, outside) == []
+        return script(browser, outside) == []
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_browser_fits_a_phone_and_prints(browser):
+    assert fits_a_phone(browser)
     assert len(browser.print_page()) > 10_000
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+@pytest.mark.parametrize("name", ["scored", "unscored"])
+def test_browser_shows_files_of_detections(browser, name):
+    address = browser.current_url
+    browser.get(address.replace("report.html", f"{name}.html"))
+    try:
+        assert shown_video(browser) == "plain"
+        click(browser, "next")
+        assert shown_video(browser) == EVIL
+        heads = script(browser, "[...document.querySelectorAll('#video-table th')].map((head) => head.innerText)")
+        assert ("best class" in heads, "missed" in heads) == ((False, True) if name == "scored" else (True, False))
+        bars = script(
+            browser, "document.getElementById('timeline').data.filter((trace) => trace.type === 'bar').length"
+        )
+        assert bars >= (2 if name == "scored" else 1)
+        assert fits_a_phone(browser)
+        assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    finally:
+        browser.get(address)

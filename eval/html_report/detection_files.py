@@ -35,6 +35,7 @@ def open_detections(
     inputs: Inputs | None = None,
     facts: dict[str, str] | None = None,
     simulated: bool | None = None,
+    modalities: Sequence[str] = (),
 ) -> list[FinishedRun]:
     """Return one column of the report per file of detections.
 
@@ -44,6 +45,7 @@ def open_detections(
         inputs: Ground truth, and the detections of these files with its names; None without ground truth.
         facts: Further facts for the first table.
         simulated: True for simulated features, None if unknown.
+        modalities: Names for the curves.
 
     Raises:
         InputError: A file cannot be used, or is given twice.
@@ -55,21 +57,15 @@ def open_detections(
     if len(set(names)) < len(names):
         raise InputError("the same detections are given twice")
     tables = [read_detections(file) for file in files] if inputs is None else inputs.detections
-    return [
-        _column(name, file, table, spec, inputs, facts or {}, simulated)
-        for name, file, table in zip(names, files, tables, strict=True)
-    ]
+    runs = []
+    for name, file, table in zip(names, files, tables, strict=True):
+        run = _read_column(name, file, table, spec, inputs)
+        options = {"modalities": list(modalities)} if modalities else {}
+        runs.append(replace(run, facts={**run.facts, **(facts or {})}, simulated=simulated, options=options))
+    return runs
 
 
-def _column(
-    name: str,
-    file: Path,
-    table: Table,
-    spec: DatasetSpec,
-    inputs: Inputs | None,
-    facts: dict[str, str],
-    simulated: bool | None,
-) -> FinishedRun:
+def _read_column(name: str, file: Path, table: Table, spec: DatasetSpec, inputs: Inputs | None) -> FinishedRun:
     outputs = file.with_name("outputs.h5") if file.name == "detections.json" else None
     outputs = outputs if outputs is not None and outputs.is_file() else None
     rate = inputs.snippet_rate if inputs else spec.snippet_rate
@@ -94,11 +90,11 @@ def _column(
         outputs=outputs,
         snippet_rate=rate,
         dataset=None,
-        simulated=simulated,
+        simulated=None,
         spec=spec,
         checkpoint=CHECKPOINT,
         is_trained=False,
-        facts={"file": str(file), "detections": number, "classes": str(len(table.classes)), **facts},
+        facts={"file": str(file), "detections": number, "classes": str(len(table.classes))},
         notes=notes,
         videos=videos,
     )
