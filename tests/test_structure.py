@@ -102,3 +102,13 @@ def test_docstrings_begin_with_a_verb_or_a_noun(path):
     documented = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
     docstrings = [ast.get_docstring(node) or "" for node in documented]
     assert not [text.split("\n")[0] for text in docstrings if FIRST_WORDS.match(text)]
+
+
+def test_no_two_methods_share_six_lines():
+    owners: dict[tuple[str, ...], str] = {}
+    for path in sorted((ROOT / "utils" / "methods").glob("*.py")):
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        for start in range(len(lines) - 5):
+            six = tuple(lines[start : start + 6])
+            owner = owners.setdefault(six, path.name)
+            assert owner == path.name, f"{owner} and {path.name} share\n" + "\n".join(six)

@@ -101,22 +101,16 @@ class DDGNet(CO2Net):
     Args:
         num_classes: As in CO2Net.
         modality_dims: As in CO2Net.
-        temporal_pool: As in CO2Net. The graph uses the attention before the pool.
-        attention_logit_dropout: As in CO2Net.
         first_pass_dropout: Drop attention logits in the first pass, too (release). A dropped logit gives attention
             0.5, so in training many snippets become action or ambiguous by chance.
+        temporal_pool: As in CO2Net. The graph uses the attention before the pool.
+        attention_logit_dropout: As in CO2Net.
     """
 
     RELEASED_MODULES = {
-        **{
-            f"Attn.{kind}_graph.{modality}.{layer}": f"consensus.{modality}.{kind}.{layer}"
-            for kind in ("action", "background")
-            for modality in (0, 1)
-            for layer in range(LAYERS)
-        },
-        **{
-            f"Attn.attentions.{m}.{layer}": f"attention_units.{m}.layers.{layer}" for m in (0, 1) for layer in (0, 3, 5)
-        },
+        **{f"Attn.action_graph.{m}.{n}": f"consensus.{m}.action.{n}" for m in (0, 1) for n in (0, 1)},
+        **{f"Attn.background_graph.{m}.{n}": f"consensus.{m}.background.{n}" for m in (0, 1) for n in (0, 1)},
+        **{f"Attn.attentions.{m}.{n}": f"attention_units.{m}.layers.{n}" for m in (0, 1) for n in (0, 3, 5)},
         **{layer: layer for layer in ("fusion.0", "classifier.1", "classifier.4")},
     }
 
@@ -124,9 +118,9 @@ class DDGNet(CO2Net):
         self,
         num_classes: int,
         modality_dims: Sequence[int] = (1024, 1024),
+        first_pass_dropout: bool = True,
         temporal_pool: int | None = None,
         attention_logit_dropout: float = 0.5,
-        first_pass_dropout: bool = True,
     ):
         def graph_convolutions(*dims: int) -> nn.Module:
             return nn.ModuleList([GraphConvolutions(dim) for dim in dims])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model import CO2Net, GlobalContext, activation
+from utils.checkpoint import RELEASED_MODULES
 from utils.losses import CO2Loss, mil_loss, mutual_loss, norm_loss, opposition_loss
 from utils.methods.base import Definition
 
@@ -56,11 +57,9 @@ class TFEDCN(CO2Net):
     """TFE-DCN. Arguments and outputs are those of CO2Net, without the choice of a consensus module."""
 
     RELEASED_MODULES = {
+        **{theirs: ours for theirs, ours in RELEASED_MODULES.items() if not ours.startswith("consensus.")},
         **{f"fAttn.layer{number}.0": f"consensus.layers.{number - 1}.0" for number in (1, 2, 3)},
         "vAttn.channel_conv1.1": "consensus.global_context.0",
-        **{f"vAttn.attention.{layer}": f"attention_units.0.layers.{layer}" for layer in (0, 3, 5)},
-        **{f"fAttn.attention.{layer}": f"attention_units.1.layers.{layer}" for layer in (0, 3, 5)},
-        **{layer: layer for layer in ("fusion.0", "classifier.1", "classifier.4")},
     }
 
     def __init__(
