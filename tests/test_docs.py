@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.tables import read_ground_truth
-from utils.annotations import load_annotations
-from utils.features.store import open_features
+import eval.detection
+import eval.diagnosis
+import main
+import scripts.detect
+import scripts.report
+import utils.features.check
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,7 +30,15 @@ INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PATH = re.compile(r"(?<![\w./-])(?:(?:configs|docs|eval|scripts|tests|utils)/[\w./*-]*|\w+\.(?:py|cff|toml|lock))")
 NAMED = re.compile(r"`([\w/]+\.py)`: ((?:`\w+`(?:, )?)+)")
-PLACEHOLDER = re.compile(r"mine|my_|[A-Z]{4}")  # files that a reader writes
+PLACEHOLDER = re.compile(r"mine|my_|kitchen|[A-Z]{4}")  # files that a reader writes
+WALK = {
+    "utils.features": utils.features.check.main,
+    "main.py": main.main,
+    "scripts/report.py": scripts.report.main,
+    "eval.detection": eval.detection.main,
+    "eval.diagnosis": eval.diagnosis.main,
+    "scripts/detect.py": scripts.detect.main,
+}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 
 
@@ -167,16 +178,27 @@ def test_every_page_is_in_the_index():
     assert {page.name for page in PAGES[1:]} - {"README.md"} <= linked
 
 
-def test_own_dataset_example_runs(tmp_path, monkeypatch):
-    (code,) = blocks("docs/data.md", "python")
+def test_own_dataset_walk(tmp_path, monkeypatch, run_main):
+    """Run each step of a dataset of one's own in docs/data.md, with few iterations."""
+    section = text_of("docs/data.md").partition("## Your own dataset")[2].partition("\n## ")[0]
+    steps = [(language, code) for _, language, code in BLOCK.findall(section)]
+    assert [language for language, _ in steps] == ["python", "yaml", "bash", "bash", "bash"]
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "docs/data.md", "exec"), {})
-    folder = tmp_path / "data" / "mine"
-    annotations = load_annotations(folder)
-    store = open_features(folder, ["rgb", "flow"])
-    assert annotations.classes == ("Jump", "Throw")
-    assert set(store.video_ids) == set(annotations.videos)
-    assert len(read_ground_truth(folder / "annotations.json", "test").segments) == 8
+    exec(compile(steps[0][1], "docs/data.md", "exec"), {})
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/kitchen.yaml").write_text(steps[1][1])
+    printed = {}
+    for line in "".join(code.replace("\\\n", " ") for _, code in steps[2:]).splitlines():
+        name, words = program(line)
+        words = words[1:] if name.endswith(".py") else words
+        words += ["--max-iter", "2", "--eval-every", "2", "--device", "cpu"] if name == "main.py" else []
+        status, printed[name], error = run_main(WALK[name], *words)
+        assert status == 0, f"{line}: {error}"
+    assert set(printed) == set(WALK)
+    assert "0 errors, 0 warnings" in printed["utils.features"]
+    assert "mAP" in printed["eval.detection"] and "[24/24]" in printed["scripts/detect.py"]
+    assert (tmp_path / "runs/kitchen/report.html").is_file()
+    assert (tmp_path / "runs/kitchen_detections/report.html").is_file()
 
 
 def test_method_example_trains():
