@@ -223,12 +223,10 @@ def complete_options(saved: Mapping[str, object]) -> dict:
 
 def method_options(args: argparse.Namespace) -> dict:
     """Return the options of the method as `utils.methods.build_method` takes them."""
-    pools_as_dataset = args.temporal_pool == "dataset"
-    options = {
-        **vars(args),
-        "weights": args.loss_weights,
-        "temporal_pool": dataset_spec(vars(args)).temporal_pool(args.num_snippets) if pools_as_dataset else None,
-    }
+    pool = None if args.temporal_pool == "none" else args.temporal_pool
+    if pool == "dataset":
+        pool = dataset_spec(vars(args)).temporal_pool(args.num_snippets)
+    options = {**vars(args), "weights": args.loss_weights, "temporal_pool": pool}
     return {name: options[name] for name in METHODS[args.method].options() if name in options}
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model import CO2Net
-from utils.checkpoint import RELEASED_MODULES, load_weights, save_checkpoint
+from utils.checkpoint import RELEASED_MODULES, load_weights, read_checkpoint, save_checkpoint
 from utils.errors import InputError
 
 
@@ -138,3 +138,8 @@ def test_failed_save_keeps_the_previous_checkpoint(tmp_path):
     with pytest.raises((AttributeError, pickle.PicklingError)):
         save_checkpoint(path, {"iteration": lambda: None})
     assert torch.load(path, weights_only=True) == {"iteration": 1}
+
+
+def test_a_folder_is_named_as_one(tmp_path):
+    with pytest.raises(InputError, match="is a folder; expected a checkpoint in it, such as .*checkpoints/best.pt"):
+        read_checkpoint(tmp_path)

@@ -197,4 +197,5 @@ def test_temporal_pool_follows_the_dataset_and_the_snippets(tmp_path, monkeypatc
     options = f"--dataset activitynet12 --max-iter 1 --device cpu --path-dataset {tmp_path} --num-snippets"
     for snippets in ("60", "20"):
         main.main([*options.split(), snippets, "--run-dir", str(tmp_path / snippets)])
-    assert pools == [13, 5]
+    main.main([*options.split(), "60", "--temporal-pool", "7", "--run-dir", str(tmp_path / "own")])
+    assert pools == [13, 5, 7]

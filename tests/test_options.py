@@ -115,6 +115,12 @@ def test_a_wrong_config_is_one_line(tmp_path, capsys, text, message):
         (["--path-dataset", "DIR", "--seed", "-1"], "a whole number from 0"),
         (["--path-dataset", "DIR", "--seed", str(2**63)], "a whole number from 0"),
         (["--path-dataset", "DIR", "--color", "red"], "unrecognized arguments: --color red"),
+        (
+            ["--method", "audio_visual", "--mutual", "kl"],
+            "--mutual has no effect with --method audio_visual; leave it out",
+        ),
+        (["--temporal-pool", "4"], "'4' is not `dataset`, `none` or an odd number of snippets"),
+        (["configs/demo.yaml"], "did you mean --config configs/demo.yaml?"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(capsys, argv, message):

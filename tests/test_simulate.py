@@ -114,9 +114,11 @@ def test_simulated_files_may_be_replaced(tmp_path):
     assert check_sums(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["features.h5", "r2plus1d.h5", "x-I3D-JOINTFeatures.npy", "rgb/v.npy"])
+@pytest.mark.parametrize(
+    "name", ["features.h5", "r2plus1d.h5", "x-I3D-JOINTFeatures.npy", "rgb/v.npy", "v.npz", "features/train/rgb/v.npy"]
+)
 def test_real_features_are_never_replaced_or_hidden(tmp_path, name):
-    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes(b"real")
     with pytest.raises(InputError, match="not simulated"):
         simulate_features(DEMO, tmp_path, (4, 4))

@@ -19,6 +19,12 @@ def positive_int(text: str) -> int:
     return _number(int, text, lambda x: x >= 1, "a whole number of at least 1")
 
 
+def temporal_pool(text: str) -> str | int:
+    """Convert `dataset`, `none`, or an odd number of snippets."""
+    expected = "`dataset`, `none` or an odd number of snippets"
+    return text if text in ("dataset", "none") else _number(int, text, lambda x: x % 2 == 1 and x > 0, expected)
+
+
 def non_negative_int(text: str) -> int:
     """Convert a whole number of at least 0."""
     return _number(int, text, lambda x: x >= 0, "a whole number of at least 0")

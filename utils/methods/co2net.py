@@ -7,7 +7,7 @@ from model import CO2Net
 from utils.fusion import consensus_factory
 from utils.losses import SIMILARITIES, SUPPRESSIONS, CO2Loss
 from utils.methods.base import Definition
-from utils.number_types import fraction_below_one
+from utils.number_types import fraction_below_one, temporal_pool
 
 
 def build_network(
@@ -42,9 +42,11 @@ def add_options(parser: ArgumentParser) -> None:
     )
     add(
         "--temporal-pool",
-        choices=("dataset", "none"),
+        type=temporal_pool,
         default="dataset",
-        help="average pool over time: of the dataset in the release (ActivityNet1.2 only), or none as in the paper",
+        metavar="POOL",
+        help="average pool over time: `dataset`, that of the dataset in the release (ActivityNet only); `none`, as in "
+        "the paper; or an odd number of snippets",
     )
     add("--mutual", choices=tuple(SIMILARITIES), default="mse", help="similarity function of L_ml (Table 4)")
 
