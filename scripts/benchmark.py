@@ -1,6 +1,6 @@
 """Measure speed and memory, as ratios to plain code and as shares of the machine's best.
 
-python scripts/benchmark.py [SUBJECT] [--quick] [--threads N] [--device cpu] [--json FILE] [--out docs/performance.md]
+python scripts/benchmark.py [SUBJECT ...] [--quick] [--threads N] [--device cpu] [--json FILE] [--out FILE.md]
 """
 
 import argparse
@@ -60,18 +60,19 @@ def main() -> None:
     device = choose_device(args.device)
     machine = {**describe_machine(args.threads), "gpu": device_name(device) if device.type == "cuda" else None}
     print(machine_line(machine))
-    names = list(SUBJECTS) if args.subject == "all" else [args.subject]
+    names = list(SUBJECTS) if "all" in args.subjects else args.subjects
     settings = Settings(args.quick, args.threads, args.device, args.files)
     began, tables = time.monotonic(), []
-    for name in names:
+    for number, name in enumerate(names, 1):
         results = SUBJECTS[name](settings)
         print("".join(f"\n{table.as_text()}\n" for table in results), end="", flush=True)
         tables += results
-    if args.json:
-        write_json(args.json, {"machine": machine, **{table.name: table.rows for table in tables}}, indent=1)
-    if args.out:
-        not_run = [name for name in SUBJECTS if name not in names]
-        write_page(args.out, tables, not_run, machine, sys.argv[1:], (time.monotonic() - began) / 60)
+        # After each subject, so that a command that is stopped leaves those before.
+        if args.json:
+            write_json(args.json, {"machine": machine, **{table.name: table.rows for table in tables}}, indent=1)
+        if args.out:
+            not_run = [name for name in SUBJECTS if name not in names[:number]]
+            write_page(args.out, tables, not_run, machine, sys.argv[1:], (time.monotonic() - began) / 60)
 
 
 def _parse_args() -> argparse.Namespace:
@@ -83,11 +84,12 @@ def _parse_args() -> argparse.Namespace:
     )
     add = parser.add_argument
     add(
-        "subject",
-        nargs="?",
+        "subjects",
+        nargs="*",
         choices=[*SUBJECTS, "all"],
         default="all",
-        help="What to measure (see below; default: all)",
+        metavar="SUBJECT",
+        help="Subjects to measure (see below; default: all)",
     )
     add("--quick", action="store_true", help="Use small sizes: seconds instead of minutes, and figures without meaning")
     add("--threads", type=int, default=usable_cores(), metavar="N", help="Threads of PyTorch (default: all cores)")

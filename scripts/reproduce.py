@@ -213,7 +213,7 @@ def _pairs(args: argparse.Namespace, main_options: list[str]) -> Pairs:
             (table, setting)
             for setting, method in zip(settings, methods, strict=True)
             for table in tables.values()
-            if table.method == method
+            if table.method == method and table.is_about(setting.base_options()["dataset"])
         ]
     pairs = []
     for name in names:

@@ -161,7 +161,8 @@ def drawn(batches: BatchLoader, count: int) -> list:
     return [[part.clone().cpu() for part in next(batches)] for _ in range(count)]
 
 
-cuda = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"))
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+cuda = pytest.param("cuda", marks=(pytest.mark.gpu, NO_GPU))
 
 
 @pytest.mark.parametrize("prefetch", [False, True])

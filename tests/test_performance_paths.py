@@ -223,6 +223,7 @@ def test_a_compiled_step_is_the_plain_step():
     assert_same_training(net, plain.net, terms, [plain.step(made_batch()) for _ in range(3)], 1e-4)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_gpu_takes_the_steps_of_the_cpu(compiled):

@@ -16,7 +16,7 @@ import torch
 from scipy.stats import ttest_1samp
 
 from scripts import reproduce
-from scripts.reproduction import execute, plan, render, results
+from scripts.reproduction import execute, gpu, plan, render, results
 from scripts.reproduction.cost import format_duration, last_line, parse_duration
 from scripts.reproduction.figure5 import draw_figure5
 from scripts.reproduction.ledger import LEDGER, append_runs, contains, read_ledger
@@ -415,6 +415,44 @@ def test_results_adds_ledgers_of_other_machines(data, finished, tmp_path, capsys
     assert contains(read_ledger(ledger), one)
     with pytest.raises(InputError, match="not found"):
         reproduce.main([*words, "none.csv"])
+
+
+def test_a_stage_that_hangs_or_fails_does_not_stop_the_next(tmp_path, capsys):
+    def stage(*codes):
+        commands = [[sys.executable, "-u", "-c", code] for code in codes]
+        return gpu.Stage("name", lambda _: commands, lambda output: output.splitlines()[-1])
+
+    hangs, fails, works = (
+        stage("import time; print(1); time.sleep(60)", "print(2)"),
+        stage("exit('bad')", "print(2)"),
+        stage("print(1)", "print(2)"),
+    )
+    for number, (one, seconds) in enumerate([(hangs, 2), (fails, 60), (works, 60)]):
+        one.run(tmp_path / f"{number}.txt", seconds)
+    assert [(one.status, one.text) for one in (hangs, fails, works)] == [
+        ("timeout", "1"),
+        ("failed", "bad"),
+        ("ok", "2"),
+    ]
+    assert hangs.seconds < 2 + gpu.KILL_SECONDS
+    assert "name: timeout after" in capsys.readouterr().out
+
+
+def test_gpu_stages_take_the_options_of_the_command(data, tmp_path, monkeypatch, run_main):
+    status, _, error = run_main(gpu.main, "10")
+    assert status == 2 and "--rehearse" in error
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    status, _, error = run_main(gpu.main, "10", "--path-dataset", tmp_path)
+    assert status == 2 and "no annotations.json" in error
+    words = ["10", "--path-dataset", str(data), "--tables", "table3", "--seeds", "4", "--precision", "float32"]
+    stages = {stage.name: stage for stage in gpu.make_stages(*gpu._parse_args(words), tmp_path)}
+    (command,) = stages["tables"].commands(100)
+    text = " ".join(command)
+    for part in ("--budget 85s", "--seeds 4", "--cache device --config configs/thumos14_r2plus1d.yaml --config"):
+        assert part in text
+    assert text.endswith("--precision float32")
+    (tests,) = stages["tests"].commands(1)
+    assert any(word.endswith("test_caching.py") for word in tests)
 
 
 def test_durations_and_last_line():

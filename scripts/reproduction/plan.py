@@ -56,6 +56,10 @@ class Table:
         """Return the rows to train on a dataset."""
         return [row for row in self.rows if row.key is not None and row.only in (None, dataset)]
 
+    def is_about(self, dataset: str) -> bool:
+        """Return True if the table compares rows on any dataset, or has this dataset's published results."""
+        return dataset == self.dataset or len(self.rows_for(dataset)) > 1
+
 
 @dataclass(frozen=True)
 class PlannedRun:
