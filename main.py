@@ -29,7 +29,7 @@ from utils.run import Ranks, RunFolder, RunLog, StopSignal, join_ranks
 from utils.run.devices import choose_device, memory_advice
 from utils.run.fast_cpu import speed_up_cpu
 from utils.training import Training, seed_everything
-from wsad_dataset import BatchLoader, WeakVideoDataset, split_holdout
+from wsad_dataset import BatchLoader, WeakVideoDataset, auto_scale, split_holdout
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -63,6 +63,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
         pin_memory=device.type == "cuda",
         prefetch=args.cache == "none" or (args.cache == "host" and device.type == "cuda"),
         open_shards=args.open_shards,
+        sampling=args.sampling,
         rank=ranks.rank,
         num_ranks=ranks.size,
     )
@@ -78,7 +79,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     identity = {
         "architecture": method.architecture,
         "classes": list(annotations.classes),
-        "options": run_options(args),
+        "options": {**run_options(args), "feature_scale": train_set.store.scale},  # the number, not `auto`
     }
     training = Training(
         net,
@@ -100,7 +101,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
             "or choose another --test-subset"
         )
     if folder:
-        folder.begin(run_options(args), store.describe(), device, ranks.size, ranks.nodes)
+        folder.begin(run_options(args), train_set.store.describe(), device, ranks.size, ranks.nodes)
     if training.iteration == args.max_iter:
         print(f"already at iteration {training.iteration} of {args.max_iter}; raise --max-iter to train on")
 
@@ -149,12 +150,18 @@ def open_subsets(
     common = {"missing_features": args.missing_features, "min_snippets": spec.min_snippets}
     train_device = device if args.cache == "device" else host
     subset = spec.train_subset
+    scale = args.feature_scale
+    if scale == "auto":
+        scale = auto_scale(WeakVideoDataset(annotations, store, subset, video_ids=train_ids, device=None, **common))
+    store = store.scaled(scale)
     train_set = WeakVideoDataset(annotations, store, subset, video_ids=train_ids, device=train_device, **common)
     test_set = WeakVideoDataset(annotations, store, spec.test_subset, device=host, **common)
     holdout_set = None
     if holdout_ids:
         holdout_set = WeakVideoDataset(annotations, store, subset, video_ids=holdout_ids, device=host, **common)
     print(f"{store.simulated_prefix}features {store.source.path}: {subset} {train_set}; {spec.test_subset} {test_set}")
+    if store.scale != 1:
+        print(f"the features are multiplied by {store.scale:g}")
     if store.snippet_rate is None:
         print(f"the features have no snippet rate; assuming {spec.snippet_rate:g} snippets per second")
     return train_set, test_set, holdout_set

@@ -20,6 +20,7 @@ from utils.formats.files import read_yaml
 from utils.fusion import CONSENSUS
 from utils.methods import METHODS, arguments_of
 from utils.number_types import (
+    feature_scale,
     fraction,
     fraction_below_one,
     non_negative_float,
@@ -29,6 +30,7 @@ from utils.number_types import (
     positive_int,
     seed,
 )
+from utils.sampler import SAMPLINGS
 
 NOT_IN_CONFIG = ("config", "base", "resume")  # options of the command line alone
 FREE_ON_RESUME = (  # options that may change on --resume
@@ -466,6 +468,14 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         help="feature streams, two for CO2-Net; NAME_diff is the change of stream NAME between snippets",
     )
     add(
+        "--feature-scale",
+        type=feature_scale,
+        default=1.0,
+        metavar="NUMBER|auto",
+        help="factor of all features, in training and testing; auto: gives the training features a root mean square "
+        "of 0.2",
+    )
+    add(
         "--missing-features",
         choices=("error", "skip"),
         default="error",
@@ -499,6 +509,13 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=positive_int, default=10, help="videos per batch")
     add("--num-pairs", type=non_negative_int, default=3, help="pairs of videos per batch that share a class")
     add("--num-snippets", type=positive_int, default=500, help="snippets sampled per video")
+    add(
+        "--sampling",
+        choices=tuple(SAMPLINGS),
+        default="stratified",
+        help="snippets of a video in training: one at a random position of each of the equal parts, or those of the "
+        "release, whose parts overlap",
+    )
     add("--lr", type=positive_float, default=5e-5, help="learning rate of Adam")
     add("--weight-decay", type=non_negative_float, default=1e-3, help="weight decay of Adam")
     add(

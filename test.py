@@ -8,7 +8,7 @@ from options import override_localization, parse_test_args
 from utils.annotations import load_annotations
 from utils.checkpoint import read_checkpoint
 from utils.datasets import dataset_spec
-from utils.detector import load_method, stored_options
+from utils.detector import load_method, stored_options, stored_scale
 from utils.engine import TABLE_PROTOCOLS, Evaluator, write_results
 from utils.errors import InputError, exit_on_input_error
 from utils.features import open_features
@@ -30,7 +30,8 @@ def main(argv: list[str] | None = None) -> None:
 
     # Data
     annotations = load_annotations(args.path_dataset)
-    store = open_features(args.path_dataset, options.modalities)
+    scale = stored_scale(checkpoint, args.checkpoint, options)
+    store = open_features(args.path_dataset, options.modalities).scaled(scale)
     test_set = WeakVideoDataset(
         annotations,
         store,

@@ -4,6 +4,7 @@ Nothing here reads when an action happens: of a `Video`, only its id and its wea
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
@@ -17,7 +18,9 @@ from utils.annotations import Annotations
 from utils.errors import InputError
 from utils.features.store import FeatureStore
 from utils.run.devices import is_out_of_memory, to_device
-from utils.sampler import PairSampler, ShardSampler, rank_rows, stratified_snippets
+from utils.sampler import SAMPLINGS, PairSampler, ShardSampler, rank_rows
+
+AUTO_RMS = 0.2  # root mean square of the training features under `--feature-scale auto`; see docs/method.md
 
 
 class WeakVideoDataset:
@@ -172,6 +175,7 @@ class BatchLoader:
         open_shards: Number of feature shards to draw from at a time, 0 for all.
         rank: This process, of `num_ranks` that share each batch (see `rank_rows`).
         num_ranks: Number of processes. Every process draws whole batches, so together they see those of one process.
+        sampling: Key of utils.sampler.SAMPLINGS, which draws the snippets of a video.
     """
 
     def __init__(
@@ -186,11 +190,13 @@ class BatchLoader:
         open_shards: int = 0,
         rank: int = 0,
         num_ranks: int = 1,
+        sampling: str = "stratified",
     ):
         if num_snippets < 1:
             raise InputError(f"--num-snippets: expected at least 1 snippet per video, got {num_snippets}")
         self.dataset = dataset
         self.num_snippets = num_snippets
+        self._draw_snippets = SAMPLINGS[sampling]
         self.video_ids: list[str] = []  # of the batch returned last
         if open_shards:
             shards = dataset.store.shards(dataset.video_ids)
@@ -223,7 +229,7 @@ class BatchLoader:
     def _draw(self) -> tuple[Batch, list[str], dict]:
         """Return the next batch, its videos, and the state after it."""
         indices = self.sampler.draw()  # (B,)
-        snippets = stratified_snippets(self.dataset.lengths[indices], self.num_snippets, self._generator)  # (B, T)
+        snippets = self._draw_snippets(self.dataset.lengths[indices], self.num_snippets, self._generator)  # (B, T)
         state = self._generator_states()
         indices, snippets = indices[self._own_rows], snippets[self._own_rows]
         features = next(self._buffers)
@@ -257,6 +263,30 @@ class BatchLoader:
 
     def _generator_states(self) -> dict:
         return {"sampler": self.sampler.state_dict(), "snippets": self._generator.bit_generator.state}
+
+
+def auto_scale(dataset: WeakVideoDataset) -> float:
+    """Return the factor that gives the features of a dataset the root mean square AUTO_RMS, with four digits.
+
+    Initial weights keep the root mean square of their input, so it sets the size of the logits (docs/method.md). Both
+    modalities share one factor: their ratio stays.
+
+    Raises:
+        InputError: All features are 0, or the factor is not from 1e-6 to 1e6.
+    """
+    total, count = 0.0, 0
+    videos = range(len(dataset))
+    for index in tqdm(videos, "measuring features", leave=False, unit="video", disable=None):
+        features = dataset[index]
+        total += float(np.square(features, dtype=np.float64).sum())
+        count += features.size
+    scale = AUTO_RMS / math.sqrt(total / count) if total else math.inf
+    if not 1e-6 <= scale <= 1e6:
+        raise InputError(
+            f"--feature-scale auto: the root mean square of the training features is {math.sqrt(total / count):g}, "
+            "expected one from 2e-7 to 2e5; check them with python -m utils.features DIR --check"
+        )
+    return float(f"{scale:.4g}")  # the same number on every machine, whatever its order of summation
 
 
 def split_holdout(annotations: Annotations, subset: str, fraction: float, seed: int) -> tuple[list[str], list[str]]:

@@ -9,7 +9,7 @@ Classes, modalities and settings come from the checkpoint. scripts/detect.py is 
 
 import math
 import warnings
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from utils.features.store import DIFFERENCE_SUFFIX, FeatureStore, open_features
 from utils.formats.files import save_figure
 from utils.formats.npy import load_plain_array
 from utils.methods import METHODS, Method, arguments_of, build_method
+from utils.number_types import feature_scale
 from utils.run.devices import choose_device, memory_advice
 from utils.segments import snippets_to_seconds
 from wsad_dataset import WeakVideoDataset
@@ -48,11 +49,20 @@ class Detector:
         modalities: Names of the feature streams, in order.
         spec: Dataset of the training; its snippet rate is that of features that store none.
         name: Checkpoint, for titles.
+        scale: Factor of all features, as in training.
     """
 
-    def __init__(self, method: Method, classes: Sequence[str], modalities: Sequence[str], spec: DatasetSpec, name: str):
+    def __init__(
+        self,
+        method: Method,
+        classes: Sequence[str],
+        modalities: Sequence[str],
+        spec: DatasetSpec,
+        name: str,
+        scale: float = 1.0,
+    ):
         self.method, self.classes, self.modalities = method, tuple(classes), tuple(modalities)
-        self.spec, self.name = spec, name
+        self.spec, self.name, self.scale = spec, name, scale
 
     def __call__(
         self, features: Features, snippet_rate: float | None = None, video_id: str | None = None
@@ -119,7 +129,7 @@ class Detector:
                 raise InputError(
                     f"{store.source.path}: '{modality}' has {got} channels, {self.name} was trained on {width}"
                 )
-        return store
+        return store.scaled(self.scale)
 
     def rate(self, store: FeatureStore, snippet_rate: float | None = None) -> tuple[float, bool]:
         """Return snippets per second, and True if this is an assumption: neither stored nor given.
@@ -244,7 +254,8 @@ def load_detector(path: str | Path, device: str = "auto", **settings: object) ->
         raise InputError(f"{path}: its modality_dims are {shorten(dims)}, expected one width per modality")
     method = load_method(checkpoint, path, options, classes, dims)
     method.network.to(choose_device(device)).eval()
-    return Detector(method, classes, options.modalities, dataset_spec(vars(options)), str(path))
+    spec, scale = dataset_spec(vars(options)), stored_scale(checkpoint, path, options)
+    return Detector(method, classes, options.modalities, spec, str(path), scale)
 
 
 def load_method(
@@ -298,6 +309,22 @@ def stored_options(checkpoint: dict, path: str | Path, advice: str = "add --conf
     if options.method not in tuple(METHODS) or options.localization not in tuple(LOCALIZATIONS):
         raise InputError(f"{path}: its options name an unknown method or localization")
     return options
+
+
+def stored_scale(checkpoint: dict, path: str | Path, options: Namespace) -> float:
+    """Return the feature scale that a checkpoint stores; that of the options for a released or an older one.
+
+    Raises:
+        InputError: The scale is not a number in its range.
+    """
+    scale = checkpoint.get("options", {}).get("feature_scale", options.feature_scale)
+    try:
+        number = feature_scale(str(scale))
+    except ArgumentTypeError as error:
+        raise InputError(f"{path}: its feature_scale is not valid: {error}") from None
+    if number == "auto":
+        raise InputError(f"{path}: stores no feature scale, which auto needs; give the number in --config")
+    return number
 
 
 def assumed_rate(rate: float) -> str:

@@ -40,6 +40,12 @@ def positive_float(text: str) -> float:
     return _number(float, text, lambda x: 0 < x < float("inf"), "a number above 0")
 
 
+def feature_scale(text: str) -> float | str:
+    """Convert a number from 1e-6 to 1e6, or `auto`."""
+    expected = "auto or a number from 1e-6 to 1e6"
+    return text if text == "auto" else _number(float, text, lambda x: 1e-6 <= x <= 1e6, expected)
+
+
 def non_negative_float(text: str) -> float:
     """Convert a finite number of at least 0."""
     return _number(float, text, lambda x: 0 <= x < float("inf"), "a number of at least 0")

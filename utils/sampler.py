@@ -4,6 +4,8 @@ Each sampler has its own generator, whose state is part of the checkpoint: a res
 uninterrupted one would have seen.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from utils.errors import InputError
@@ -192,3 +194,31 @@ def stratified_snippets(lengths: np.ndarray, count: int, generator: np.random.Ge
     positions = np.arange(count) + generator.random((len(lengths), count))  # (B, T), one in each [i, i + 1)
     snippets = (positions * (lengths / count)).astype(np.int64)
     return np.minimum(snippets, lengths - 1)  # rounding can turn a position just below n into n
+
+
+def release_snippets(lengths: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Return `count` snippets per video, drawn as in the release.
+
+    Snippet i of T is one of floor(i n / T), ..., floor((i + 1) n / T), and the last one ends at n - 1. Both ends are
+    included, so neighboring parts overlap. Without jitter where both floors are equal, as for most i with n < T. A
+    video with n = T is taken as it is.
+
+    Args:
+        lengths: (B,) numbers of snippets n >= 1.
+        count: T, snippets per video.
+        generator: Source of randomness.
+
+    Returns:
+        (B, T) indices, non-decreasing.
+    """
+    lengths = np.asarray(lengths)[:, None]  # (B, 1)
+    edges = (np.arange(count + 1) * lengths) // count  # (B, T + 1)
+    first, last = edges[:, :-1], np.minimum(edges[:, 1:], lengths - 1)
+    drawn = first + (generator.random(first.shape) * (last - first + 1)).astype(np.int64)  # (B, T)
+    return np.where(lengths == count, first, drawn)
+
+
+SAMPLINGS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray]] = {
+    "stratified": stratified_snippets,
+    "release": release_snippets,
+}

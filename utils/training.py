@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.checkpoint import STATES, has_training_state, load_state, read_checkpoint, require_classes, save_checkpoint
-from utils.errors import InputError
+from utils.errors import InputError, shorten
 from utils.run.ranks import SINGLE_PROCESS, Ranks
 from wsad_dataset import Batch, BatchLoader
 
@@ -168,6 +168,7 @@ class Training:
         if checkpoint is None:
             return
         require_classes(checkpoint, self.identity["classes"], path)
+        self._require_scale(checkpoint, path)
         load_state(self.net, checkpoint, path)
         try:
             self._load_state(checkpoint, checkpoint["training"])
@@ -181,6 +182,15 @@ class Training:
             )
         if self.iteration < self.max_iter:
             self.chosen = {n: choice for n, choice in self.chosen.items() if self._is_scheduled(choice["iteration"])}
+
+    def _require_scale(self, checkpoint: dict, path: Path) -> None:
+        """Raise InputError if `--feature-scale auto` gives another number than before: the features changed."""
+        trained, now = (part.get("options", {}).get("feature_scale", 1.0) for part in (checkpoint, self.identity))
+        if trained != now:
+            raise InputError(
+                f"{path}: was trained with the feature scale {shorten(trained)}, the training features now give "
+                f"{now}; use the features of the run, or choose another --run-dir"
+            )
 
     def _is_scheduled(self, iteration: int) -> bool:
         return iteration % self.eval_every == 0

@@ -45,10 +45,12 @@ def _facts(run: FinishedRun) -> dict[str, str]:
         return run.facts
     environment, options = run.environment, run.options
     changes = ", with uncommitted changes" if environment.get("uncommitted_changes") else ""
+    scale = environment.get("features", {}).get("scale")
+    scaled = "" if scale is None else f", multiplied by {scale:g}"
     versions = [f"{name} {environment[name]}" for name in ("python", "torch", "numpy") if name in environment]
     return {
         "dataset": f"{run.spec.name}, {run.spec.test_subset} subset",
-        "features": f"{' + '.join(map(str, options.get('modalities', [])))}, {FEATURES[run.simulated]}",
+        "features": f"{' + '.join(map(str, options.get('modalities', [])))}, {FEATURES[run.simulated]}{scaled}",
         "iterations": str(options.get("max_iter", "unknown")),
         "seed": str(options.get("seed", "unknown")),
         "command": shlex.join(map(str, environment.get("command", []))) or "unknown",

@@ -17,6 +17,7 @@ Modalities with different rates are aligned in time, to the snippets of the firs
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 
@@ -46,11 +47,19 @@ DIFFERENCE_SUFFIX = "_diff"
 class FeatureStore:
     """Features by video_id: (T, D) float32, D = sum(modality_dims), modalities in the requested order."""
 
+    scale = 1.0  # factor of all features; see `scaled`
+
     def __init__(self, source: Source, modalities: Sequence[str]):
         self.source = source
         self.modalities = tuple(modalities)
         # `rgb` for both `rgb` and `rgb_diff`
         self.stored_modalities = tuple(_stored_modality(source, modality) for modality in self.modalities)
+
+    def scaled(self, scale: float) -> "FeatureStore":
+        """Return a store of the same features, multiplied by a number."""
+        store = copy(self)
+        store.scale = scale
+        return store
 
     @cached_property
     def video_ids(self) -> list[str]:
@@ -72,8 +81,9 @@ class FeatureStore:
         return "SIMULATED " if self.source.simulated else ""
 
     def describe(self) -> dict:
-        """Return the path and the format of the features, and if they are simulated."""
-        return {"path": str(self.source.path), "form": self.source.form, "simulated": self.source.simulated}
+        """Return the path and the format of the features, if they are simulated, and their scale unless it is 1."""
+        facts = {"path": str(self.source.path), "form": self.source.form, "simulated": self.source.simulated}
+        return facts if self.scale == 1 else {**facts, "scale": self.scale}
 
     @cached_property
     def modality_dims(self) -> tuple[int, ...]:
@@ -190,6 +200,14 @@ class FeatureStore:
                 part[:] = self.stored_values(stored, video_id, rows)
             else:
                 part[:] = self._differences(stored, video_id, length, rows)
+        if self.scale != 1:
+            with np.errstate(over="ignore"):
+                features *= np.float32(self.scale)
+            if not np.isfinite(features).all():
+                raise InputError(
+                    f"{self.source.path}: video '{video_id}' times the feature scale {self.scale:g} is not finite as "
+                    "float32; lower --feature-scale"
+                )
         return features
 
     def _differences(self, stored: str, video_id: str, length: int, rows: np.ndarray | None) -> np.ndarray:
