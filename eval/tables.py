@@ -360,4 +360,5 @@ def results_table(rows: Sequence[tuple[str, int, dict]], spec: DatasetSpec, prot
             table.append([name, str(iteration), protocol, *cells])
     title = "mAP@tIoU in percent, its means over ranges of tIoU, and video-level classification mAP"
     notes = [accuracy_note(rows[-1][2]["snippet_accuracy"])] if accuracies else []
+    notes += [f"`{name}` collapsed: {note}" for name, _, metrics in rows if (note := metrics.get("collapsed"))]
     return "\n".join([title, format_table(table, left=0), *notes])

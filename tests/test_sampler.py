@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from utils.errors import InputError
-from utils.sampler import PairSampler, ShardSampler, stratified_snippets
+from utils.sampler import SAMPLINGS, PairSampler, ShardSampler, release_snippets, stratified_snippets
 
 
 def pairs_of(indices, num_pairs):
@@ -94,6 +94,60 @@ def test_a_position_that_rounds_up_to_the_length_stays_inside():
 
     lengths = np.arange(1, 2000)
     assert (stratified_snippets(lengths, 500, AlmostOne()).max(axis=1) == lengths - 1).all()
+
+
+class Constant:
+    """Generator whose every number in [0, 1) is the same."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def random(self, shape):
+        return np.full(shape, self.value)
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=5), st.integers(1, 600), st.integers(0, 99))
+def test_snippets_of_the_release_lie_between_the_floors_of_both_edges(lengths, count, seed):
+    snippets = release_snippets(np.array(lengths), count, np.random.default_rng(seed))
+    assert snippets.shape == (len(lengths), count)
+    for row, length in zip(snippets, lengths, strict=True):
+        edges = [i * length // count for i in range(count)] + [length - 1]
+        assert (row >= edges[:-1]).all()
+        assert (row <= edges[1:]).all()
+        assert (np.diff(row) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("length", "count", "lowest", "highest"),
+    [
+        (6, 3, [0, 2, 4], [2, 4, 5]),  # edges 0, 2, 4, and the last snippet 5
+        (7, 3, [0, 2, 4], [2, 4, 6]),  # edges 0, 2.33, 4.67
+        (5, 5, [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]),  # n = T: every snippet once
+        (2, 5, [0, 0, 0, 1, 1], [0, 0, 1, 1, 1]),  # edges 0, 0.4, 0.8, 1.2, 1.6
+        (1, 3, [0, 0, 0], [0, 0, 0]),
+        (4, 1, [0], [3]),
+    ],
+)
+def test_snippets_of_the_release_by_hand(length, count, lowest, highest):
+    for value, expected in ((0.0, lowest), (np.nextafter(1, 0), highest)):
+        np.testing.assert_array_equal(release_snippets([length], count, Constant(value)), [expected])
+
+
+def test_snippets_of_the_release_are_drawn_uniformly():
+    snippets = release_snippets(np.full(6000, 6), 3, np.random.default_rng(0))
+    for column, (first, last) in enumerate([(0, 2), (2, 4), (4, 5)]):
+        counts = np.bincount(snippets[:, column], minlength=6)[first : last + 1]
+        np.testing.assert_allclose(counts / 6000, 1 / (last - first + 1), atol=0.03)
+
+
+def test_both_samplings_draw_the_same_amount_of_random_numbers():
+    """A run under either has the same pairs, dropout and, per batch, the same state of the snippets' generator."""
+    states = []
+    for draw in SAMPLINGS.values():
+        generator = np.random.default_rng(3)
+        draw([4, 9], 6, generator)
+        states.append(generator.bit_generator.state)
+    assert states[0] == states[1]
 
 
 def sharded_videos(generator, videos=40, classes=3, shards=7):

@@ -32,6 +32,7 @@ from utils.training import StepOutcome
 from wsad_dataset import Batch, WeakVideoDataset
 
 TABLE_PROTOCOLS = ("snippet", "seconds")  # side by side in every table; the first one selects best.pt
+COLLAPSED_SHARE = 0.95  # of the test videos without a proposal, from which a network counts as collapsed
 BATCH_SNIPPETS = {"cpu": 2048, "cuda": 16384}  # per evaluation batch; small batches saturate a CPU
 
 
@@ -202,7 +203,8 @@ class Evaluation:
         detections: All detections, in seconds; None on ranks other than 0.
         metrics: Content of metrics.json, as fractions: `classification_map`, and per protocol `classes`,
             `tiou_thresholds`, `ap` [threshold][class], `map` [threshold] and `average_map`. Datasets that measure
-            snippet accuracy also have `snippet_accuracy`.
+            snippet accuracy also have `snippet_accuracy`. `collapsed` is present only for a collapsed network; see
+            `collapse`.
         selection: Score that selects best.pt: snippet accuracy, or the mean mAP of the main range, first protocol.
     """
 
@@ -268,7 +270,27 @@ class Evaluator:
             activations = {result.video_id: result.cas for result in results}
             accuracies = snippet_accuracy(activations, self.annotations, subsets, self.snippet_rate)
             metrics["snippet_accuracy"], selection = accuracies, accuracies[subsets[0]]["accuracy"]
+        if collapsed := collapse([result.attention for result in results], method.lowest_threshold):
+            metrics["collapsed"] = collapsed
         return Evaluation(results, detections, metrics, selection)
+
+
+def collapse(attentions: Sequence[np.ndarray], lowest_threshold: float | None) -> str | None:
+    """Describe a collapsed network: without a proposal in at least COLLAPSED_SHARE of the videos.
+
+    Args:
+        attentions: Attention (T,) of each video.
+        lowest_threshold: Property of the method; None never collapses.
+
+    Returns:
+        A sentence for tables, or None if the network has not collapsed.
+    """
+    if lowest_threshold is None:
+        return None
+    empty = sum(bool(attention.max() <= lowest_threshold) for attention in attentions)
+    if empty < COLLAPSED_SHARE * len(attentions):
+        return None
+    return f"attention below every threshold in {empty} of {len(attentions)} videos"
 
 
 def holdout_scores(method: Method, dataset: WeakVideoDataset) -> dict[str, float | None]:

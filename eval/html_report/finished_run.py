@@ -128,6 +128,7 @@ def _is_checkpoint(metrics: dict) -> bool:
     """Return True for one checkpoint of metrics.json that is complete."""
     protocols = protocols_of(metrics)
     is_valid = isinstance(metrics["iteration"], int) and _is_number(metrics.get("classification_map"))
+    is_valid = is_valid and isinstance(metrics.get("collapsed"), str | None)
     return bool(protocols) and is_valid and all(_is_result(name, metrics[name]) for name in protocols)
 
 

@@ -26,7 +26,14 @@ def headline(run: FinishedRun) -> dict:
         (name, metrics["iteration"], range_mean(metrics[protocol], run.spec.main_range))
         for name, metrics in run.metrics.items()
     ]
-    return {"name": run.name, "protocol": protocol, "scores": scores, "simulated": run.simulated}
+    collapsed = {name: note for name, metrics in run.metrics.items() if (note := metrics.get("collapsed"))}
+    return {
+        "name": run.name,
+        "protocol": protocol,
+        "scores": scores,
+        "collapsed": collapsed,
+        "simulated": run.simulated,
+    }
 
 
 def range_mean(scores: dict, tiou_range: tuple[float, float]) -> float | None:
@@ -88,6 +95,7 @@ def results_tables(runs: Sequence[FinishedRun]) -> list[dict]:
                 "checkpoint": name,
                 "iteration": metrics["iteration"],
                 "classification": metrics.get("classification_map"),
+                "collapsed": metrics.get("collapsed"),
                 **_scores(metrics[protocol], spec),
             }
             for run in runs

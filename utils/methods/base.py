@@ -50,6 +50,12 @@ class Method:
     settings: dict
     architecture: dict
 
+    @property
+    def lowest_threshold(self) -> float | None:
+        """Attention at or below it gives no proposal; None if the localization has no such threshold."""
+        thresholds = {**self.localization.settings(), **self.settings}.get("attention_thresholds")
+        return None if thresholds is None else float(min(thresholds))
+
     def localize(self, outputs: Mapping[str, np.ndarray], **options: object) -> np.ndarray:
         """Detect the actions of one video.
 

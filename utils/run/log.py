@@ -110,6 +110,9 @@ class RunLog:
             "skipped": skipped,
             "snippets_per_second": speed,
         }
+        collapsed = metrics.get("collapsed")
+        if collapsed:
+            record["collapsed"] = collapsed
         self.records.append(record)
         self._write()
         for name, value in record["scores"].items():
@@ -118,18 +121,22 @@ class RunLog:
         if speed:
             self._events.add_scalar("snippets_per_second", speed, iteration)
         self._events.flush()
-        self._print_evaluation(iteration, losses)
+        self._print_evaluation(iteration, losses, collapsed)
         self._steps, self._seconds, self._clock = 0, 0.0, time.perf_counter()
 
     def _write(self) -> None:
         """Rewrite all lines: an appended line could be cut off by a stop."""
         write_text(self._path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in self.records))
 
-    def _print_evaluation(self, iteration: int, losses: dict[str, float]) -> None:
+    def _print_evaluation(self, iteration: int, losses: dict[str, float], collapsed: str | None) -> None:
         parts = [f"iteration {iteration}/{self._total}"]
         if "total" in losses:
             parts.append(f"loss {losses['total']:.3f}")
         parts += [f"{name} {value}" for name, value in self._mean_map().items()]
+        if collapsed:
+            parts.append(f"collapsed: {collapsed}")
+            if not self._bar.disable:
+                tqdm.write(f"iteration {iteration} collapsed: {collapsed}", file=sys.stderr)
         if self._first < iteration < self._total:
             seconds = (time.perf_counter() - self._start) / (iteration - self._first) * (self._total - iteration)
             parts.append(f"ETA {tqdm.format_interval(seconds)}")
@@ -195,7 +202,7 @@ def _summarize(metrics: dict) -> dict[str, float]:
     scores = {"classification_mAP": metrics["classification_map"]}
     scores |= {f"{subset}/accuracy": value["accuracy"] for subset, value in metrics.get("snippet_accuracy", {}).items()}
     for protocol, values in metrics.items():
-        if protocol in ("classification_map", "snippet_accuracy"):
+        if protocol in ("classification_map", "snippet_accuracy", "collapsed"):
             continue
         for threshold, value in zip(values["tiou_thresholds"], values["map"], strict=True):
             scores[f"{protocol}/mAP@{threshold:g}"] = value
