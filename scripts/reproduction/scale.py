@@ -26,7 +26,7 @@ from utils.errors import OneLineParser, exit_on_input_error
 from utils.features import open_features
 from utils.fusion import CONSENSUS
 from utils.methods import build_method
-from utils.number_types import feature_scale, positive_int
+from utils.number_types import positive_float, positive_int
 from utils.run.fast_cpu import speed_up_cpu
 from utils.training import seed_everything
 from wsad_dataset import BatchLoader, WeakVideoDataset
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--path-dataset", required=True, help="folder with annotations.json and the features")
     add("--config", default="configs/thumos14_r2plus1d.yaml", help="config of the runs")
-    add("--scales", nargs="+", type=feature_scale, default=[1.0, 0.25], metavar="NUMBER", help="feature scales")
+    add("--scales", nargs="+", type=positive_float, default=[1.0, 0.25], metavar="NUMBER", help="feature scales")
     add("--consensus", nargs="+", choices=tuple(CONSENSUS), default=["ccm", "add"], help="consensus modules")
     add("--steps", type=positive_int, default=20, help="training steps per run")
     add("--seed", type=int, default=0, help="random seed")
