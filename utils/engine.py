@@ -240,11 +240,13 @@ class Evaluator:
         own = longest_first[self.ranks.rank :: self.ranks.size]  # about the same work for each rank
         results = predict(method, self.dataset, self.annotations, self.snippet_rate, own)
         shares = self.ranks.gather(results)
-        evaluation = self._score([result for share in shares for result in share]) if self.ranks.is_main else None
+        evaluation = None
+        if self.ranks.is_main:
+            evaluation = self._score([result for share in shares for result in share], method.lowest_threshold)
         scores = self.ranks.on_rank_zero(lambda: (evaluation.metrics, evaluation.selection))
         return evaluation or Evaluation([], None, *scores)
 
-    def _score(self, results: list[VideoResult]) -> Evaluation:
+    def _score(self, results: list[VideoResult], lowest_threshold: float | None) -> Evaluation:
         order = {video_id: index for index, video_id in enumerate(self.dataset.video_ids)}
         results = sorted(results, key=lambda result: order[result.video_id])
         localized = {result.video_id: result.detections for result in results}
@@ -270,7 +272,7 @@ class Evaluator:
             activations = {result.video_id: result.cas for result in results}
             accuracies = snippet_accuracy(activations, self.annotations, subsets, self.snippet_rate)
             metrics["snippet_accuracy"], selection = accuracies, accuracies[subsets[0]]["accuracy"]
-        if collapsed := collapse([result.attention for result in results], method.lowest_threshold):
+        if collapsed := collapse([result.attention for result in results], lowest_threshold):
             metrics["collapsed"] = collapsed
         return Evaluation(results, detections, metrics, selection)
 
