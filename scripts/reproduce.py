@@ -41,6 +41,8 @@ EPILOG = """\
 tables:
   table1 ... table6       tables of the CO2-Net paper
   release                 the paper's choices where the authors' code differs from it
+  release-code            the release's choices where this code differs from it
+  scale                   Tables 5 and 6 with features multiplied by a number
   av-table1, 2, 5         tables of the audio-visual paper on AVE; the dataset is data/ave by default, created by
                           python scripts/simulate_features.py --ave RELEASE --out data/ave
   av-table1-activitynet, av-table2-activitynet, av-table4, av-table5-activitynet

@@ -104,7 +104,9 @@ def rows_that_ran(table: Table, group: pd.DataFrame) -> list[Row]:
 def belongs(table: Table, group: pd.DataFrame) -> bool:
     """Return True if a setting has a run of this table's own rows, or of its base on its dataset."""
     name, keys = dataset_of(group), {row.key for row in rows_that_ran(table, group)}
-    own = {row.key for row in table.rows_for(name)} - {table.method}
+    rows = table.rows_for(name)
+    # Rows without options, if others have them, are there for comparison: `scale` has rows of Tables 5 and 6.
+    own = {row.key for row in rows if row.options} or {row.key for row in rows} - {table.method}
     if own:
         same_measure = name in DATASETS and DATASETS[name].accuracy_subsets == DATASETS[table.dataset].accuracy_subsets
         return same_measure and bool(keys & own)
@@ -125,7 +127,8 @@ def ordered_pairs(table: Table, group: pd.DataFrame, checkpoint: str = "last") -
     scores = group.pivot(index="seed", columns="key", values=column)
     rows = [row for row in rows_that_ran(table, group) if row.paper is not None]
     for first, second in combinations(rows, 2):
-        if first.paper != second.paper:
+        scales = [row.options.get("feature_scale") for row in (first, second)]
+        if first.paper != second.paper and scales[0] == scales[1]:  # the paper compares rows on the same features
             higher, lower = (first, second) if first.paper > second.paper else (second, first)
             differences = (scores[higher.key] - scores[lower.key]).dropna()
             if len(differences):
