@@ -5,6 +5,7 @@ import json
 import pytest
 
 import main
+from eval.compare import main as compare
 from eval.detection import main as detection
 from eval.diagnosis import main as diagnosis
 from scripts.report import main as report
@@ -58,6 +59,11 @@ def test_every_command_knows_the_dataset_of_a_config(dataset, tmp_path, run_main
         words = ("--predictions", run / "detections.json", "--ground-truth", dataset / "annotations.json")
         status, printed, error = run_main(command, *words, "--dataset", path)
         assert status == 0, error
+    words = (*[run / "detections.json"] * 2, "--ground-truth", dataset, "--dataset", config, "--resamples", 9)
+    status, printed, error = run_main(compare, *words)
+    assert status == 0 and "0.25:0.5" in printed, error
+    status, printed, error = run_main(report, run / "detections.json", "--ground-truth", dataset, "--dataset", config)
+    assert status == 0 and printed.startswith(f"{run / 'detections.html'} ("), error
     status, _, error = run_main(report, run, "--path-dataset", dataset, "--out", tmp_path / "report.html")
     assert status == 0, error
     status, printed, error = run_main(check, dataset, "--check", "--dataset", config)
