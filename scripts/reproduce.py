@@ -22,6 +22,7 @@ from scripts.reproduction.figure5 import draw_figure5
 from scripts.reproduction.ledger import LEDGER, append_runs, contains, ledger_row, read_ledger
 from scripts.reproduction.plan import ROOT, PlannedRun, Setting, Table, planned_runs, read_tables
 from scripts.reproduction.results import SETTING, by_setting, rows_that_ran
+from scripts.reproduction.rivals import compare_methods, with_comparisons
 from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.features.convert import find_features
 from utils.features.simulate import simulate_demo
@@ -40,6 +41,9 @@ SIMULATED = {
 EPILOG = """\
 tables:
   table1 ... table6       tables of the CO2-Net paper
+  rivals, rivals-activitynet
+                          the methods of Table 1 and after, each with its own settings; also their difference to
+                          CO2-Net, size and cost
   release                 the paper's choices where the authors' code differs from it
   release-code            the release's choices where this code differs from it
   scale                   Tables 5 and 6 with features multiplied by a number
@@ -108,6 +112,9 @@ def main(argv: list[str] | None = None) -> None:
             todo, environments, record, began + args.budget if args.budget else math.inf, expected
         )
     if not is_figure:
+        for table, setting in pairs:
+            if table.compares_methods:
+                compare_methods(table, setting, args.seeds, args.ledger)
         _print_results(pairs, runs, args.ledger)
     elif not failed:
         _draw_figure5(*pairs[0], args.seeds[0], args.videos)
@@ -271,8 +278,10 @@ def _print_results(pairs: Pairs, runs: list[PlannedRun], path: Path) -> None:
     groups = {tuple(group.iloc[0][SETTING]): group for group in by_setting(ledger)}
     for table, setting in pairs:
         identity = setting.base_run().identity
+        identity = {**identity, "base_iterations": identity["iterations"]}
         group = groups.get(tuple(identity[name] for name in SETTING))
         if group is not None and rows_that_ran(table, group):
+            group = with_comparisons(group, path) if table.compares_methods else group
             print(f"\n{render.table_text(table, group)}")
     print(f"\n{sum(contains(ledger, run) for run in runs)} of {len(runs)} runs in {path}")
 
@@ -294,7 +303,7 @@ def _write_results(args: argparse.Namespace) -> None:
             raise InputError(f"--add {path}: not found")
     append_runs(args.ledger, pd.concat(map(read_ledger, [args.ledger, *args.add])))
     ledger = read_ledger(args.ledger)
-    paths = render.write_pages(args.docs, list(read_tables().values()), by_setting(ledger))
+    paths = render.write_pages(args.docs, list(read_tables().values()), by_setting(ledger), args.ledger)
     print(f"{args.docs / 'results.md'}: {len(ledger)} runs, {len(paths)} files")
 
 

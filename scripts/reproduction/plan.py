@@ -35,6 +35,7 @@ class Row:
     name: str
     key: str | None  # name of the row's runs, from its config and options. None: a published row that is not trained
     config: str | None = None  # file in configs/ablations; None: the base config
+    method: str | None = None  # other method than the base's, with its own config for this base if there is one
     options: Mapping[str, object] = field(default_factory=dict)  # options of main.py, over the config
     paper: float | None = None  # snippet accuracy, or mean mAP over the dataset's main range of tIoU
     at: dict[float, float] = field(default_factory=dict)  # mAP@tIoU
@@ -51,6 +52,11 @@ class Table:
     dataset: str  # of the base, and of the paper's numbers
     method: str
     rows: tuple[Row, ...]
+
+    @property
+    def compares_methods(self) -> bool:
+        """True if rows are methods, which also differ in size and cost."""
+        return any(row.method for row in self.rows)
 
     def rows_for(self, dataset: str) -> list[Row]:
         """Return the rows to train on a dataset."""
@@ -141,6 +147,9 @@ class Setting:
         if row.config:
             ablation = ROOT / "configs" / "ablations" / f"{row.config}.yaml"
             config = ["--config", os.path.relpath(ablation), "--base", str(self.base)]
+        elif row.method:
+            own = method_config(self.base, row.method)
+            config = ["--config", str(own)] if own else [*config, "--method", row.method]
         config += [word for name, value in row.options.items() for word in as_words(name, value)]
         argv = [*config, "--path-dataset", str(self.path_dataset), "--seed", str(seed), *self.more]
         args, plain = parse_args([*argv, "--run-dir", "."]), _plain_options((*config, "--path-dataset", "."))
@@ -162,6 +171,18 @@ class Setting:
             "numerics": NUMERICS,
         }
         return PlannedRun(experiment, folder, command, args, identity)
+
+
+def method_config(base: Path, method: str) -> Path | None:
+    """Return the config METHOD_BASE.yaml beside a base config, with the method's own settings; None without one."""
+    path = base.with_name(f"{method}_{base.name}")
+    return path if path.is_file() else None
+
+
+@cache
+def published_iterations(config: Path) -> int:
+    """Return the iterations of a config."""
+    return parse_args(["--config", str(config), "--path-dataset", "."]).max_iter
 
 
 def slug(text: str) -> str:
@@ -223,7 +244,7 @@ def _table(key: str, content: dict) -> Table:
 def _row_key(row: Mapping, method: str) -> str:
     """Return the name of a row's runs: its config, else its method, then its other options."""
     options = dict(row.get("options", {}))
-    method = options.pop("method", method)
+    method = row.get("method") or options.pop("method", method)
     return slug(" ".join([row.get("config", method), *(f"{name}_{value}" for name, value in options.items())]))
 
 

@@ -26,6 +26,7 @@ from scripts.reproduction.results import (
     rows_that_ran,
     spread,
 )
+from scripts.reproduction.rivals import with_comparisons
 from utils.datasets import DATASETS
 from utils.formats.files import write_text
 
@@ -41,6 +42,11 @@ SIMULATED = (
     "**SIMULATED** settings use simulated features. They rehearse an experiment and say nothing about real videos."
 )
 WRITTEN = "Written by `python scripts/reproduce.py results`; not edited by hand."
+COMPARISON = (
+    "The difference is that of `last` to CO2-Net under the `snippet` protocol, mean over the seeds that both have. Its "
+    "interval is a bootstrap over test videos; it covers no other seeds. GFLOP counts the forward pass of one video, "
+    "of as many snippets as in training. A step is a training step of the method's batch."
+)
 INTERVALS = (
     f"An interval is the {CONFIDENCE:.0%} interval of the mean difference over seeds (paired t). It is not corrected "
     "for the number of pairs, and does not cover other test videos."
@@ -59,7 +65,27 @@ def table_frame(table: Table, group: pd.DataFrame) -> pd.DataFrame:
         for measure in measures_of(group):
             scores = f"{checkpoint}/{measure}/mean"
             columns[f"{checkpoint} {measure}"] = [spread(of_row[scores]) for of_row in runs]
+    if "difference" in group:
+        columns |= _comparison_columns([of_row.iloc[0] for of_row in runs])
     return pd.DataFrame(columns)
+
+
+def _comparison_columns(methods: Sequence[pd.Series]) -> dict[str, list[str]]:
+    """Return the cells of scripts/reproduction/rivals.py, one per method."""
+    formats = {
+        "difference [95 %]": "{difference:+.1f} [{low:+.1f}, {high:+.1f}]",
+        "p": "{p_value:.3f}",
+        "parameters": "{parameters:,.0f}",
+        "GFLOP": "{gflops:.2f}",
+        "ms per step": "{step_ms:.0f}",
+    }
+    cells = {name: [] for name in formats}
+    for method in methods:
+        values = {**method, "step_ms": 1000 * method["step_seconds"]}
+        for name, text in formats.items():
+            cell = text.format(**values)
+            cells[name].append("" if "nan" in cell else cell)
+    return cells
 
 
 def seeds_text(seeds: pd.Series) -> str:
@@ -85,7 +111,14 @@ def _mean_map(dataset: str) -> str:
 
 def legend(group: pd.DataFrame) -> str:
     """Return what the columns of a table mean."""
-    return " ".join([*(HOW_CHOSEN[name] for name in checkpoints_of(group)), SPREAD])
+    return " ".join([*(HOW_CHOSEN[name] for name in checkpoints_of(group)), SPREAD, *_comparison_legend(group)])
+
+
+def _comparison_legend(group: pd.DataFrame) -> list[str]:
+    if "difference" not in group:
+        return []
+    devices = ", ".join(sorted(set(group["cost_device"].dropna())))
+    return [COMPARISON, *([f"Device of the steps: {devices}."] if devices else [])]
 
 
 def table_text(table: Table, group: pd.DataFrame) -> str:
@@ -98,19 +131,24 @@ def table_text(table: Table, group: pd.DataFrame) -> str:
     return "\n".join([*lines, legend(group)])
 
 
-def write_pages(docs: Path, tables: Sequence[Table], groups: Sequence[pd.DataFrame]) -> list[Path]:
+def write_pages(
+    docs: Path, tables: Sequence[Table], groups: Sequence[pd.DataFrame], ledger: Path = LEDGER
+) -> list[Path]:
     """Write results.md, and in results/ one page per table that has runs, with its plots; return the paths.
 
     Args:
         docs: Folder of results.md.
         tables: All tables.
         groups: Runs of the ledger by setting.
+        ledger: The ledger; the comparison of methods is stored beside it.
     """
     folder = docs / "results"
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for table in tables:
         if shown := [group for group in groups if belongs(table, group)]:
+            if table.compares_methods:
+                shown = [with_comparisons(group, ledger) for group in shown]
             path = folder / f"{table.key}.md"
             write_text(path, _table_page(table, shown, folder))
             plots = [plot_path(folder, table, group) for group in shown]
@@ -127,7 +165,7 @@ def write_pages(docs: Path, tables: Sequence[Table], groups: Sequence[pd.DataFra
 def plot_path(folder: Path, table: Table, group: pd.DataFrame) -> Path:
     """Return the path of the plot of a table in one setting."""
     first = group.iloc[0]
-    parts = (table.key, first["base"], first["features_hash"][:6], first["iterations"], first["overrides"])
+    parts = (table.key, first["base"], first["features_hash"][:6], first["base_iterations"], first["overrides"])
     return folder / f"{slug(' '.join(map(str, parts)))}.svg"
 
 

@@ -8,14 +8,14 @@ import pandas as pd
 from scipy.stats import t
 
 from scripts.reproduction.ledger import CHECKPOINTS
-from scripts.reproduction.plan import Row, Table
+from scripts.reproduction.plan import ROOT, Row, Table, method_config, published_iterations
 from utils.datasets import DATASETS
 from utils.engine import TABLE_PROTOCOLS
 from utils.run.folder import NUMERICS
 
 CONFIDENCE = 0.95
 # Runs that agree in these can be compared.
-SETTING = ["base", "overrides", "iterations", "features_hash", "annotations_hash", "numerics"]
+SETTING = ["base", "overrides", "base_iterations", "features_hash", "annotations_hash", "numerics"]
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,33 @@ class Pair:
 def by_setting(ledger: pd.DataFrame) -> list[pd.DataFrame]:
     """Split runs into groups that can be compared, each with one run per row and seed: the newest one.
 
-    A row whose options have changed since, because its config has, counts with its newest options only.
+    A row whose options have changed since, because its config has, counts with its newest options only. A method that
+    ran with its own published number of iterations also belongs to the setting of its base.
     """
     runs = ledger.sort_values("finished", kind="stable")
+    facts = zip(runs["base"], runs["key"], runs["iterations"], strict=True)
+    runs = runs.assign(base_iterations=[base_iterations(*run) for run in facts])
+    runs = runs.assign(is_own=runs["base_iterations"] != runs["iterations"])
+    runs = pd.concat([runs[runs["is_own"]], runs.assign(base_iterations=runs["iterations"])])
     newest = runs.groupby([*SETTING, "key"])["options"].transform("last")
     runs = runs[runs["options"] == newest].drop_duplicates([*SETTING, "key", "seed"], keep="last")
-    return [group.sort_values(["key", "seed"]) for _, group in runs.groupby(SETTING)]
+    groups = [group.sort_values(["key", "seed"]) for _, group in runs.groupby(SETTING)]
+    return [group.drop(columns="is_own") for group in groups if not group["is_own"].all()]
+
+
+def base_iterations(base: str, key: str, iterations: int) -> int:
+    """Return the iterations of the base if a method ran with its own published number, else the given ones."""
+    config = ROOT / "configs" / f"{base}.yaml"
+    own = method_config(config, key)
+    return published_iterations(config) if own and iterations == published_iterations(own) else iterations
 
 
 def heading(group: pd.DataFrame) -> str:
     """Return the name of a setting, with SIMULATED in front if its features are simulated."""
     first = group.iloc[0]
     place = first["base"] if first["data"] == first["base"] else f"{first['base']} on {first['data']}"
-    parts = [place, f"{first['iterations']:,} iterations", *([first["overrides"]] if first["overrides"] else [])]
+    iterations = " or ".join(f"{number:,}" for number in sorted(set(group["iterations"])))
+    parts = [place, f"{iterations} iterations", *([first["overrides"]] if first["overrides"] else [])]
     parts += [f"numerics version {first['numerics']}"] if first["numerics"] != NUMERICS else []
     return f"{'SIMULATED ' if is_simulated(group) else ''}{', '.join(parts)}"
 
