@@ -12,6 +12,7 @@ from tests.test_golden import AMBIGUOUS, GOLDEN, PAIRS, assert_golden, recipe_la
 from utils.checkpoint import RELEASED_MODULES, load_state
 from utils.methods import build_method
 from utils.methods.ddg_net import build_graph, snippet_kinds
+from utils.methods.delu import course_weights
 from utils.segments import seconds_to_snippets
 
 CASES = [
@@ -186,6 +187,69 @@ def test_graph_of_ddg_net(name):
         average, convolved = x @ graph.adjacency, case.net.consensus[row](x, graph).detach()
         for kind, value in (("avg", average), ("gcn", convolved)):
             assert_golden(value.transpose(1, 2).numpy() @ projection, arrays[f"{modality}_{kind}_projected"])
+
+
+def test_the_graph_is_that_of_three_matrices():
+    """One matrix stands for those of the release: action, background, and what ambiguous snippets receive."""
+    torch.manual_seed(0)
+    centers = torch.rand(3, 4, 30)  # (videos, scenes, channels)
+    features = centers.repeat_interleave(6, dim=1) + 0.2 * torch.rand(3, 24, 30)
+    net = build_method("ddg_net", 5, (20, 10), first_pass_dropout=False).network.double().eval()
+    first, second = net.split(features.double())
+    attention = torch.rand(3, 2, 24, dtype=torch.float64)
+    attention[:, :, 4:10] = 0.9
+    attention[:, :, 14:20] = 0.1
+    graph = build_graph([first, second], attention)
+    is_action, is_background = ((a > 0.5).all(dim=1).double() for a in (attention, 1 - attention))
+    is_ambiguous = 1 - is_action - is_background
+    assert min(x.sum() for x in (is_action, is_background, is_ambiguous)) > 5
+    unit = [x / x.norm(dim=1, keepdim=True) for x in (first, second)]
+    similarity = sum(torch.einsum("bds,bdt->bst", x, x) for x in unit) / 2
+    smallest = similarity.topk(2, dim=1).values[:, 1:]
+    similarity = similarity * (similarity >= 0.8) * (similarity >= smallest)
+
+    def matrix(senders, receivers):
+        return similarity * senders.unsqueeze(2) * receivers.unsqueeze(1)
+
+    loops = torch.diag_embed(is_ambiguous)
+    parts = {
+        "action": matrix(is_action, is_action),
+        "background": matrix(is_background, is_background),
+        "from_action": matrix(is_action, is_ambiguous),
+        "from_background": matrix(is_background, is_ambiguous),
+        "loops": similarity * loops,
+    }
+    sums = sum(parts.values()).sum(dim=1, keepdim=True).clamp(min=1e-12)
+    parts = {name: part / sums for name, part in parts.items()}
+    torch.testing.assert_close(graph.adjacency, sum(parts.values()))
+    for x, unit in zip((first, second), net.consensus, strict=True):
+        nodes = {"action": x, "background": x}
+        for layer in range(2):
+            for kind in nodes:
+                messages = getattr(unit, kind)[layer](nodes[kind]) @ parts[kind]
+                nodes[kind] = torch.where(messages > 0, messages, 0.2 * messages)
+        action, background = nodes.values()
+        expected = action + background + action @ parts["from_action"] + background @ parts["from_background"]
+        torch.testing.assert_close(unit(x, graph), expected + x @ parts["loops"])
+
+
+def test_course_by_rank_goes_from_certain_to_uncertain_snippets():
+    suppressed = torch.tensor([[[3.0, 0.0], [9.0, 0.0], [-5.0, 0.0], [6.0, 0.0]]])  # certainty: 1 > 3 > 0 > 2
+    early, late = (course_weights(suppressed, progress, 0.7, "rank")[0] for progress in (0.0, 1.0))
+    assert early.argsort(descending=True).tolist() == late.argsort().tolist() == [1, 3, 0, 2]
+    torch.testing.assert_close(early + late, torch.full((4,), 2.0))
+    assert course_weights(suppressed, 0.5, 0.7, "rank").eq(1).all()
+    released = course_weights(suppressed, 0.0, 0.7, "release")[0]  # the weight at the time of the k-th most certain one
+    torch.testing.assert_close(released, early.sort().values[[1, 3, 0, 2]])
+
+
+def test_dropped_logits_do_not_sort_the_snippets_if_asked():
+    torch.manual_seed(0)
+    features = torch.rand(2, 200, 8)
+    for first_pass_dropout, share in ((True, 0.5), (False, 0.0)):
+        net = build_method("ddg_net", 3, (4, 4), first_pass_dropout=first_pass_dropout).network.train()
+        at_half = (net(features)["first_attention"] == 0.5).float().mean().item()
+        assert at_half == pytest.approx(share, abs=0.06)
 
 
 @pytest.mark.parametrize("name", LOCALIZATIONS)
