@@ -23,7 +23,7 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file; shows a progress bar for large files."""
     digest, size = hashlib.sha256(), path.stat().st_size
     hidden = size < _PROGRESS_BYTES
-    bar = tqdm(total=size, desc=f"checking {path.name}", unit="B", unit_scale=True, leave=False, disable=hidden)
+    bar = tqdm(total=size, desc=f"checking {path.name}", unit="B", unit_scale=True, leave=False, disable=hidden or None)
     with path.open("rb") as file, bar:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
