@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def print_row(cells: Sequence[str]) -> None:
     """Print a line of the table at once: a run takes minutes."""
-    print("".join(f"{cell:>{max(8, len(name) + 2)}}" for cell, name in zip(cells, HEADER, strict=True)), flush=True)
+    print("".join(f"{cell:>{max(10, len(name) + 2)}}" for cell, name in zip(cells, HEADER, strict=True)), flush=True)
 
 
 def measure(args: Namespace, steps: int) -> Iterator[list[float]]:
