@@ -115,7 +115,7 @@ def run_here(
         expected_seconds: Duration of a run, until one has finished.
     """
     waiting, active, failed, durations = deque(enumerate(runs, 1)), {}, [], []
-    start, last_moment = time.monotonic(), deadline - STOP_SECONDS
+    ended, start, last_moment = 0, time.monotonic(), deadline - STOP_SECONDS
     try:
         while waiting or active:
             expected = statistics.median(durations) if durations else expected_seconds
@@ -138,9 +138,9 @@ def run_here(
                         record(job.run, job.seconds if job.is_fresh else None, len(environments))
                     else:
                         failed.append(job.run)
-                    done = len(runs) - len(waiting) - len(active)
-                    left = (time.monotonic() - start) / done * (len(runs) - done)
-                    _say(f"  {done} of {len(runs)} ended, about {format_duration(left)} left")
+                    ended, more = ended + 1, len(waiting) + len(active)
+                    left = (time.monotonic() - start) / ended * more
+                    _say(f"  {ended} of {len(runs)} ended, about {format_duration(left)} left for {more} more")
             if active and time.monotonic() > last_moment:
                 _say(f"the budget ends: {len(active)} runs save their state; the same command continues")
                 _stop(active.values(), deadline)
