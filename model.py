@@ -185,7 +185,7 @@ class CO2Net(nn.Module):
         fused = self.fusion(enhanced)  # (B, D1 + D2, T)
         cas = self.classifier(fused)  # (B, C + 1, T)
         if self.temporal_pool is not None:
-            cas, modality_attention = self._pool(cas), self._pool(modality_attention)
+            cas, modality_attention = (pool_over_time(x, self.temporal_pool) for x in (cas, modality_attention))
         return {
             "cas": cas.transpose(1, 2),  # (B, T, C + 1)
             "attention": modality_attention.mean(dim=1),  # Eq. 5
@@ -193,9 +193,10 @@ class CO2Net(nn.Module):
             "features": fused.transpose(1, 2),  # (B, T, D1 + D2)
         }
 
-    def _pool(self, x: Tensor) -> Tensor:
-        # Zero padding counts in the mean, as in the release.
-        return F.avg_pool1d(x, self.temporal_pool, stride=1, padding=self.temporal_pool // 2)
+
+def pool_over_time(x: Tensor, kernel: int) -> Tensor:
+    """Return the means (..., T) of x over an odd window of snippets; zero padding counts, as in the release."""
+    return F.avg_pool1d(x, kernel, stride=1, padding=kernel // 2)
 
 
 def check_shape(features: Tensor, dim: int) -> None:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from eval.proposals import LOCALIZATIONS, NMS, TIME_UNITS
+from eval.proposals import LOCALIZATIONS, NMS, PADDINGS
 from utils.datasets import DATASETS, dataset_options, dataset_spec, parse_range
 from utils.errors import InputError, OneLineParser, shorten
 from utils.formats.files import read_yaml
@@ -47,8 +47,8 @@ OLD_NAMES = {"model": "method", "pseudo_neighbours": "pseudo_neighbors"}  # opti
 BOOLEAN = argparse.BooleanOptionalAction
 
 
-def _time_unit(text: str) -> str:
-    return _one_of(TIME_UNITS, text)
+def _padding(text: str) -> str:
+    return _one_of(PADDINGS, text)
 
 
 def _nms_kind(text: str) -> str:
@@ -61,37 +61,52 @@ def _one_of(words: tuple[str, ...], text: str) -> str:
     return text
 
 
-LISTS = ("attention_thresholds",)  # settings with several values
+LISTS = ("attention_thresholds", "activation_thresholds")  # settings with several values
 LOCALIZATION_SETTINGS = {  # type, help text, default as text
     "class_threshold": (
         fraction,
-        "outer_inner: lowest video-level probability of a class to localize",
+        "outer_inner, um: lowest video-level probability of a class to localize",
         "0.2",
     ),
     "fallback_class": (
         bool,
         "outer_inner: localize the best class of a video in which none reaches the threshold",
-        "yes",
+        "yes; hamnet: no",
     ),
     "topk_divisor": (
         positive_int,
-        "outer_inner: divisor of T in the top-k mean of the video-level probabilities",
-        "10",
+        "outer_inner, um: divisor of T in the top-k mean of the video-level probabilities",
+        "10; um: 9",
+    ),
+    "background_divisor": (
+        positive_int,
+        "um: divisor of T in the number of snippets whose mean magnitude becomes 0",
+        "4",
     ),
     "attention_thresholds": (
         fraction_below_one,
-        "outer_inner: attention thresholds that give the proposals",
-        "10 from 0.1 to 0.9",
+        "outer_inner, um: attention thresholds that give the proposals; the attention of um is the magnitude",
+        "10 from 0.1 to 0.9; um: 9 from 0.4 to 0.6",
     ),
+    "activation_thresholds": (
+        fraction_below_one,
+        "um: thresholds on the class activation that give further proposals",
+        "10 from 0 to 0.225",
+    ),
+    "upsampling": (positive_int, "um: frames per snippet that thresholds are applied to", "24"),
     "outer_margin": (
         non_negative_float,
-        "outer_inner: margin on either side of a proposal, as a share of its length",
+        "outer_inner, um: margin on either side of a proposal, as a share of its length",
         "0.25",
     ),
     "nms": (_nms_kind, f"outer_inner: kind of NMS, {' or '.join(NMS)}", "soft"),
     "nms_sigma": (positive_float, "outer_inner: width of the Gaussian of soft-NMS", "0.3"),
-    "nms_tiou": (fraction, "outer_inner: tIoU above which hard NMS drops the lower score", "0.5"),
-    "nms_unit": (_time_unit, "outer_inner: unit of time in soft-NMS, snippets or seconds", "snippets"),
+    "nms_tiou": (fraction, "outer_inner, um: tIoU above which hard NMS drops the lower score", "0.5; um: 0.6"),
+    "nms_padding": (
+        _padding,
+        f"length added to each segment for the overlaps of NMS (um, and soft-NMS): {', '.join(PADDINGS)}",
+        "snippet; hamnet, um: second",
+    ),
     "min_length": (
         positive_int,
         "outer_inner: length in snippets of the shortest detection; shorter ones are deleted after NMS",
@@ -181,7 +196,7 @@ def add_localization_options(parser: argparse.ArgumentParser, trained: bool = Fa
         if number is bool:
             add(flag, action=BOOLEAN, help=help_text)
         else:
-            metavar = {_time_unit: "UNIT", _nms_kind: "KIND"}.get(number, "NUMBER")
+            metavar = {_padding: "LENGTH", _nms_kind: "KIND"}.get(number, "NUMBER")
             add(flag, type=number, nargs="+" if name in LISTS else None, metavar=metavar, help=help_text)
 
 
@@ -377,6 +392,9 @@ def _checked(parser: OneLineParser, args: argparse.Namespace) -> argparse.Namesp
             f"--method {args.method} takes {expected} modalities, --modalities {' '.join(args.modalities)} has "
             f"{len(args.modalities)}; for a single stream, use --modalities {first} {first}_diff"
         )
+    if args.localization not in definition.localizations:
+        accepted = " or ".join(definition.localizations)
+        parser.error(f"--method {args.method} takes --localization {accepted}, not {args.localization}")
     if len(set(args.modalities)) < len(args.modalities):
         parser.error(f"--modalities {' '.join(args.modalities)}: each modality may appear once")
     for name in _options_of_methods() - definition.options():
@@ -533,7 +551,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         "--topk-ratio",
         type=positive_int,
         metavar="RATIO",
-        help="divisor of T in top-k MIL: k = T // RATIO snippets (default: 7)",
+        help="divisor of T in top-k MIL: k = T // RATIO snippets (default: 7; hamnet: 10; um: 9)",
     )
     add(
         "--loss-weights",
@@ -542,7 +560,8 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         default={},
         metavar="TERM=WEIGHT",
         help="weights of loss terms that differ from those of the config, else from mil=1 cas=1 ml=1 oppo=0.8 norm=0.8 "
-        "(audio_visual: mil=1 cas=0.8 cont=0.8 pseu=1); 0 removes a term",
+        "(audio_visual: mil=1 cas=0.8 cont=0.8 pseu=1; hamnet: bcl=0.8 hal=0.2 sal=0.8 ssal=0.2 norm=0.8 guide=0.8; "
+        "um: cls=1 um=5e-4 be=1); 0 removes a term",
     )
     add(
         "--consensus",
@@ -559,7 +578,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--localization",
         choices=tuple(LOCALIZATIONS),
-        help="localization from T-CAM and attention (default: outer_inner, CO2-Net's; audio_visual: two_stage)",
+        help="localization from T-CAM and attention (default: outer_inner, CO2-Net's; audio_visual: two_stage; um: um)",
     )
     add_localization_options(parser)
     for definition in METHODS.values():

@@ -1,7 +1,7 @@
 """Localize actions: from the T-CAM and attention of one video to detections.
 
 `outer_inner` is Section 3.6 of arXiv:2107.12589. `two_stage` is the thresholding of W-TALC (Paul et al., ECCV 2018),
-which the audio-visual paper uses (its Section 4.2).
+which the audio-visual paper uses (its Section 4.2). `um` is that of UM's release (Lee et al., AAAI 2021).
 """
 
 import inspect
@@ -12,13 +12,15 @@ import numpy as np
 
 from utils.datasets import SNIPPET_RATE
 from utils.errors import InputError
-from utils.segments import hard_nms, runs, soft_nms
+from utils.segments import hard_nms, runs, snippets_to_seconds, soft_nms
 
 DETECTION = np.dtype([("label", np.int64), ("start", np.int64), ("end", np.int64), ("score", np.float64)])
+FRACTIONAL = np.dtype([("label", np.int64), ("start", np.float64), ("end", np.float64), ("score", np.float64)])
 ATTENTION_THRESHOLDS = np.linspace(0.1, 0.9, 10)
 NOT_SETTINGS = ("ambiguous", "snippet_rate")  # arguments of a localization that are not options: data
 NMS = ("soft", "hard")
-TIME_UNITS = ("snippets", "seconds")
+ACTIVATION_THRESHOLDS, MAGNITUDE_THRESHOLDS = np.arange(0, 0.25, 0.025), np.arange(0.4, 0.625, 0.025)
+PADDINGS = ("snippet", "second", "none")  # added to each segment for the overlaps of soft-NMS
 
 
 def video_scores(cas: np.ndarray, attention: np.ndarray, topk_divisor: int = 10) -> np.ndarray:
@@ -48,7 +50,7 @@ def localize(
     nms_tiou: float = 0.5,
     topk_divisor: int = 10,
     fallback_class: bool = True,
-    nms_unit: str = "snippets",
+    nms_padding: str = "snippet",
     min_length: int = 1,
     snippet_rate: float = SNIPPET_RATE,
     ambiguous: np.ndarray | None = None,
@@ -70,9 +72,9 @@ def localize(
         nms_tiou: Threshold of hard NMS.
         topk_divisor: Divisor of the video-level scores; see `video_scores`.
         fallback_class: Localize the best class of a video in which none reaches the threshold (release).
-        nms_unit: Unit of time in soft-NMS, one of TIME_UNITS. It matters because lengths count + 1.
+        nms_padding: Length added to each segment for the overlaps of soft-NMS, one of PADDINGS.
         min_length: Shortest detection in snippets; shorter ones are deleted after NMS.
-        snippet_rate: Snippets per second, for soft-NMS in seconds.
+        snippet_rate: Snippets per second, for a padding of one second.
         ambiguous: (M, 2) segments in snippets. Detections that share a snippet with one are deleted (THUMOS14).
 
     Returns:
@@ -91,12 +93,12 @@ def localize(
     thresholds = np.asarray(attention_thresholds, dtype=np.float64)
     _, start, end = runs(attention > thresholds[:, None])
     segments = np.stack([start, end], axis=1)  # (N, 2), the same proposals for every class
-    times = segments / snippet_rate if nms_unit == "seconds" else segments
+    times, padding = _padded_times(segments, nms_padding, snippet_rate)
     contrast = outer_inner_contrast(attention[:, None] * cas[:, labels], segments, outer_margin)  # (N, L)
     detections = [np.empty(0, dtype=DETECTION)]
     for label, score in zip(labels, (contrast + class_score_weight * scores[labels]).T, strict=True):
         is_soft = nms == "soft"
-        order, score = soft_nms(times, score, nms_sigma) if is_soft else hard_nms(times, score, nms_tiou)
+        order, score = soft_nms(times, score, nms_sigma, padding) if is_soft else hard_nms(times, score, nms_tiou)
         rows = np.empty(len(order), dtype=DETECTION)
         rows["label"], rows["start"], rows["end"], rows["score"] = label, start[order], end[order], score
         detections.append(rows)
@@ -161,6 +163,102 @@ def localize_two_stage(
     return _without_ambiguous(detections, ambiguous)
 
 
+def topk_scores(cas: np.ndarray, magnitude: np.ndarray, topk_divisor: int = 9) -> np.ndarray:
+    """Compute class probabilities of one video: softmax of the top-k mean of the T-CAM over time.
+
+    Args:
+        cas: (T, C) logits, without background.
+        magnitude: Not used.
+        topk_divisor: K = max(1, T // topk_divisor).
+
+    Returns:
+        (C,) probabilities.
+    """
+    return _softmax(_topk_mean(cas, topk_divisor))
+
+
+def localize_um(
+    cas: np.ndarray,
+    magnitude: np.ndarray,
+    *,
+    class_threshold: float = 0.2,
+    activation_thresholds: np.ndarray = ACTIVATION_THRESHOLDS,
+    attention_thresholds: np.ndarray = MAGNITUDE_THRESHOLDS,
+    outer_margin: float = 0.25,
+    class_score_weight: float = 0.2,
+    nms_tiou: float = 0.6,
+    nms_padding: str = "second",
+    topk_divisor: int = 9,
+    background_divisor: int = 4,
+    upsampling: int = 24,
+    snippet_rate: float = SNIPPET_RATE,
+    ambiguous: np.ndarray | None = None,
+) -> np.ndarray:
+    """Detect the actions of one video by thresholds on class activation and on feature magnitude (UM's release).
+
+    The magnitude is normalized to [0, 1], between the means of the lowest and of the highest snippets. The activation
+    is the class probability times it, normalized to [0, 1] over time. Both are upsampled. Proposals are the runs of at
+    least two frames that reach one of several thresholds. They have outer-inner scores, and go through greedy NMS.
+
+    Args:
+        cas: (T, C) logits, without background.
+        magnitude: (T,) norms of the features.
+        class_threshold: Lowest probability of a class that is localized; without one, the best class is.
+        activation_thresholds: Thresholds on the activation. Its values below a threshold count as 0 in the score.
+        attention_thresholds: Thresholds on the normalized magnitude.
+        outer_margin: Margin on either side of a proposal, as a share of its length.
+        class_score_weight: Weight of the class probability in the score.
+        nms_tiou: tIoU from which NMS deletes the detection with the lower score.
+        nms_padding: Length added to each segment for the overlaps of NMS, one of PADDINGS.
+        topk_divisor: Divisor of T in the number of action snippets, and of the video-level scores.
+        background_divisor: Divisor of T in the number of background snippets.
+        upsampling: Frames per snippet.
+        snippet_rate: Snippets per second, for a padding of one second.
+        ambiguous: (M, 2) segments in snippets. Detections that share time with one are deleted.
+
+    Returns:
+        Structured array (N,) as from `localize`, with fractions of snippets as start and end, class by class, each
+        class in descending order of score.
+
+    Raises:
+        InputError: The shapes do not fit or a value is not finite.
+    """
+    cas, magnitude = _checked(cas, magnitude, "magnitude", background=False)
+    scores = topk_scores(cas, magnitude, topk_divisor)  # (C,)
+    labels = np.flatnonzero(scores >= class_threshold)  # (L,)
+    if len(labels) == 0:
+        labels = scores.argmax(keepdims=True)
+    low, high = -_topk_mean(-magnitude, background_divisor), _topk_mean(magnitude, topk_divisor)
+    magnitude = _rescale(magnitude, low, high)
+    activation = _softmax(cas) * magnitude[:, None]  # (T, C), not negative
+    activation = _rescale(activation, activation.min(axis=0), activation.max(axis=0))[:, labels]
+    activation, magnitude = _upsample(activation, upsampling), _upsample(magnitude, upsampling)  # frames for T
+
+    _, *segments_of_magnitude = runs(magnitude >= np.asarray(attention_thresholds)[:, None])
+    thresholds = np.asarray(activation_thresholds)[:, None]  # (K, 1)
+    found = []
+    for label, frames in zip(labels, activation.T, strict=True):
+        thresholded = np.where(frames >= thresholds, frames, 0.0)  # (K, frames)
+        row, *segments = runs(thresholded > 0)
+        segments = np.concatenate([np.stack(segments, axis=1), np.stack(segments_of_magnitude, axis=1)])  # (N, 2)
+        row = np.concatenate([row, np.full(len(segments) - len(row), len(thresholds))])
+        is_long = segments[:, 1] - segments[:, 0] >= 2
+        segments, row = segments[is_long], row[is_long]
+        curves = np.concatenate([thresholded, frames[None]]).T  # (frames, K + 1)
+        contrast = outer_inner_contrast(curves, segments, outer_margin)[np.arange(len(row)), row]
+        score = contrast + class_score_weight * scores[label]
+        segments = segments / upsampling  # snippets
+        times, padding = _padded_times(segments, nms_padding, snippet_rate)
+        order, score = hard_nms(
+            times, score, np.nextafter(nms_tiou, 0), padding
+        )  # drops at the threshold too (release)
+        detections = np.empty(len(order), dtype=FRACTIONAL)
+        detections["label"], detections["score"] = label, score
+        detections["start"], detections["end"] = segments[order].T
+        found.append(detections)
+    return _without_ambiguous(np.concatenate(found), ambiguous)
+
+
 class Localization(NamedTuple):
     """Functions of some outputs of one video: video-level scores, and detections.
 
@@ -183,6 +281,7 @@ class Localization(NamedTuple):
 LOCALIZATIONS = {
     "outer_inner": Localization(("cas", "attention"), video_scores, localize),
     "two_stage": Localization(("cas", "attention"), probability_scores, localize_two_stage),
+    "um": Localization(("cas", "magnitude"), topk_scores, localize_um),
 }
 
 
@@ -211,18 +310,46 @@ def outer_inner_contrast(activation: np.ndarray, segments: np.ndarray, margin: f
     return inner / (end - start)[:, None] - outer / np.maximum(outer_length, 1)[:, None]
 
 
-def _checked(cas: np.ndarray, attention: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    cas, attention = np.asarray(cas, dtype=np.float64), np.asarray(attention, dtype=np.float64)
-    if cas.ndim != 2 or cas.shape[0] < 1 or cas.shape[1] < 2 or attention.shape != cas.shape[:1]:
+def _padded_times(segments: np.ndarray, padding: str, snippet_rate: float) -> tuple[np.ndarray, float]:
+    """Return segments (N, 2) of snippets in the unit of time of a padding, and its length."""
+    if padding == "second":
+        return snippets_to_seconds(segments, snippet_rate), 1.0
+    return segments, 1.0 if padding == "snippet" else 0.0
+
+
+def _rescale(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Map low to 0 and high to 1, clipped; a distance of 0 counts as 1."""
+    return np.clip((values - low) / np.where(high > low, high - low, 1.0), 0.0, 1.0)
+
+
+def _upsample(values: np.ndarray, factor: int) -> np.ndarray:
+    """Interpolate values (T, ...) linearly to (T * factor, ...), frame i at snippet i / factor.
+
+    The last frames, after the last snippet, continue its slope (release). They may leave the range of the values.
+    """
+    if len(values) == 1:
+        return np.repeat(values, factor, axis=0)
+    position = np.arange(len(values) * factor) / factor
+    left = np.minimum(position.astype(np.int64), len(values) - 2)
+    step = (position - left).reshape(-1, *[1] * (values.ndim - 1))
+    return values[left] + step * (values[left + 1] - values[left])
+
+
+def _checked(
+    cas: np.ndarray, curve: np.ndarray, name: str = "attention", background: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    cas, curve = np.asarray(cas, dtype=np.float64), np.asarray(curve, dtype=np.float64)
+    if cas.ndim != 2 or cas.shape[0] < 1 or cas.shape[1] < 1 + background or curve.shape != cas.shape[:1]:
+        columns = "C + 1" if background else "C"
         raise InputError(
-            f"localize: expected cas (T, C + 1) and attention (T,) with T >= 1, C >= 1, "
-            f"got {cas.shape} and {attention.shape}"
+            f"localize: expected cas (T, {columns}) and {name} (T,) with T >= 1, C >= 1, "
+            f"got {cas.shape} and {curve.shape}"
         )
-    for name, values in (("cas", cas), ("attention", attention)):
+    for which, values in (("cas", cas), (name, curve)):
         if not np.isfinite(values).all():
             snippet = int(np.argwhere(~np.isfinite(values))[0, 0])
-            raise InputError(f"localize: {name} is not finite at snippet {snippet}; check the features and weights")
-    return cas, attention
+            raise InputError(f"localize: {which} is not finite at snippet {snippet}; check the features and weights")
+    return cas, curve
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -55,23 +55,26 @@ def runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return row[::2], position[::2], position[1::2]
 
 
-def soft_nms(segments: np.ndarray, scores: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+def soft_nms(
+    segments: np.ndarray, scores: np.ndarray, sigma: float, padding: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Apply Gaussian soft-NMS (Bodla et al., ICCV 2017) as in the release.
 
     Take the segment with the highest score and multiply every other score by exp(-overlap^2 / sigma); repeat until no
-    segment is left. Overlap counts lengths + 1, and no score is cut off. Ties go to the first in input order.
+    segment is left. No score is cut off. Ties go to the first in input order.
 
     Time and memory grow with the number of overlapping pairs, which is small among the nested runs of a few thresholds.
 
     Args:
-        segments: (N, 2) snippets.
+        segments: (N, 2) in any unit of time.
         scores: (N,).
         sigma: Width of the Gaussian.
+        padding: Time added to the end of each segment before overlap is computed; 1 in the release.
 
     Returns:
         Indices of the segments in the order taken, and the score of each when it was taken, (N,) each.
     """
-    bounds, others, weights = _decays(segments, sigma)
+    bounds, others, weights = _decays(segments, sigma, padding)
     remaining = np.asarray(scores, dtype=np.float64).tolist()
     heap = [(-score, index) for index, score in enumerate(remaining)]
     heapq.heapify(heap)
@@ -97,32 +100,36 @@ def soft_nms(segments: np.ndarray, scores: np.ndarray, sigma: float) -> tuple[np
     return np.array(order, dtype=np.int64), np.array(taken, dtype=np.float64)
 
 
-def hard_nms(segments: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+def hard_nms(
+    segments: np.ndarray, scores: np.ndarray, threshold: float, padding: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Apply hard NMS: drop every segment whose tIoU with a better one exceeds a threshold.
 
     Args:
-        segments: (N, 2).
+        segments: (N, 2) in any unit of time.
         scores: (N,). Ties go to the first in input order.
         threshold: tIoU in [0, 1]; 1 drops nothing.
+        padding: Time added to the end of each segment before overlap is computed.
 
     Returns:
         Indices of the segments that remain, by falling score, and their scores.
     """
+    padded = segments + np.array([0.0, padding])
     remaining, order = np.argsort(-scores, kind="stable"), []
     while len(remaining):
         order.append(remaining[0])
-        overlap = tiou(segments[remaining[0]], segments[remaining[1:]])
+        overlap = tiou(padded[remaining[0]], padded[remaining[1:]])
         remaining = remaining[1:][overlap <= threshold]
     order = np.array(order, dtype=np.int64)
     return order, scores[order]
 
 
-def _decays(segments: np.ndarray, sigma: float) -> tuple[list[int], list[int], list[float]]:
+def _decays(segments: np.ndarray, sigma: float, padding: float) -> tuple[list[int], list[int], list[float]]:
     """Return (bounds, others, weights) of soft-NMS.
 
     When segment i is taken, the scores of others[bounds[i] : bounds[i + 1]] are multiplied by these weights.
     """
-    inclusive = np.stack([segments[:, 0], segments[:, 1] + 1], axis=1).astype(np.float64)
+    inclusive = np.stack([segments[:, 0], segments[:, 1] + padding], axis=1).astype(np.float64)
     by_start = np.argsort(inclusive[:, 0], kind="stable")
     inclusive = inclusive[by_start]
     # In order of start, the later segments that overlap segment i are those that start before it ends.

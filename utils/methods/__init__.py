@@ -9,7 +9,9 @@ from utils.methods import (
     co2net,
     ddg_net,
     delu,
+    hamnet,
     tfe_dcn,
+    um,
 )
 from utils.methods.base import Definition, Method, arguments_of
 
@@ -18,6 +20,8 @@ __all__ = ["METHODS", "Definition", "Method", "arguments_of", "build_method"]
 METHODS: dict[str, Definition] = {
     "co2net": co2net.DEFINITION,
     "audio_visual": audio_visual.DEFINITION,
+    "hamnet": hamnet.DEFINITION,
+    "um": um.DEFINITION,
     "tfe_dcn": tfe_dcn.DEFINITION,
     "delu": delu.DEFINITION,
     "ddg_net": ddg_net.DEFINITION,
@@ -42,7 +46,10 @@ def build_method(name: str, num_classes: int, modality_dims: Sequence[int], **op
     if unknown := sorted(set(options) - definition.options()):
         raise InputError(f"unknown option '{unknown[0]}' of method {name}; expected {sorted(definition.options())}")
     options = {**definition.defaults, **options}
-    localization = LOCALIZATIONS[options.get("localization", definition.localization)]
+    localization = options.get("localization", definition.localization)
+    if localization not in definition.localizations:
+        accepted = ", ".join(definition.localizations)
+        raise InputError(f"method {name} has no localization '{localization}'; expected one of {accepted}")
     architecture = {
         "num_classes": num_classes,
         "modality_dims": list(modality_dims),
@@ -53,5 +60,6 @@ def build_method(name: str, num_classes: int, modality_dims: Sequence[int], **op
         objective = definition.objective(**arguments_of(definition.objective, options))
     except (TypeError, ValueError) as error:
         raise InputError(f"method {name} cannot be built: {error}") from None
+    localization = LOCALIZATIONS[localization]
     settings = arguments_of(localization.localize, options)
     return Method(network, objective, localization, settings, architecture)

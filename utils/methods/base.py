@@ -22,6 +22,7 @@ class Definition:
     localization: str  # default of the option `localization`, a key of eval.proposals.LOCALIZATIONS
     add_options: Callable[[ArgumentParser], None]  # adds the options that only this method has
     consensus: str = "ccm"  # default of the option `consensus`, a key of utils.fusion.CONSENSUS
+    localizations: tuple[str, ...] = ("outer_inner", "two_stage")  # accepted values of the option `localization`
     defaults: Mapping[str, object] = field(default_factory=dict)  # published values of shared options that differ
 
     def options(self) -> set[str]:
