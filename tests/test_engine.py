@@ -19,11 +19,10 @@ from wsad_dataset import Batch, WeakVideoDataset, split_holdout
 class Store:
     """Random features in memory, at 30 / 16 snippets a second."""
 
-    modality_dims = (4, 3)
     snippet_rate = 30 / 16
 
-    def __init__(self, lengths: dict[str, int]):
-        self.lengths = lengths
+    def __init__(self, lengths: dict[str, int], dims: tuple[int, int] = (4, 3)):
+        self.lengths, self.modality_dims = lengths, dims
 
     def __contains__(self, video_id):
         return video_id in self.lengths
@@ -33,10 +32,10 @@ class Store:
 
     def __getitem__(self, video_id):
         generator = np.random.default_rng(len(video_id))
-        return generator.random((self.lengths[video_id], 7), dtype=np.float32)
+        return generator.random((self.lengths[video_id], sum(self.modality_dims)), dtype=np.float32)
 
 
-def dataset_of(videos: dict[str, int], ambiguous=(), min_snippets=1):
+def dataset_of(videos: dict[str, int], ambiguous=(), min_snippets=1, classes=("a", "b"), dims=(4, 3)):
     """Annotations of test videos of these lengths in snippets, and the dataset of them."""
     database = {
         video_id: {
@@ -47,8 +46,8 @@ def dataset_of(videos: dict[str, int], ambiguous=(), min_snippets=1):
         }
         for video_id in videos
     }
-    annotations = parse_annotations({"classes": ["a", "b"], "database": database}, "made")
-    return annotations, WeakVideoDataset(annotations, Store(videos), "test", min_snippets=min_snippets)
+    annotations = parse_annotations({"classes": list(classes), "database": database}, "made")
+    return annotations, WeakVideoDataset(annotations, Store(videos, dims), "test", min_snippets=min_snippets)
 
 
 def attentive_method() -> Method:

@@ -6,32 +6,109 @@ import numpy as np
 import pytest
 import torch
 
-from options import complete_options
+from options import complete_options, parse_args
+from tests.test_engine import dataset_of
 from utils.detector import load_method
+from utils.engine import BatchLoss, predict, train_step
 from utils.errors import InputError
 from utils.methods import METHODS, build_method
 
-FEATURES, PAIRS = torch.rand(4, 12, 10), torch.tensor([[0, 1], [2, 3]])
+FEATURES = torch.rand(4, 12, 10, generator=torch.Generator().manual_seed(0))
+PAIRS = torch.tensor([[0, 1], [2, 3]])
 DIMS = {"tfe_dcn": (5, 5)}  # modalities that share a gate; others (6, 4)
 LABELS = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]])
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_gives_loss_terms_gradients_and_detections(name):
+def built(name, **options):
     torch.manual_seed(0)
-    method = build_method(name, num_classes=3, modality_dims=DIMS.get(name, (6, 4)))
-    outputs = method.network.eval()(FEATURES)
-    assert outputs["cas"].shape == (4, 12, 4)
-    assert outputs["attention"].shape == (4, 12)
-    terms = method.objective(outputs, LABELS, PAIRS)
-    terms["total"].backward()
-    assert all(term.isfinite() for term in terms.values())
-    assert all(parameter.grad is not None for parameter in method.network.parameters())
-    video = {name: value[0].detach().numpy() for name, value in outputs.items()}
+    return build_method(name, num_classes=3, modality_dims=DIMS.get(name, (6, 4)), **options)
+
+
+def video_of(outputs, row=0):
+    return {name: value[row].detach().numpy() for name, value in outputs.items()}
+
+
+@pytest.mark.parametrize("snippets", [1, 3, 9, 40])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_and_localizes_at_every_length(name, snippets):
+    """In training with dropout and in evaluation: finite terms, gradients of all parameters, finite detections."""
+    method = built(name, class_threshold=0.0)
+    for mode in (True, False):
+        outputs = method.network.train(mode)(torch.rand(4, snippets, 10))
+        assert outputs["cas"].shape[:2] == outputs["attention"].shape == (4, snippets)
+        assert outputs["cas"].shape[2] in (3, 4)  # without or with background
+        assert ((outputs["attention"] >= 0) & (outputs["attention"] <= 1)).all()
+        method.network.zero_grad()
+        terms = method.objective(outputs, LABELS, PAIRS)
+        terms["total"].backward()
+        assert all(term.isfinite() for term in terms.values())
+        gradients = {key: parameter.grad for key, parameter in method.network.named_parameters()}
+        assert not [key for key, gradient in gradients.items() if gradient is None or not gradient.isfinite().all()]
+    video = video_of(outputs)
+    scores = method.video_scores(video)
+    assert scores.shape == (outputs["cas"].shape[2],) and np.isfinite(scores).all()
     detections = method.localize(video)
     assert detections.dtype.names == ("label", "start", "end", "score")
-    scores = method.video_scores(video)
-    assert scores.shape in ((3,), (4,)) and np.isfinite(scores).all()
+    assert set(detections["label"]) <= {0, 1, 2} and np.isfinite(detections["score"]).all()
+    assert ((detections["start"] >= 0) & (detections["start"] < detections["end"])).all()
+    assert (detections["end"] <= snippets).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_gives_every_parameter_a_gradient(name):
+    method = built(name)
+    optimizer = torch.optim.Adam(method.network.parameters(), 1e-3, fused=True)
+    outcome = train_step(BatchLoss(method.network, method.objective), optimizer, (FEATURES, LABELS, PAIRS))
+    assert outcome.finite
+    gradients = {key: parameter.grad for key, parameter in method.network.named_parameters()}
+    assert not [key for key, gradient in gradients.items() if gradient is None]
+    assert len(optimizer.state) == len(gradients)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_videos_in_batches_of_their_length_give_what_single_videos_give(name):
+    """The evaluation batches videos of equal length, without padding; nothing may leak between the rows."""
+    method, lengths = built(name), {"a": 30, "b": 7, "c": 30, "d": 1, "e": 7, "f": 12}
+    annotations, dataset = dataset_of(lengths, classes=("a", "b", "c"), dims=DIMS.get(name, (6, 4)))
+    for result in predict(method, dataset, annotations, snippet_rate=2.0):
+        features = torch.from_numpy(dataset[dataset.video_ids.index(result.video_id)])[None]
+        with torch.no_grad():
+            video = video_of(method.network.eval()(features))
+        np.testing.assert_allclose(result.cas, video["cas"], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(result.attention, video["attention"], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(result.scores, method.video_scores(video)[:3], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_progress_is_a_number_or_a_tensor(name):
+    method = built(name)
+    outputs = method.network.eval()(FEATURES)
+    number, tensor, default = (
+        method.objective(outputs, LABELS, PAIRS, **given)["total"]
+        for given in ({"progress": 0.25}, {"progress": torch.tensor(0.25)}, {})
+    )
+    torch.testing.assert_close(number, tensor)
+    if name in ("co2net", "audio_visual", "hamnet", "um", "tfe_dcn"):
+        assert torch.equal(number, default)
+
+
+def test_training_passes_its_progress_to_the_objective_without_compiling_anew():
+    """Progress is a tensor: a float would compile a new graph at each step."""
+    network, graphs, counts, totals = built("co2net").network, [], [], []
+
+    def objective(outputs, labels, pairs, progress):
+        return {"total": 0 * outputs["cas"].sum() + progress}
+
+    batch_loss = torch.compile(
+        BatchLoss(network, objective), backend=lambda graph, inputs: graphs.append(graph) or graph.forward
+    )
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    for step in range(4):
+        outcome = train_step(batch_loss, optimizer, (FEATURES, LABELS, PAIRS), progress=step / 4)
+        totals.append(outcome.terms["total"].item())
+        counts.append(len(graphs))
+    assert totals == [0, 0.25, 0.5, 0.75]
+    assert counts[0] > 0 and counts == counts[:1] * 4
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -49,6 +126,18 @@ def test_options_reach_network_objective_and_localization():
     assert other.localization is not method.localization
 
 
+def test_defaults_of_a_method_reach_options_and_objective():
+    assert build_method("hamnet", 3, (6, 4)).settings == {"fallback_class": False, "nms_padding": "second"}
+    assert build_method("hamnet", 3, (6, 4), fallback_class=True).settings["fallback_class"]
+    for name, ratio in (("co2net", 7), ("hamnet", 10), ("um", 9)):
+        args = parse_args(["--method", name, "--path-dataset", "x"])
+        assert args.topk_ratio == build_method(name, 3, (6, 4)).objective.topk_ratio == ratio
+    assert (args.localization, args.nms_padding, args.topk_divisor) == ("um", "second", 9)
+    assert len(args.attention_thresholds) == 9 and len(args.activation_thresholds) == 10
+    args = parse_args(["--method", "hamnet", "--path-dataset", "x", "--fallback-class", "--nms-padding", "none"])
+    assert (args.fallback_class, args.nms_padding) == (True, "none")
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -56,6 +145,10 @@ def test_options_reach_network_objective_and_localization():
         ("co2net", {"classifier": "softmax"}, "unknown option 'classifier' of method co2net"),
         ("co2net", {"consensus": "sum"}, "method co2net cannot be built: consensus is 'sum'"),
         ("audio_visual", {"pseudo_neighbors": 3}, "expected an even number"),
+        ("um", {"localization": "outer_inner"}, "method um has no localization 'outer_inner'; expected one of um"),
+        ("co2net", {"localization": "um"}, "method co2net has no localization 'um'; expected one of outer_inner, "),
+        ("hamnet", {"temporal_pool": 4}, "expected an odd number of snippets"),
+        ("um", {"weights": {"bce": 1.0}}, "unknown loss term bce; the terms are cls, um, be"),
         ("tfe_dcn", {}, "expected modalities of one width, got 6 and 4 channels"),
         ("delu", {"course": "steep"}, "course is 'steep', expected one of release, rank"),
     ],
