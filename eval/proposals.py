@@ -249,9 +249,8 @@ def localize_um(
         score = contrast + class_score_weight * scores[label]
         segments = segments / upsampling  # snippets
         times, padding = _padded_times(segments, nms_padding, snippet_rate)
-        order, score = hard_nms(
-            times, score, np.nextafter(nms_tiou, 0), padding
-        )  # drops at the threshold too (release)
+        # The release also drops at the threshold itself.
+        order, score = hard_nms(times, score, np.nextafter(nms_tiou, 0), padding)
         detections = np.empty(len(order), dtype=FRACTIONAL)
         detections["label"], detections["score"] = label, score
         detections["start"], detections["end"] = segments[order].T

@@ -16,6 +16,8 @@ import main
 import scripts.detect
 import scripts.report
 import utils.features.check
+from utils.methods import METHODS
+from utils.methods.hamnet import HAMLoss, HAMNet
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -208,6 +210,10 @@ def test_method_example_trains():
         exec(compile(code, "docs/extending.md", "exec"), names)
     attention = names["GatedAttentionUnit"](6)(torch.rand(2, 6, 9))
     assert attention.shape == (2, 9)
+    outputs = HAMNet(3, (4, 2)).eval()(torch.rand(2, 9, 6))
+    arguments = outputs, torch.eye(3)[:2], torch.zeros(0, 2, dtype=torch.long)
+    ours, example = HAMLoss()(*arguments), names["HAMLoss"]()(*arguments)
+    assert names["HAMLoss"] is not HAMLoss and ours == example and names["defaults"] == METHODS["hamnet"].defaults
     definition = names["DEFINITION"]
     network, objective = definition.network(3, [4, 2]), definition.objective(weights={"norm": 0.5})
     terms = objective(network(torch.rand(2, 9, 6)), torch.eye(3)[:2], torch.tensor([[0, 1]]))

@@ -163,7 +163,46 @@ def norm_loss(attentions: Tensor) -> Tensor:
     return attentions.abs().mean()
 
 
-class CO2Loss(nn.Module):
+class Objective(nn.Module):
+    """Weighted sum of loss terms; a subclass defines WEIGHTS and `terms`.
+
+    Args:
+        weights: Weights by term that differ from WEIGHTS. A weight of 0 removes a term from the result, and its cost.
+
+    Raises:
+        ValueError: If a term is unknown, or none is left.
+
+    Attributes:
+        WEIGHTS: Published weight of each term.
+    """
+
+    WEIGHTS: Mapping[str, float]
+
+    def __init__(self, weights: Mapping[str, float] | None = None):
+        super().__init__()
+        self.weights = complete_weights(weights or {}, self.WEIGHTS)
+
+    def forward(
+        self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor, progress: float | Tensor = 0.0
+    ) -> dict[str, Tensor]:
+        """Return the active terms, unweighted, and their weighted sum `total`, all scalars.
+
+        Args:
+            outputs: Outputs of the network.
+            labels: Multi-hot video labels (B, C).
+            pairs: Rows of the batch that share a class (P, 2).
+            progress: Share of training that has passed, in [0, 1).
+        """
+        return weighted_sum(self.terms(outputs, labels, pairs, progress), self.weights)
+
+    def terms(
+        self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor, progress: float | Tensor
+    ) -> dict[str, Callable[[], Tensor]]:
+        """Return a function per term that computes it; arguments as of `forward`."""
+        raise NotImplementedError
+
+
+class CO2Loss(Objective):
     """Objective of CO2-Net, Eq. 10: a weighted sum of six terms.
 
     Args:
@@ -175,9 +214,6 @@ class CO2Loss(nn.Module):
 
     Raises:
         ValueError: If a term, the suppression or the similarity is unknown.
-
-    Attributes:
-        WEIGHTS: Published weight of each term. A subclass with other terms has its own.
     """
 
     WEIGHTS = WEIGHTS
@@ -189,35 +225,21 @@ class CO2Loss(nn.Module):
         suppression: str = "shifted",
         mutual: str = "mse",
     ):
-        super().__init__()
         if mutual not in SIMILARITIES:
             raise ValueError(f"mutual is {mutual!r}, expected one of {', '.join(SIMILARITIES)}")
         if suppression not in SUPPRESSIONS:
             raise ValueError(f"suppression is {suppression!r}, expected one of {', '.join(SUPPRESSIONS)}")
-        self.topk_ratio, self.suppression, self.mutual = topk_ratio, suppression, mutual
         weights = dict(weights or {})
         if "mil" in weights:
             mil = weights.pop("mil")
             weights = {"mil_org": mil, "mil_supp": mil, **weights}
-        self.weights = complete_weights(weights, self.WEIGHTS)
-
-    def forward(
-        self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor, progress: float | Tensor = 0.0
-    ) -> dict[str, Tensor]:
-        """Return the active terms, unweighted, and their weighted sum `total`, all scalars.
-
-        Args:
-            outputs: Outputs of CO2Net.
-            labels: Multi-hot video labels (B, C).
-            pairs: Rows of the batch that share a class (P, 2).
-            progress: Share of training that has passed; not used in CO2-Net.
-        """
-        return weighted_sum(self.terms(outputs, labels, pairs, progress), self.weights)
+        super().__init__(weights)
+        self.topk_ratio, self.suppression, self.mutual = topk_ratio, suppression, mutual
 
     def terms(
         self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor, progress: float | Tensor
     ) -> dict[str, Callable[[], Tensor]]:
-        """Return a function per term that computes it; arguments as of `forward`."""
+        """Return a function per term; see `Objective.terms`."""
         cas, attentions = outputs["cas"], all_attentions(outputs)
         suppressed = self.suppress(cas, outputs["attention"])
         return {

@@ -10,7 +10,7 @@ class C, the last one; the paper puts it first.
 """
 
 from argparse import ArgumentParser, BooleanOptionalAction
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from model import check_shape
 from utils.fusion import CrossAttention, Embedding, consensus_factory
-from utils.losses import co_activity_loss, complete_weights, mil_loss, weighted_sum
+from utils.losses import Objective, co_activity_loss, mil_loss
 from utils.methods.base import Definition
 from utils.number_types import fraction, non_negative_int, positive_float
 
@@ -184,7 +184,7 @@ def pseudo_localization_loss(cas: Tensor, neighbors: int = 4, threshold: float =
     return torch.where(confidence >= threshold, surprise, 0.0).mean()
 
 
-class AudioVisualLoss(nn.Module):
+class AudioVisualLoss(Objective):
     """Objective of the audio-visual paper, Eq. 10.
 
     MIL and co-activity similarity get log p instead of W-TALC's logits. The softmax over time that weights the
@@ -203,6 +203,8 @@ class AudioVisualLoss(nn.Module):
         ValueError: If a term is unknown or the number of neighbors is odd.
     """
 
+    WEIGHTS = WEIGHTS
+
     def __init__(
         self,
         topk_ratio: int = 7,
@@ -212,34 +214,25 @@ class AudioVisualLoss(nn.Module):
         pseudo_neighbors: int = 4,
         pseudo_threshold: float = 0.7,
     ):
-        super().__init__()
+        super().__init__(weights)
         if pseudo_neighbors < 0 or pseudo_neighbors % 2:
             raise ValueError(f"pseudo_neighbors is {pseudo_neighbors}, expected an even number")
-        self.weights = complete_weights(weights or {}, WEIGHTS)
         self.topk_ratio = topk_ratio
         self.continuity = {"sigma": continuity_sigma, "stop_gradient": continuity_stop_gradient}
         self.pseudo = {"neighbors": pseudo_neighbors, "threshold": pseudo_threshold}
 
-    def forward(
-        self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor, progress: float | Tensor = 0.0
-    ) -> dict[str, Tensor]:
-        """Return the active terms, unweighted, and their weighted sum `total`, all scalars.
-
-        Args:
-            outputs: Outputs of AudioVisualNet.
-            labels: Multi-hot video labels (B, C).
-            pairs: Rows of the batch that share a class (P, 2).
-            progress: Share of training that has passed; not used.
-        """
+    def terms(
+        self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor, progress: float | Tensor
+    ) -> dict[str, Callable[[], Tensor]]:
+        """Return a function per term; see `Objective.terms`. `progress` is not used."""
         cas = outputs["cas"]
         background = (~labels.any(dim=1)).to(labels)
-        terms = {
+        return {
             "mil": lambda: mil_loss(cas, labels, background, self.topk_ratio, normalized=True),
             "cas": lambda: co_activity_loss(outputs["features"], cas, labels, pairs),
             "cont": lambda: foreground_continuity_loss(cas, labels, **self.continuity),
             "pseu": lambda: pseudo_localization_loss(cas, **self.pseudo),
         }
-        return weighted_sum(terms, self.weights)
 
 
 def add_options(parser: ArgumentParser) -> None:

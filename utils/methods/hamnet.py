@@ -8,18 +8,15 @@ Shapes: B videos, T snippets, D channels, C action classes (background is class 
 """
 
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from model import AttentionUnit, activation, check_shape, init_conv, pool_over_time
-from utils.losses import complete_weights, mil_loss, norm_loss, opposition_loss, suppress, weighted_sum
+from utils.losses import Objective, mil_loss, norm_loss, opposition_loss, suppress
 from utils.methods.base import Definition
 from utils.number_types import fraction, fraction_below_one
-
-# lambda_0 (1 - p), lambda_0 p, lambda_1 (1 - p), lambda_1 p, alpha and beta of the release, with p = 0.2 (`drop_prob`).
-WEIGHTS = {"bcl": 0.8, "hal": 0.2, "sal": 0.8, "ssal": 0.2, "norm": 0.8, "guide": 0.8}
 
 
 class HAMNet(nn.Module):
@@ -28,9 +25,9 @@ class HAMNet(nn.Module):
     Args:
         num_classes: Number of action classes C. The network adds the background class.
         modality_dims: Channels of the modalities, in the order of the features.
+        classifier_dropout: Dropout before the last layer of the classifier: 0.7, on ActivityNet1.2 0.5.
         temporal_pool: Odd kernel, in snippets, of an average pool over time on T-CAM and attention, or None. The
             release pools on ActivityNet1.2 (kernel 17), in training and at test.
-        classifier_dropout: Dropout before the last layer of the classifier: 0.7, on ActivityNet1.2 0.5.
 
     Raises:
         ValueError: If there is no class, no modality, or an even kernel.
@@ -50,8 +47,8 @@ class HAMNet(nn.Module):
         self,
         num_classes: int,
         modality_dims: Sequence[int] = (1024, 1024),
-        temporal_pool: int | None = None,
         classifier_dropout: float = 0.7,
+        temporal_pool: int | None = None,
     ):
         super().__init__()
         if num_classes < 1 or min(modality_dims, default=0) < 1:
@@ -103,7 +100,7 @@ def semi_soft_attention(attention: Tensor, ratio: float) -> Tensor:
     return torch.where(fixed < ratio * fixed.amax(dim=1, keepdim=True), attention, 0.0)
 
 
-class HAMLoss(nn.Module):
+class HAMLoss(Objective):
     """Objective of HAM-Net: four multiple-instance terms, the norm and the guide of the attention.
 
     `bcl` and `hal` ask for actions and background, on the T-CAM S and on S suppressed by the hard attention. `sal` and
@@ -118,26 +115,21 @@ class HAMLoss(nn.Module):
         ValueError: If a term is unknown.
     """
 
+    # lambda_0 (1 - p), lambda_0 p, lambda_1 (1 - p), lambda_1 p, alpha, beta of the release; p = 0.2 (`drop_prob`)
+    WEIGHTS = {"bcl": 0.8, "hal": 0.2, "sal": 0.8, "ssal": 0.2, "norm": 0.8, "guide": 0.8}
+
     def __init__(self, topk_ratio: int = 10, weights: Mapping[str, float] | None = None, drop_threshold: float = 0.2):
-        super().__init__()
+        super().__init__(weights)
         self.topk_ratio, self.drop_threshold = topk_ratio, drop_threshold
-        self.weights = complete_weights(weights or {}, WEIGHTS)
 
-    def forward(
-        self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor, progress: float | Tensor = 0.0
-    ) -> dict[str, Tensor]:
-        """Return the active terms, unweighted, and their weighted sum `total`, all scalars.
-
-        Args:
-            outputs: Outputs of HAMNet.
-            labels: Multi-hot video labels (B, C).
-            pairs: Not used.
-            progress: Not used.
-        """
+    def terms(
+        self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor, progress: float | Tensor
+    ) -> dict[str, Callable[[], Tensor]]:
+        """Return a function per term; see `Objective.terms`. `pairs` and `progress` are not used."""
         cas, attention = outputs["cas"], outputs["attention"]
         semi_soft = semi_soft_attention(attention, self.drop_threshold)
         hard = (semi_soft > 0).to(cas)
-        terms = {
+        return {
             "bcl": lambda: mil_loss(cas, labels, 1.0, self.topk_ratio),
             "hal": lambda: mil_loss(suppress(cas, hard), labels, 1.0, self.topk_ratio),
             "sal": lambda: mil_loss(suppress(cas, attention, shifted=False), labels, 0.0, self.topk_ratio),
@@ -145,7 +137,6 @@ class HAMLoss(nn.Module):
             "norm": lambda: norm_loss(attention),
             "guide": lambda: opposition_loss(attention.unsqueeze(1), cas),
         }
-        return weighted_sum(terms, self.weights)
 
 
 def add_options(parser: ArgumentParser) -> None:

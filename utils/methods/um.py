@@ -8,18 +8,16 @@ Shapes: B videos, T snippets, D channels, C action classes.
 """
 
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import check_shape
-from utils.losses import complete_weights, weighted_sum
+from utils.losses import Objective
 from utils.methods.base import Definition
 from utils.number_types import positive_float, positive_int
-
-WEIGHTS = {"cls": 1.0, "um": 5e-4, "be": 1.0}
 
 
 class UMNet(nn.Module):
@@ -103,7 +101,7 @@ def mean_of_highest(values: Tensor, keys: Tensor, ratio: int) -> Tensor:
     return (weights.unsqueeze(1) @ values).squeeze(1)  # (B, K)
 
 
-class UMLoss(nn.Module):
+class UMLoss(Objective):
     """Objective of UM: classification, uncertainty modeling and background entropy.
 
     Action snippets have the largest magnitudes, background snippets the smallest, among those that the mask leaves.
@@ -120,6 +118,8 @@ class UMLoss(nn.Module):
         ValueError: If a term is unknown.
     """
 
+    WEIGHTS = {"cls": 1.0, "um": 5e-4, "be": 1.0}
+
     def __init__(
         self,
         topk_ratio: int = 9,
@@ -127,21 +127,13 @@ class UMLoss(nn.Module):
         magnitude_margin: float = 100.0,
         weights: Mapping[str, float] | None = None,
     ):
-        super().__init__()
+        super().__init__(weights)
         self.topk_ratio, self.background_ratio, self.margin = topk_ratio, background_ratio, magnitude_margin
-        self.weights = complete_weights(weights or {}, WEIGHTS)
 
-    def forward(
-        self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor, progress: float | Tensor = 0.0
-    ) -> dict[str, Tensor]:
-        """Return the active terms, unweighted, and their weighted sum `total`, all scalars.
-
-        Args:
-            outputs: Outputs of UMNet.
-            labels: Multi-hot video labels (B, C).
-            pairs: Not used.
-            progress: Not used.
-        """
+    def terms(
+        self, outputs: Mapping[str, Tensor], labels: Tensor, pairs: Tensor, progress: float | Tensor
+    ) -> dict[str, Callable[[], Tensor]]:
+        """Return a function per term; see `Objective.terms`. `pairs` and `progress` are not used."""
         cas, features = outputs["cas"], outputs["features"]
         magnitude, mask = outputs["magnitude"].detach(), outputs["mask"]
         action_keys = magnitude * mask
@@ -162,7 +154,7 @@ class UMLoss(nn.Module):
             background = mean_of_highest(features, background_keys, self.background_ratio).norm(dim=-1)
             return (F.relu(self.margin - action) + background).square().mean()
 
-        return weighted_sum({"cls": classification, "um": uncertainty, "be": background_entropy}, self.weights)
+        return {"cls": classification, "um": uncertainty, "be": background_entropy}
 
 
 def add_options(parser: ArgumentParser) -> None:
