@@ -16,7 +16,7 @@ import torch
 from scipy.stats import ttest_1samp
 
 from scripts import reproduce
-from scripts.reproduction import execute, gpu, plan, render, results
+from scripts.reproduction import execute, gpu, plan, render, results, rivals
 from scripts.reproduction.cost import format_duration, last_line, parse_duration
 from scripts.reproduction.figure5 import draw_figure5
 from scripts.reproduction.ledger import LEDGER, append_runs, contains, read_ledger
@@ -25,6 +25,7 @@ from utils.annotations import parse_annotations
 from utils.datasets import DATASETS
 from utils.errors import InputError
 from utils.features.simulate import invent_timeline, simulate_features
+from utils.methods import build_method
 from utils.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -334,6 +335,65 @@ def test_a_table_of_one_method_is_not_run_with_another(data, tmp_path, run_main)
     words = ("av-table1", "--base", data / "tiny.yaml", "--path-dataset", data, "--run-dir", tmp_path)
     status, _, error = run_main(reproduce.main, *words)
     assert status == 2 and "av-table1 is about --method audio_visual" in error
+
+
+RIVALS = """\
+rivals:
+  title: Methods
+  base: thumos14
+  rows:
+    - {name: CO2-Net, paper: 44.6}
+    - {name: TFE-DCN, method: tfe_dcn, paper: 46.9}
+"""
+
+
+def test_methods_are_compared_beyond_their_scores(data, finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "TABLES", tmp_path / "tables.yaml")
+    plan.TABLES.write_text(RIVALS)
+    words = command(data, finished[0], "rivals", "--seeds", "0")[2:]
+    reproduce.main(words)
+    printed = capsys.readouterr().out.splitlines()
+    words_of_rows = ("difference [95 %]", "CO2-Net   ", "TFE-DCN   ")
+    head, base, rival = (next(line for line in printed if word in line) for word in words_of_rows)
+    assert "parameters" in head and "ms per step" in head
+    assert "[" not in base and "[" in rival
+    (table,) = read_tables().values()
+    stored = rivals.read_comparisons(finished[0] / "runs.csv").set_index("key")
+    setting = setting_of(data, tmp_path)
+    for row in table.rows:
+        options = setting.run(row, 0).options
+        network = build_method(options.method, 3, (6, 6)).network
+        assert stored.loc[row.key, "parameters"] == sum(parameter.numel() for parameter in network.parameters())
+        assert stored.loc[row.key, "gflops"] > 0 and stored.loc[row.key, "step_seconds"] > 0
+    ledger = read_ledger(finished[0] / "runs.csv").set_index("key")["last/snippet/mean"]
+    expected = ledger["tfe_dcn"] - ledger["co2net"]
+    assert stored.loc["tfe_dcn", "difference"] == pytest.approx(expected, abs=1e-3)
+    assert stored.loc["tfe_dcn", "low"] <= expected <= stored.loc["tfe_dcn", "high"]
+    monkeypatch.setattr(rivals, "cost", None)  # it is not measured again
+    reproduce.main(words)
+    reproduce.main(["results", "--ledger", str(finished[0] / "runs.csv"), "--docs", str(tmp_path / "docs")])
+    assert "difference [95 %]" in (tmp_path / "docs/results/rivals.md").read_text()
+
+
+def test_a_method_has_its_own_config_for_a_base(data, tmp_path):
+    row = Row("DELU", "delu", method="delu")
+    own = Setting(ROOT / "configs/thumos14.yaml", data, tmp_path).run(row, 0).options
+    assert (own.method, own.num_snippets, own.eval_every) == ("delu", 320, 50)
+    other = setting_of(data, tmp_path).run(row, 0)
+    assert (other.options.method, other.options.num_snippets, other.options.max_iter) == ("delu", 12, 40)
+    assert (other.identity["base"], other.identity["overrides"]) == ("tiny", "device=cpu")
+
+
+def test_methods_with_their_own_iterations_share_a_setting(read_groups):
+    keys = {"co2net": 5000, "delu": 5000, "tfe_dcn": 3010}  # as published
+    rows = [ledger_row("thumos14", key, 0, 4, iterations=number) for key, number in keys.items()]
+    rows += [ledger_row("thumos14", key, 0, 4, iterations=3010) for key in ("co2net", "delu")]
+    short, published = read_groups(rows)
+    assert set(short["key"]) == set(published["key"]) == set(keys)
+    assert set(short["iterations"]) == {3010} and set(published["iterations"]) == {3010, 5000}
+    assert results.heading(published) == "SIMULATED thumos14 on data, 3,010 or 5,000 iterations"
+    (alone,) = read_groups(rows[:3])
+    assert len(alone) == 3
 
 
 def test_spread_over_seeds():
