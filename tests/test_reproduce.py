@@ -125,12 +125,6 @@ def test_every_finished_run_is_a_row_of_the_ledger(data, stopped, finished):
         == "dataset=demo eval_every=20 evaluate_untrained=true lr=0.001 num_snippets=12 train_subset=train"
     )
     assert run["seconds"] > 0 and run["features_hash"] == plan.sha256_of(data / "features.h5")[:12]
-    # of the interrupted run nobody knows the time
-    assert ledger["seconds"].isna().to_dict() == {
-        "co2net": False,
-        "table5_local_global": False,
-        "table5_local_local": True,
-    }
 
 
 def test_a_finished_table_repeats_nothing(data, finished, monkeypatch, capsys):
@@ -153,7 +147,7 @@ def test_a_finished_table_repeats_nothing(data, finished, monkeypatch, capsys):
 
 
 def test_no_run_starts_that_does_not_fit_into_the_budget(data, finished, capsys):
-    reproduce.main(command(data, finished[0], "table4", "--seeds", "0", "--budget", "21s")[2:])
+    reproduce.main(command(data, finished[0], "table4", "--seeds", "0", "--budget", "11s")[2:])
     printed = capsys.readouterr().out
     assert "3 of 3 runs do not fit into the budget; the same command continues" in printed
     assert "1 of 4 runs in " in printed
@@ -401,6 +395,14 @@ def test_spread_over_seeds():
     assert texts == ["41.0 ± 1.4", "40.0", ""]
 
 
+def test_collapsed_runs_are_named(read_groups):
+    rows = [ledger_row("a", "table6_add", seed, 9.0 * seed, collapsed="" if seed else "last best") for seed in (0, 1)]
+    (group,) = read_groups([*rows, ledger_row("a", "co2net", 0, 5)])
+    text = render.table_text(read_tables()["table6"], group)
+    assert text.count("4.5 ± 6.4 (1 of 2 collapsed)") == 4
+    assert "below every threshold" in text
+
+
 def test_order_of_rows(read_groups):
     table = read_tables()["table6"]
     values = {"table6_ssma": 1, "table6_concat": 2, "table6_add": 3, "table6_se": 9, "co2net": 5}
@@ -508,7 +510,7 @@ def test_gpu_stages_take_the_options_of_the_command(data, tmp_path, monkeypatch,
     stages = {stage.name: stage for stage in gpu.make_stages(*gpu._parse_args(words), tmp_path)}
     (command,) = stages["tables"].commands(100)
     text = " ".join(command)
-    for part in ("--budget 85s", "--seeds 4", "--cache device --config configs/thumos14_r2plus1d.yaml --config"):
+    for part in ("--budget 90s", "--seeds 4", "--cache device --config configs/thumos14_r2plus1d.yaml --config"):
         assert part in text
     assert text.endswith("--precision float32")
     (tests,) = stages["tests"].commands(1)

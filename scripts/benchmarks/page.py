@@ -1,5 +1,6 @@
 """Page of all tables (docs/performance.md), with one section per kind of device."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ from scripts.benchmarks.table import ResultTable, format_value, markdown_table
 from scripts.benchmarks.train import PARTS
 from utils.errors import InputError
 from utils.formats.files import read_text, save_figure, write_text
+from utils.run.folder import REVISION
 
 KINDS = ("CPU", "GPU")
 COLORS = ("#8c8c8c", "#0072b2", "#e69f00", "#56b4e9", "#009e73")  # for the color-blind too (Okabe, Ito)
@@ -133,12 +135,12 @@ def draw_split(path: Path, rows: Sequence[dict]) -> None:
 
 
 def git_revision() -> str:
-    """Return the revision of the code, with `-dirty` after a change, or "unknown" without git."""
+    """Return the revision of the code, with `-dirty` after a change; without git, that of its variable or "unknown"."""
     words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get(REVISION, "unknown")
 
 
 def _sections(text: str) -> dict[str, str]:

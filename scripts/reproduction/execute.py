@@ -18,7 +18,7 @@ from utils.errors import InputError
 from utils.formats.files import read_json_lines
 
 POLL = 0.2  # seconds
-STOP_SECONDS = 20  # that runs have to save their state before the end of the budget
+STOP_SECONDS = 10  # that runs have to save their state before the end of the budget
 Environment = Mapping[str, str]
 Record = Callable[[PlannedRun, float | None, int], None]  # run, seconds of an uninterrupted run, runs at a time
 

@@ -46,6 +46,7 @@ FACTS = {
     "eval_every": "Int64",
     "best_iteration": "Int64",
     "selected_iteration": "Int64",
+    "collapsed": "str",
     "threads": "Int64",
     "jobs": "Int64",
     "seconds": "float64",
@@ -64,7 +65,7 @@ def read_ledger(path: Path) -> pd.DataFrame:
         return _typed(pd.DataFrame())
     try:
         frame = pd.read_csv(path, dtype={name: "str" for name, kind in FACTS.items() if kind == "str"})
-        if missing := [name for name in FACTS if name not in frame]:
+        if missing := [name for name in (*IDENTITY, *PLACE) if name not in frame]:
             raise ValueError(f"no column '{missing[0]}'")
         return _typed(frame)
     except (ValueError, TypeError, OSError) as error:  # errors of the CSV reader are ValueErrors
@@ -139,6 +140,7 @@ def ledger_row(run: PlannedRun, seconds: float | None = None, jobs: int | None =
         "eval_every": options["eval_every"],
         "best_iteration": metrics["best"]["iteration"],
         "selected_iteration": metrics["selected"]["iteration"] if "selected" in metrics else None,
+        "collapsed": " ".join(name for name in CHECKPOINTS if metrics.get(name, {}).get("collapsed")),
         "threads": environment["threads"],
         "jobs": jobs,
         "seconds": None if seconds is None else round(seconds, 1),

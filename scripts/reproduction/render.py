@@ -38,6 +38,7 @@ HOW_CHOSEN = {
     "selected": "`selected` was chosen on holdout training videos, by their video-level labels alone.",
 }
 SPREAD = "± is the standard deviation over seeds (n - 1)."
+COLLAPSED = "*Collapsed*: the attention is below every threshold in almost all test videos, so nothing is detected."
 SIMULATED = (
     "**SIMULATED** settings use simulated features. They rehearse an experiment and say nothing about real videos."
 )
@@ -64,7 +65,9 @@ def table_frame(table: Table, group: pd.DataFrame) -> pd.DataFrame:
     for checkpoint in checkpoints_of(group):
         for measure in measures_of(group):
             scores = f"{checkpoint}/{measure}/mean"
-            columns[f"{checkpoint} {measure}"] = [spread(of_row[scores]) for of_row in runs]
+            columns[f"{checkpoint} {measure}"] = [
+                spread(of_row[scores]) + _collapsed(of_row, checkpoint) for of_row in runs
+            ]
     if "difference" in group:
         columns |= _comparison_columns([of_row.iloc[0] for of_row in runs])
     return pd.DataFrame(columns)
@@ -86,6 +89,12 @@ def _comparison_columns(methods: Sequence[pd.Series]) -> dict[str, list[str]]:
             cell = text.format(**values)
             cells[name].append("" if "nan" in cell else cell)
     return cells
+
+
+def _collapsed(runs: pd.DataFrame, checkpoint: str) -> str:
+    """Return how many runs of a row have a collapsed attention, nothing for none."""
+    count = runs["collapsed"].str.split().map(lambda names: checkpoint in names).sum()
+    return f" ({count} of {len(runs)} collapsed)" if count else ""
 
 
 def seeds_text(seeds: pd.Series) -> str:
@@ -111,7 +120,9 @@ def _mean_map(dataset: str) -> str:
 
 def legend(group: pd.DataFrame) -> str:
     """Return what the columns of a table mean."""
-    return " ".join([*(HOW_CHOSEN[name] for name in checkpoints_of(group)), SPREAD, *_comparison_legend(group)])
+    collapsed = [COLLAPSED] if group["collapsed"].str.len().any() else []
+    chosen = (HOW_CHOSEN[name] for name in checkpoints_of(group))
+    return " ".join([*chosen, SPREAD, *collapsed, *_comparison_legend(group)])
 
 
 def _comparison_legend(group: pd.DataFrame) -> list[str]:

@@ -24,6 +24,7 @@ from utils.formats.checksums import SUMS, format_checksums, read_checksums, veri
 from utils.formats.files import read_json, read_yaml, sweep_partial, write_json, write_text
 
 NUMERICS = 1  # version of the arithmetic and of the random streams; raise it when results of a seed change
+REVISION = "CO2NET_REVISION"  # variable with the revision of the code, for a copy of it without git
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # the file system does not support locks
 # Files that describe a finished run. Checkpoints contain checksums of their own.
@@ -149,7 +150,7 @@ def _environment(device: torch.device) -> dict:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "numerics": NUMERICS,
-        "revision": _git("rev-parse", "HEAD"),
+        "revision": _git("rev-parse", "HEAD") or os.environ.get(REVISION),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
 
