@@ -96,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         _print_cost(cost, todo, len(environments))
     if args.plan:
         return
+    deadline = began + args.budget if args.budget else math.inf
 
     def record(run: PlannedRun, seconds: float | None, jobs: int) -> None:
         append_runs(args.ledger, [ledger_row(run, seconds, jobs)])
@@ -108,12 +109,11 @@ def main(argv: list[str] | None = None) -> None:
         failed = execute.run_on_slurm(todo, record, pairs[0][1].folder / "slurm", parameters)
     elif todo:
         expected = cost.of(todo[:1]) if cost else 0.0
-        failed = execute.run_here(
-            todo, environments, record, began + args.budget if args.budget else math.inf, expected
-        )
+        failed = execute.run_here(todo, environments, record, deadline, expected)
     if not is_figure:
         for table, setting in pairs:
-            if table.compares_methods:
+            # It needs the run folders, and minutes.
+            if table.compares_methods and not args.delete_runs and time.monotonic() < deadline:
                 compare_methods(table, setting, args.seeds, args.ledger)
         _print_results(pairs, runs, args.ledger)
     elif not failed:
