@@ -352,7 +352,7 @@ def _with_defaults(args: argparse.Namespace) -> argparse.Namespace:
         if getattr(args, name) is None:
             setattr(args, name, value)
     defaults = dict(DEFAULTS)
-    for localization in (*LOCALIZATIONS, args.localization):  # its own values come last
+    for localization in (*reversed(LOCALIZATIONS), args.localization):  # its own values come last
         defaults |= LOCALIZATIONS[localization].settings()
     for name, value in {**defaults, **definition.defaults}.items():
         if getattr(args, name) is None:

@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from eval.outputs import open_outputs
+from main import main as train
+from scripts.detect import main as detect
+from scripts.report import main as report
+from test import main as evaluate
 from tests.test_golden import GOLDEN, assert_golden, rng
+from utils.annotations import parse_annotations
 from utils.checkpoint import load_weights
+from utils.errors import InputError
+from utils.features.simulate import invent_timeline, simulate_features
 from utils.methods import build_method
 
 PAIRS = torch.zeros(0, 2, dtype=torch.long)
@@ -182,3 +190,34 @@ def assert_detections(detections: np.ndarray, arrays: dict, seconds_per_snippet:
     for field in ("start", "end"):
         np.testing.assert_allclose(detections[field] * seconds_per_snippet, arrays[field], rtol=0, atol=1e-9)
     np.testing.assert_allclose(detections["score"], arrays["score"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["hamnet", "um"])
+def test_every_command_takes_the_method(name, tmp_path, run_main):
+    """Train with a holdout, resume, test, detect and report, without modality attention; UM also without background."""
+    simulate_features(parse_annotations(invent_timeline(12, 3), "invented"), tmp_path / "data", (6, 5))
+    words = f"--config configs/demo.yaml --method {name} --path-dataset {tmp_path}/data --run-dir {tmp_path}/run"
+    words += " --num-snippets 12 --eval-every 2 --no-evaluate-untrained --device cpu --holdout 0.3"
+    train([*words.split(), "--max-iter", "2"])
+    train([*words.split(), "--max-iter", "4", "--resume"])
+    checkpoint = ["--checkpoint", tmp_path / "run/checkpoints/last.pt", "--device", "cpu"]
+    tested = run_main(evaluate, *checkpoint, "--path-dataset", tmp_path / "data", "--output-dir", tmp_path / "tested")
+    assert tested[0] == 0 and "mAP" in tested[1]
+    expected, again = ((tmp_path / folder / "detections.json").read_bytes() for folder in ("run", "tested"))
+    assert expected == again
+    with open_outputs(tmp_path / "run/outputs.h5") as outputs:
+        for video in outputs.video_ids:
+            snippets, columns = outputs[video]["cas"].shape
+            assert columns == {"hamnet": 4, "um": 3}[name]
+            assert outputs[video]["attention"].shape == (snippets,)
+            assert outputs[video]["modality_attention"].shape == (0, snippets)
+    source = tmp_path / "data/features.h5"
+    assert run_main(detect, source, *checkpoint, "--output-dir", tmp_path / "detected", "--class-threshold", 0)[0] == 0
+    assert json.loads((tmp_path / "detected/detections.json").read_text())["results"]
+    assert run_main(report, tmp_path / "run")[0] == 0
+
+
+def test_weights_of_another_method_are_refused_in_one_line(tmp_path):
+    torch.save({"cas_module.classifier.0.weight": torch.zeros(3, 2048, 1)}, tmp_path / "um.pkl")
+    with pytest.raises(InputError, match="not the weights of this network .* missing, 1 unknown: no embedding"):
+        load_weights(build_method("hamnet", 3, (4, 4)).network, tmp_path / "um.pkl")
