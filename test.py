@@ -10,7 +10,7 @@ from utils.checkpoint import read_checkpoint
 from utils.datasets import dataset_spec
 from utils.detector import load_method, stored_options, stored_scale
 from utils.engine import TABLE_PROTOCOLS, Evaluator, write_results
-from utils.errors import InputError, exit_on_input_error
+from utils.errors import InputError, count_noun, exit_on_input_error
 from utils.features import open_features
 from utils.run.devices import choose_device, memory_advice
 from wsad_dataset import WeakVideoDataset
@@ -58,8 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     if evaluate.has_ground_truth:
         print(results_table(rows, spec, TABLE_PROTOCOLS))
     else:
-        count = len(evaluation.detections)
-        print(f"subset '{spec.test_subset}' has no annotated segments: {count} detections, no scores")
+        found = count_noun(len(evaluation.detections), "detection")
+        print(f"subset '{spec.test_subset}' has no annotated segments: {found}, no scores")
     print(f"results in {output}: metrics.json, detections.json, outputs.h5, videos.png")
 
 

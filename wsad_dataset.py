@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.annotations import Annotations
-from utils.errors import InputError
+from utils.errors import InputError, count_noun
 from utils.features.store import FeatureStore
 from utils.run.devices import is_out_of_memory, to_device
 from utils.sampler import SAMPLINGS, PairSampler, ShardSampler, rank_rows
@@ -111,7 +111,7 @@ class WeakVideoDataset:
         left_out = [f"{len(self.skipped)} without features left out"] if self.skipped else []
         left_out += [f"{len(self.too_short)} too short"] if self.too_short else []
         notes = f" ({', '.join(left_out)})" if left_out else ""
-        return f"{len(self)} videos, {self.lengths.sum():,} snippets{notes}"
+        return f"{count_noun(len(self), 'video')}, {self.lengths.sum():,} snippets{notes}"
 
     def gather(self, indices: np.ndarray, snippets: np.ndarray, out: Tensor) -> None:
         """Copy snippets of several videos into one tensor.

@@ -13,7 +13,7 @@ from eval.names import MOST_NAMES, NameRule, read_labels_as_indices, rename, req
 from eval.protocols import PROTOCOLS
 from eval.tables import GroundTruth, Table, read_detections, read_ground_truth
 from utils.datasets import DATASETS, find_dataset
-from utils.errors import InputError, count, shorten
+from utils.errors import InputError, count_noun, shorten
 from utils.formats.files import read_json
 
 
@@ -40,11 +40,11 @@ class Inputs:
         if self.videos is None:
             missing = _videos_with_segments(evaluated) - set(detections.videos)
             problem = "without an entry in the detections, all segments missed (--only-detected leaves them out)"
-            return [f"{count(len(missing), 'annotated video')} {problem}"] if missing else []
+            return [f"{count_noun(len(missing), 'annotated video')} {problem}"] if missing else []
         chosen, annotated = set(self.videos), _videos_with_segments(self.truth.segments)
         note = f"{len(annotated & chosen)} of {len(annotated)} annotated videos are evaluated: those with an entry"
         dropped = sum(detections.videos[number] not in chosen for number in detections.video)
-        return [f"{note}; dropped: {count(dropped, 'detection')} of other videos" if dropped else note]
+        return [f"{note}; dropped: {count_noun(dropped, 'detection')} of other videos" if dropped else note]
 
 
 def _videos_with_segments(table: Table) -> set[str]:

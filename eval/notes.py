@@ -6,7 +6,7 @@ import numpy as np
 
 from eval.names import find_difference, list_names, used_names
 from eval.tables import Table
-from utils.errors import count
+from utils.errors import count_noun
 
 BEYOND = 1.05, 1.0  # a segment ends beyond a video of duration d if it ends after 1.05 d + 1 s
 FRAMES, MILLISECONDS = 2.0, 100.0  # median of end / duration from which times seem to be in this unit
@@ -27,10 +27,10 @@ def unmatched_note(
     if len(numbers) == 0:
         return []
     unknown = sorted(used_names(names, numbers))
-    lacks = f"of {count(len(unknown), noun)} that the ground truth lacks: {list_names(unknown)}"
+    lacks = f"of {count_noun(len(unknown), noun)} that the ground truth lacks: {list_names(unknown)}"
     difference = find_difference(unknown, known)
     advice = "" if difference is None else f" ({difference})"
-    return [f"{consequence}: {count(len(numbers), 'detection')} {lacks}{advice}"]
+    return [f"{consequence}: {count_noun(len(numbers), 'detection')} {lacks}{advice}"]
 
 
 def undetected_note(segments: Table, detections: Table) -> list[str]:
@@ -54,7 +54,7 @@ def zero_length_note(segments: Table) -> list[str]:
     if number == 0:
         return []
     rule = "as in ActivityNet's code, any detection of zero length in the same video and class matches"
-    return [f"{count(number, 'annotated segment')} of zero length; {rule}"]
+    return [f"{count_noun(number, 'annotated segment')} of zero length; {rule}"]
 
 
 def unit_notes(segments: Table, detections: Table, durations: Mapping[str, float]) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 
 from utils.annotations import load_annotations
-from utils.errors import InputError, OneLineParser, exit_on_input_error
+from utils.errors import InputError, OneLineParser, count_noun, exit_on_input_error
 from utils.features.convert import convert_features, find_features
 from utils.features.layouts import Arrangement, parse_split
 from utils.features.store import open_features, read_durations, stored_arrangement
@@ -78,15 +78,15 @@ def main() -> None:
         if "float64" in row.dtypes:
             print(f"{'':12} float64 became float32")
     if cut := max(row.cut for row in conversions):
-        print(f"{cut} videos have modalities of different length, which were cut to the shorter")
+        print(f"{count_noun(cut, 'video')} with modalities of different length, which were cut to the shorter")
     annotations = load_annotations(args.out)
     if args.drop_inverted:
         dropped = load_annotations(folder, drop_inverted=True).num_dropped
-        print(f"{dropped} annotated segments that end before they start were left out")
+        print(f"{count_noun(dropped, 'annotated segment')} with the end before the start, left out")
     kind = "SIMULATED features" if source.simulated else "features"
     size = sum(path.stat().st_size for path in find_features(args.out)) / 1e6
     print(f"{kind}: {source.path} ({size:.1f} MB)")
-    print(f"annotations: {args.out / 'annotations.json'} ({len(annotations.videos)} videos)")
+    print(f"annotations: {args.out / 'annotations.json'} ({count_noun(len(annotations.videos), 'video')})")
     print(f"checksums: {args.out / SUMS}")
 
 

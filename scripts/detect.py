@@ -20,7 +20,7 @@ from eval.tables import format_table, localized_table, write_detections
 from options import LOCALIZATION_SETTINGS, add_localization_options
 from utils.detector import Detector, assumed_rate, load_detector
 from utils.engine import VideoResult
-from utils.errors import InputError, OneLineParser, count, exit_on_input_error
+from utils.errors import InputError, OneLineParser, count_noun, exit_on_input_error
 from utils.features.store import FeatureStore
 from utils.formats.files import save_figure, write_text
 from utils.number_types import positive_float
@@ -97,10 +97,10 @@ def detect(detector: Detector, stores: list[FeatureStore], rate: float) -> list[
         for result in detector.results(store, rate, store.video_ids):
             done += 1
             found[result.video_id] = result
-            seconds = len(result.attention) / rate
-            print(f"[{done}/{total}] {result.video_id}: {seconds:.1f} s, {count(len(result.detections), 'detection')}")
+            seconds, found_here = len(result.attention) / rate, count_noun(len(result.detections), "detection")
+            print(f"[{done}/{total}] {result.video_id}: {seconds:.1f} s, {found_here}")
         if empty := [video_id for video_id in store.video_ids if video_id not in found]:
-            print(f"{store.source.path}: {count(len(empty), 'video')} without snippets, left out ({names(empty)})")
+            print(f"{store.source.path}: {count_noun(len(empty), 'video')} without snippets, left out ({names(empty)})")
         results.append([found[video_id] for video_id in store.video_ids if video_id in found])
     return results
 
@@ -109,7 +109,7 @@ def print_left_out(store: FeatureStore) -> None:
     """Print the number of videos that lack a modality."""
     listed = [video_id for modality in store.stored_modalities for video_id in store.source.video_ids(modality)]
     if partial := [video_id for video_id in dict.fromkeys(listed) if video_id not in store]:
-        problem = f"{count(len(partial), 'video')} without all of {', '.join(store.stored_modalities)}"
+        problem = f"{count_noun(len(partial), 'video')} without all of {', '.join(store.stored_modalities)}"
         print(f"{store.source.path}: {problem}, left out ({names(partial)})")
 
 

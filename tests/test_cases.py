@@ -124,7 +124,7 @@ def test_streams_that_differ_by_a_snippet(folder, run_main, run_train, tmp_path)
     assert "warning: cut to the shorter: 9 (" in run_train(folder, "--run-dir", tmp_path / "again")[1]
     status, out, error = run_main(convert, folder, "--out", tmp_path / "new", "--fps", 25, "--stride", 16)
     assert status == 0, error
-    assert "9 videos have modalities of different length, which were cut to the shorter" in out
+    assert "9 videos with modalities of different length, which were cut to the shorter" in out
     store, converted = open_features(folder), open_features(tmp_path / "new")
     for video in store.video_ids:
         assert len(store[video]) == len(arrays()["rgb"][video]) - 1
@@ -326,7 +326,7 @@ def test_segments_that_end_before_they_start(folder, run_main, run_train):
         assert "[9.5, 2] and 6 more); correct them, or leave them out with" in error
     status, out, error = run_main(convert, folder, "--out", folder / "new", "--drop-inverted", *rate)
     assert status == 0, error
-    assert "9 annotated segments that end before they start were left out" in out
+    assert "9 annotated segments with the end before the start, left out" in out
     for video, entry in load_annotations(folder / "new").videos.items():
         assert len(entry.segments) == len(entry.segment_labels) == 2, video
 

@@ -42,7 +42,7 @@ def name_some(names: Iterable[str], limit: int = 3, sep: str = ", ") -> str:
     return sep.join(map(str, names[:limit])) + more
 
 
-def count(number: int, noun: str) -> str:
+def count_noun(number: int, noun: str) -> str:
     """Return a number and its noun, in the plural unless the number is 1: `1 video`, `2 classes`."""
     plural = f"{noun}{'es' if noun.endswith('s') else 's'}"
     return f"{number:,} {noun if number == 1 else plural}"

@@ -13,7 +13,7 @@ from eval.outputs import open_outputs
 from eval.tables import Table, read_annotations, read_detections
 from utils.annotations import Annotations, Video
 from utils.datasets import DatasetSpec
-from utils.errors import InputError, count
+from utils.errors import InputError, count_noun
 
 CHECKPOINT = "detections"  # name of the only column of scores
 PROTOCOL = "seconds"  # that the verdicts follow
@@ -77,7 +77,7 @@ def _read_column(name: str, file: Path, table: Table, spec: DatasetSpec, inputs:
         result = evaluate_detections(inputs.truth, table, spec.tiou_thresholds, protocol=PROTOCOL, videos=inputs.videos)
         metrics = {CHECKPOINT: {"iteration": None, PROTOCOL: result.as_dict()}}
         notes, videos = (*inputs.notes, *inputs.coverage_notes(result.ground_truth, table)), inputs.videos
-    number = f"{count(len(table), 'detection')} in {count(len(table.videos), 'video')}"
+    number = f"{count_noun(len(table), 'detection')} in {count_noun(len(table.videos), 'video')}"
     return FinishedRun(
         name=name,
         folder=file.parent,

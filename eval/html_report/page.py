@@ -31,7 +31,7 @@ from eval.html_report.videos import MAX_SHOWN, Verdicts, judge, read_curves, sho
 from eval.protocols import PROTOCOLS, applicable_protocols
 from eval.tables import GroundTruth, read_ground_truth
 from utils.annotations import Annotations, load_annotations
-from utils.errors import count
+from utils.errors import count_noun
 
 HERE = Path(__file__).resolve().parent
 TOLERANCE = 1e-9  # between the mAP of detections.json, evaluated again, and that of metrics.json
@@ -104,7 +104,7 @@ def _lead(runs: Sequence[FinishedRun], truth: GroundTruth | None) -> str:
     if truth is None:
         return "detections without ground truth"
     if not runs[0].is_trained:
-        return f"detections with ground truth, {count(len(truth.segments), 'annotated segment')}"
+        return f"detections with ground truth, {count_noun(len(truth.segments), 'annotated segment')}"
     seed = f", seed {options['seed']}" if len(runs) == 1 and "seed" in options else ""
     return f"{spec.name}, {spec.test_subset} subset{seed}"
 

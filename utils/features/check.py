@@ -22,7 +22,7 @@ from utils.annotations import (
     parse_annotations,
 )
 from utils.datasets import DATASETS, SNIPPET_RATE, DatasetSpec, find_dataset
-from utils.errors import InputError, OneLineParser, name_some
+from utils.errors import InputError, OneLineParser, count_noun, name_some
 from utils.features.faults import (
     ERROR,
     FAR_SNIPPETS,
@@ -251,9 +251,10 @@ def format_report(check: Check) -> str:
     store, annotations, parts = check.store, check.annotations, []
     if store is not None:
         parts.append(f"{store.source.path} ({_describe_form(store)})")
-        parts.append(f"{name_some(store.modalities, sep=' + ')} of {len(store.video_ids)} videos")
+        parts.append(f"{name_some(store.modalities, sep=' + ')} of {count_noun(len(store.video_ids), 'video')}")
     if annotations is not None:
-        parts.append(f"annotations of {len(annotations.videos)} videos, {len(annotations.classes)} classes")
+        videos, classes = count_noun(len(annotations.videos), "video"), count_noun(len(annotations.classes), "class")
+        parts.append(f"annotations of {videos}, {classes}")
     if check.spec is not None:
         parts.append(f"dataset {check.spec.name}")
     lines = [f"checked   {'; '.join(parts) or 'nothing, because nothing could be read'}"]
