@@ -86,7 +86,7 @@ LOCALIZATION_SETTINGS = {  # type, help text, default as text
     "attention_thresholds": (
         fraction_below_one,
         "outer_inner, um: attention thresholds that give the proposals; the attention of um is the magnitude",
-        "10 from 0.1 to 0.9; um: 9 from 0.4 to 0.6",
+        "10 from 0.1 to 0.9; delu: 20; um: 9 from 0.4 to 0.6",
     ),
     "activation_thresholds": (
         fraction_below_one,
@@ -110,7 +110,7 @@ LOCALIZATION_SETTINGS = {  # type, help text, default as text
     "min_length": (
         positive_int,
         "outer_inner: length in snippets of the shortest detection; shorter ones are deleted after NMS",
-        "1",
+        "1; delu: 2",
     ),
     "activation_threshold": (
         fraction,

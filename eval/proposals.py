@@ -236,7 +236,7 @@ def localize_um(
 
     _, *segments_of_magnitude = runs(magnitude >= np.asarray(attention_thresholds)[:, None])
     thresholds = np.asarray(activation_thresholds)[:, None]  # (K, 1)
-    found = []
+    of_classes = []
     for label, frames in zip(labels, activation.T, strict=True):
         thresholded = np.where(frames >= thresholds, frames, 0.0)  # (K, frames)
         row, *segments = runs(thresholded > 0)
@@ -254,8 +254,8 @@ def localize_um(
         detections = np.empty(len(order), dtype=FRACTIONAL)
         detections["label"], detections["score"] = label, score
         detections["start"], detections["end"] = segments[order].T
-        found.append(detections)
-    return _without_ambiguous(np.concatenate(found), ambiguous)
+        of_classes.append(detections)
+    return _without_ambiguous(np.concatenate(of_classes), ambiguous)
 
 
 class Localization(NamedTuple):
