@@ -559,9 +559,8 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         action=_UpdateWeights,
         default={},
         metavar="TERM=WEIGHT",
-        help="weights of loss terms that differ from those of the config, else from mil=1 cas=1 ml=1 oppo=0.8 norm=0.8 "
-        "(audio_visual: mil=1 cas=0.8 cont=0.8 pseu=1; hamnet: bcl=0.8 hal=0.2 sal=0.8 ssal=0.2 norm=0.8 guide=0.8; "
-        "um: cls=1 um=5e-4 be=1); 0 removes a term",
+        help="weights of loss terms that differ from those of the config, else from the published ones of the method "
+        "(docs/method.md, docs/methods.md); 0 removes a term",
     )
     add(
         "--consensus",

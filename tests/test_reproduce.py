@@ -375,7 +375,7 @@ def test_a_method_has_its_own_config_for_a_base(data, tmp_path):
     assert (own.method, own.num_snippets, own.eval_every) == ("delu", 320, 50)
     other = setting_of(data, tmp_path).run(row, 0)
     assert (other.options.method, other.options.num_snippets, other.options.max_iter) == ("delu", 12, 40)
-    assert (other.identity["base"], other.identity["overrides"]) == ("tiny", "device=cpu")
+    assert (other.identity["base"], other.identity["overrides"]) == ("tiny", "")
 
 
 def test_methods_with_their_own_iterations_share_a_setting(read_groups):
