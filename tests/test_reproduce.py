@@ -187,13 +187,16 @@ def test_a_failed_run_is_reported_and_the_others_continue(data, tmp_path, capsys
     assert "FAILED: error: broken" in capsys.readouterr().out
 
 
-def test_slurm_local_executor_gets_the_missing_runs(data, finished, capsys):
-    argv = command(data, finished[0], "table1", "--seeds", "0", "1", "--slurm", "cluster=local")
-    reproduce.main(argv[2:])
+def test_slurm_local_executor_gets_the_runs(data, tmp_path, capsys):
+    (one,) = planned_runs([(read_tables()["table1"], setting_of(data, tmp_path))], [0])
+    works, fails = (replace(one, command=(sys.executable, "-c", code)) for code in ("", "exit('error: broken')"))
+    recorded = []
+    failed = execute.run_on_slurm(
+        [works, fails], lambda run, seconds, jobs: recorded.append((run, seconds)), tmp_path, {"cluster": "local"}
+    )
+    assert recorded == [(works, None)] and failed == [fails]
     printed = capsys.readouterr().out
-    assert "submitted 1 jobs" in printed
-    assert "co2net_s1 is done" in printed
-    assert "2 of 2 runs" in printed
+    assert "submitted 2 jobs" in printed and "co2net_s0 is done" in printed and "co2net_s0 FAILED" in printed
 
 
 def test_slurm_without_submitit_or_cluster_is_one_line(tmp_path, monkeypatch):
@@ -472,7 +475,7 @@ def test_results_adds_ledgers_of_other_machines(data, finished, tmp_path, capsys
     append_runs(ledger, [ledger_row("a", "co2net", 0, 4)])
     words = ["results", "--ledger", str(ledger), "--docs", str(tmp_path), "--add", str(finished[0] / "runs.csv")]
     reproduce.main(words)
-    assert "results.md: 5 runs" in capsys.readouterr().out
+    assert f"results.md: {1 + len(read_ledger(finished[0] / 'runs.csv'))} runs" in capsys.readouterr().out
     (one, _) = planned_runs([(read_tables()["table1"], setting_of(data, tmp_path))], [0, 1])
     assert contains(read_ledger(ledger), one)
     with pytest.raises(InputError, match="not found"):
