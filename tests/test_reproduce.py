@@ -504,6 +504,7 @@ def test_a_stage_that_hangs_or_fails_does_not_stop_the_next(tmp_path, capsys):
 
 
 def test_gpu_stages_take_the_options_of_the_command(data, tmp_path, monkeypatch, run_main):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     status, _, error = run_main(gpu.main, "10")
     assert status == 2 and "--rehearse" in error
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
