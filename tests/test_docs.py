@@ -66,7 +66,8 @@ def program(command: str) -> tuple[str, list[str]] | None:
         return None
     words = shlex.split(command)
     if words[0] == "bash":
-        return ("main.py", words) if words[1:2] == ["scripts/train.sh"] else None
+        programs = {"scripts/train.sh": "main.py", "scripts/gpu.sh": "scripts.reproduction.gpu"}
+        return (programs[words[1]], words) if words[1] in programs else None
     if words[1:2] == ["-m"]:
         return words[2], words[3:]
     scripts = [index for index, word in enumerate(words) if word.endswith(".py")]
