@@ -72,7 +72,7 @@ def compare_methods(table: Table, setting: Setting, seeds: Sequence[int], ledger
         place = tuple(identity[name] for name in KEY)
         line = dict(stored.loc[place]) if place in stored.index else {}
         line |= difference(runs[table.method], of_row) if key != table.method else {}
-        device = device_name(choose_device(of_row[0].options.device))
+        device = cost_device(of_row[0])
         if line.get("cost_device") != device:
             line |= {**cost(of_row[0]), "cost_device": device}
         stored.loc[place, list(line)] = list(line.values())
@@ -118,6 +118,12 @@ def last_result(run: PlannedRun) -> DetectionResult:
         snippet_rate=read_json(path)["snippet_rate"],
         videos=detections.videos,
     )
+
+
+def cost_device(run: PlannedRun) -> str:
+    """Return the name of the device on which the steps of a run are timed."""
+    device = choose_device(run.options.device)
+    return device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def cost(run: PlannedRun) -> dict[str, float]:
