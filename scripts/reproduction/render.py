@@ -223,9 +223,15 @@ def _markdown(frame: pd.DataFrame, text_columns: int = 1) -> str:
     return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
+def _seeds_per_row(table: Table, group: pd.DataFrame) -> str:
+    """Return the number of seeds of the rows that ran, or its range."""
+    counts = group[group["key"].isin([row.key for row in rows_that_ran(table, group)])].groupby("key")["seed"].nunique()
+    return str(counts.min()) if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+
+
 def _missing_rows(table: Table, group: pd.DataFrame) -> str:
     """Return the rows of a table that lack a seed of this setting."""
-    seeds, gaps = set(group["seed"]), []
+    seeds, gaps = set(group.loc[group["key"].isin([row.key for row in table.rows]), "seed"]), []
     for row in table.rows_for(dataset_of(group)):
         missing = seeds - set(group.loc[group["key"] == row.key, "seed"])
         gaps += [f"{row.name} (seed {' '.join(map(str, sorted(missing)))})"] if missing else []
@@ -246,7 +252,7 @@ def _index(tables: Sequence[Table], groups: Sequence[pd.DataFrame]) -> str:
                     "table": f"[{table.title}](results/{table.key}.md)",
                     "setting": heading(group),
                     "rows": f"{len(rows_that_ran(table, group))} of {len(table.rows_for(dataset_of(group)))}",
-                    "seeds": seeds_text(group["seed"]),
+                    "seeds per row": _seeds_per_row(table, group),
                     "pairs in the paper's order": f"{sum(p.mean > 0 for p in pairs)} of {len(pairs)}" if pairs else "",
                     "certain": str(sum(p.verdict > 0 for p in pairs)) if any(p.interval for p in pairs) else "",
                     "opposite": str(sum(p.verdict < 0 for p in pairs)) if any(p.interval for p in pairs) else "",

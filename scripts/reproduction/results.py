@@ -119,6 +119,8 @@ def belongs(table: Table, group: pd.DataFrame) -> bool:
     """Return True if a setting has a run of this table's own rows, or of its base on its dataset."""
     name, keys = dataset_of(group), {row.key for row in rows_that_ran(table, group)}
     rows = table.rows_for(name)
+    if table.compares_methods:  # the rows of another dataset's table are the same runs
+        return group["experiment"].str.startswith(f"{table.key}: ").any()
     # Rows without options, if others have them, are there for comparison: `scale` has rows of Tables 5 and 6.
     own = {row.key for row in rows if row.options} or {row.key for row in rows} - {table.method}
     if own:
