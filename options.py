@@ -560,7 +560,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         default={},
         metavar="TERM=WEIGHT",
         help="weights of loss terms that differ from those of the config, else from the published ones of the method "
-        "(docs/method.md, docs/methods.md); 0 removes a term",
+        "(docs/co2net.md, docs/methods.md); 0 removes a term",
     )
     add(
         "--consensus",

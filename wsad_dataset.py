@@ -20,7 +20,7 @@ from utils.features.store import FeatureStore
 from utils.run.devices import is_out_of_memory, to_device
 from utils.sampler import SAMPLINGS, PairSampler, ShardSampler, rank_rows
 
-AUTO_RMS = 0.2  # root mean square of the training features under `--feature-scale auto`; see docs/method.md
+AUTO_RMS = 0.2  # root mean square of the training features under `--feature-scale auto`; see docs/co2net.md
 
 
 class WeakVideoDataset:
@@ -268,7 +268,7 @@ class BatchLoader:
 def auto_scale(dataset: WeakVideoDataset) -> float:
     """Return the factor that gives the features of a dataset the root mean square AUTO_RMS, with four digits.
 
-    Initial weights keep the root mean square of their input, so it sets the size of the logits (docs/method.md). Both
+    Initial weights keep the root mean square of their input, so it sets the size of the logits (docs/co2net.md). Both
     modalities share one factor: their ratio stays.
 
     Raises:
