@@ -142,7 +142,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
 def open_subsets(
     args: Namespace, spec: DatasetSpec, annotations: Annotations, store: FeatureStore, device: torch.device
 ) -> tuple[WeakVideoDataset, WeakVideoDataset, WeakVideoDataset | None]:
-    """Open the training, test and holdout videos, and print a summary. Features go where --cache wants them."""
+    """Open the training, test and holdout videos in the memory that --cache selects, and print a summary."""
     for warning in startup_warnings(store, annotations, spec, args.missing_features, args.config):
         print(f"warning: {warning}")
     train_ids, holdout_ids = split_holdout(annotations, spec.train_subset, args.holdout, args.seed)

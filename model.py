@@ -125,8 +125,7 @@ class CO2Net(nn.Module):
             raise ValueError(f"num_classes is {num_classes}, expected at least 1")
         if len(modality_dims) != 2 or min(modality_dims) < 1:
             raise ValueError(f"modality_dims is {tuple(modality_dims)}, expected the widths of two modalities")
-        if temporal_pool is not None and (temporal_pool < 1 or temporal_pool % 2 == 0):
-            raise ValueError(f"temporal_pool is {temporal_pool}, expected an odd number of snippets or None")
+        check_temporal_pool(temporal_pool)
         self.num_classes = num_classes
         self.modality_dims = tuple(modality_dims)
         self.temporal_pool = temporal_pool
@@ -197,6 +196,12 @@ class CO2Net(nn.Module):
 def pool_over_time(x: Tensor, kernel: int) -> Tensor:
     """Return the means (..., T) of x over an odd window of snippets; zero padding counts, as in the release."""
     return F.avg_pool1d(x, kernel, stride=1, padding=kernel // 2)
+
+
+def check_temporal_pool(kernel: int | None) -> None:
+    """Raise ValueError unless the kernel of the average pool over time is odd or None."""
+    if kernel is not None and (kernel < 1 or kernel % 2 == 0):
+        raise ValueError(f"temporal_pool is {kernel}, expected an odd number of snippets or None")
 
 
 def check_shape(features: Tensor, dim: int) -> None:

@@ -93,7 +93,7 @@ LOCALIZATION_SETTINGS = {  # type, help text, default as text
         "um: thresholds on the class activation that give further proposals",
         "10 from 0 to 0.225",
     ),
-    "upsampling": (positive_int, "um: frames per snippet that thresholds are applied to", "24"),
+    "upsampling": (positive_int, "um: factor of the linear upsampling in time before the thresholds", "24"),
     "outer_margin": (
         non_negative_float,
         "outer_inner, um: margin on either side of a proposal, as a share of its length",
@@ -104,7 +104,7 @@ LOCALIZATION_SETTINGS = {  # type, help text, default as text
     "nms_tiou": (fraction, "outer_inner, um: tIoU above which hard NMS drops the lower score", "0.5; um: 0.6"),
     "nms_padding": (
         _padding,
-        f"length added to each segment for the overlaps of NMS (um, and soft-NMS): {', '.join(PADDINGS)}",
+        f"outer_inner with soft-NMS, um: length added to each segment in the tIoU of NMS: {', '.join(PADDINGS)}",
         "snippet; hamnet, um: second",
     ),
     "min_length": (
@@ -119,7 +119,7 @@ LOCALIZATION_SETTINGS = {  # type, help text, default as text
     ),
     "class_score_weight": (
         non_negative_float,
-        "weight of the video-level class score in the score of a detection",
+        "all: weight of the video-level class score in the score of a detection",
         "0.2; two_stage: 0.7",
     ),
 }
@@ -171,7 +171,8 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--missing-features",
         choices=("error", "skip"),
-        help="annotated videos without features: stop, or leave them out (default: as in training)",
+        help="treatment of annotated videos without features: stop (error), or leave them out (skip; default: as in "
+        "training)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")
     add_localization_options(parser, trained=True)
@@ -205,7 +206,7 @@ def override_localization(options: argparse.Namespace, given: Mapping[str, objec
 
     Args:
         options: Options of the run.
-        given: Settings by name; None, and every other name, changes nothing.
+        given: Settings by name. None and other names change nothing.
 
     Raises:
         InputError: A setting is not valid.
@@ -222,12 +223,12 @@ def run_options(args: argparse.Namespace) -> dict:
 
 
 def resume_options(args: argparse.Namespace) -> dict:
-    """Return the options that must be unchanged when a run is resumed."""
+    """Return the options that a resumed run must share with the saved one."""
     return {name: value for name, value in run_options(args).items() if name not in FREE_ON_RESUME}
 
 
 def complete_options(saved: Mapping[str, object]) -> dict:
-    """Return the saved options of a run, which may be older: renamed, and completed with defaults."""
+    """Return the saved options of a run of any version, with today's names, and defaults for new options."""
     parser = _Parser()
     _add_train_options(parser)
     renamed = {OLD_NAMES.get(name, str(name)): value for name, value in saved.items()}
@@ -447,7 +448,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         "--dataset",
         default="thumos14",
         metavar="NAME",
-        help=f"dataset; {', '.join(DATASETS)} have published values of the next six options",
+        help=f"name of the dataset; {', '.join(DATASETS)} have published values of the next six options",
     )
     add("--train-subset", metavar="NAME", help="subset of the annotations to train on")
     add("--test-subset", metavar="NAME", help="subset of the annotations to test on")
@@ -497,14 +498,15 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         "--missing-features",
         choices=("error", "skip"),
         default="error",
-        help="annotated videos without features: stop, or leave them and their ground truth out",
+        help="treatment of annotated videos without features: stop (error), or leave out the videos and their ground "
+        "truth (skip)",
     )
     add(
         "--cache",
         choices=("host", "device", "none"),
         default="host",
-        help="memory for the features: main memory; the device, for training features; or none, which reads each batch "
-        "from disk",
+        help="memory of the features: main memory (host); the device, for training features (device); or none, each "
+        "batch is read from disk (none)",
     )
     add(
         "--open-shards",
@@ -531,8 +533,8 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         "--sampling",
         choices=tuple(SAMPLINGS),
         default="stratified",
-        help="snippets of a video in training: one at a random position of each of the equal parts, or those of the "
-        "release, whose parts overlap",
+        help="sampling of the snippets of a training video: one from each of equal parts (stratified), or from parts "
+        "that overlap, as in the release (release)",
     )
     add("--lr", type=positive_float, default=5e-5, help="learning rate of Adam")
     add("--weight-decay", type=non_negative_float, default=1e-3, help="weight decay of Adam")
@@ -559,7 +561,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         action=_UpdateWeights,
         default={},
         metavar="TERM=WEIGHT",
-        help="weights of loss terms that differ from those of the config, else from the published ones of the method "
+        help="weights of loss terms to change; the other terms have the weight of the config or the published one "
         "(docs/co2net.md, docs/methods.md); 0 removes a term",
     )
     add(

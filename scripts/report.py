@@ -1,4 +1,4 @@
-"""Write one self-contained HTML page of one or several finished runs, or of files of detections.
+"""Write one self-contained HTML page of one or several finished runs, or of detection files.
 
 python scripts/report.py runs/NAME [runs/OTHER ...] [--out FILE]
 python scripts/report.py DETECTIONS.json [...] [--ground-truth annotations.json] [--out FILE]
@@ -25,7 +25,7 @@ def main() -> None:
     parser = OneLineParser(
         prog="scripts/report.py",
         description="Write an HTML page. Of finished runs: results beside published ones, curves, classes, an error "
-        "diagnosis, and every test video on a time axis. Of files of detections: the same without training, or only "
+        "diagnosis, and every test video on a time axis. Of detection files: the same without training, or only "
         "the videos without --ground-truth. The page needs no network and no other file.",
     )
     parser.add_argument(
@@ -33,22 +33,22 @@ def main() -> None:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="run folders of main.py, all on one dataset; or files of detections (ActivityNet JSON or CSV), or output "
+        help="run folders of main.py, all on one dataset; or detection files (ActivityNet JSON or CSV), or output "
         "folders of test.py and scripts/detect.py",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="HTML file (default: report.html in the first RUN)")
     parser.add_argument(
         "--path-dataset", type=Path, metavar="DIR", help="folder with the annotations of runs (default: as in the runs)"
     )
-    add_evaluation_options(parser.add_argument_group("files of detections"), required=False)
+    add_evaluation_options(parser.add_argument_group("detection files"), required=False)
     args = parser.parse_args()
     if all(map(is_detection_file, args.runs)):
         page, out = detections_page(args), detection_file(args.runs[0]).with_suffix(".html")
         out = args.runs[0] / "report.html" if args.runs[0].is_dir() else out
     elif any(map(is_detection_file, args.runs)):
-        raise InputError("runs and files of detections cannot share a page; make a report of each")
+        raise InputError("runs and detection files cannot share a page; make a report of each")
     elif args.ground_truth:
-        raise InputError("--ground-truth is for files of detections; the annotations of runs are in --path-dataset")
+        raise InputError("--ground-truth is for detection files; the annotations of runs are in --path-dataset")
     else:
         page, out = render_report(read_runs(args.runs, args.path_dataset)), args.runs[0] / "report.html"
     out = args.out or out
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def detections_page(args: argparse.Namespace) -> str:
-    """Return the page of files of detections."""
+    """Return the page of detection files."""
     spec, inputs = find_dataset(args.dataset), None
     if args.tiou_thresholds:
         bounds = min(args.tiou_thresholds), max(args.tiou_thresholds)

@@ -42,8 +42,8 @@ EPILOG = """\
 tables:
   table1 ... table6       tables of the CO2-Net paper
   rivals, rivals-activitynet
-                          the methods of Table 1 and after, each with its own settings; also their difference to
-                          CO2-Net, size and cost
+                          other methods beside CO2-Net, on THUMOS14 and on ActivityNet1.2, each with its own settings;
+                          also their difference to CO2-Net, size and cost
   release                 the paper's choices where the authors' code differs from it
   release-code            the release's choices where this code differs from it
   scale                   Tables 5 and 6 with features multiplied by a number
@@ -51,13 +51,13 @@ tables:
                           python scripts/simulate_features.py --ave RELEASE --out data/ave
   av-table1-activitynet, av-table2-activitynet, av-table4, av-table5-activitynet
                           tables of the audio-visual paper on ActivityNet1.2
-  all                     every table about the method of the configs
+  all                     every table about the method of --config (default: CO2-Net, both splits of THUMOS14)
   figure5                 Figure 5 of the CO2-Net paper, from the runs of table6 with the first seed
   results                 the pages docs/results.md and docs/results/TABLE.md, from the ledger; trains nothing
 
-Every finished run becomes a row of the ledger, docs/results/runs.csv. A run that the ledger has is not repeated, on
-whichever machine it ran. Tables that have a row in common share its runs. The order is seed by seed, all rows of all
-tables first. Ctrl-C and the end of the budget stop safely, and the same command continues. Options that are not listed
+Every finished run becomes a row of the ledger, docs/results/runs.csv. A run that the ledger has is not repeated, not
+even on another machine. Tables that have a row in common share its runs. All rows run with the first seed, then with
+the next one. Ctrl-C and the end of the budget stop safely, and the same command continues. Options that are not listed
 here are passed to main.py for all runs, for example --device cpu.
 
 examples:
@@ -71,7 +71,7 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command."""
+    """Reproduce the tables that the command line names."""
     began = time.monotonic()
     args, main_options = _parse_args(argv)
     for number in (signal.SIGINT, signal.SIGTERM):  # a cluster stops jobs with SIGTERM; some shells ignore SIGINT
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         failed = execute.run_here(todo, environments, record, deadline, expected)
     if not is_figure:
         for table, setting in pairs:
-            # It needs the run folders, and minutes.
+            # The comparison needs the run folders, and takes minutes.
             if table.compares_methods and not args.delete_runs and time.monotonic() < deadline:
                 compare_methods(table, setting, args.seeds, args.ledger)
         _print_results(pairs, runs, args.ledger)
@@ -142,7 +142,7 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         type=Path,
         action="append",
         metavar="FILE",
-        help="config that the rows start from; several give the tables in several settings (default: the paper's)",
+        help="config that the rows start from; may be given several times (default: the paper's)",
     )
     add("--max-iter", metavar="N", help="iterations per run (default: the config's)")
     add(
@@ -162,21 +162,21 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--budget", type=_duration, metavar="TIME", help="time after which the command stops, such as 90m or 1.5h")
     add("--jobs", type=int, default=1, metavar="N", help="concurrent runs on the CPU (default: 1)")
     add("--runs-per-gpu", type=int, default=1, metavar="N", help="concurrent runs per visible GPU (default: 1)")
-    add("--delete-runs", action="store_true", help="delete the folder of each run that the ledger has; saves disk")
+    add("--delete-runs", action="store_true", help="delete the folder of each finished run, to save disk space")
     add(
         "--slurm",
         nargs="*",
         metavar="NAME=VALUE",
         help="submit the runs to a SLURM cluster, with these parameters of submitit's executor",
     )
-    add("--plan", action="store_true", help="print the runs and their estimated time, and stop")
+    add("--plan", action="store_true", help="print the runs and their estimated time, but train nothing")
     add(
         "--add",
         nargs="+",
         type=Path,
         default=[],
         metavar="FILE",
-        help="ledgers of other machines that results adds to the ledger",
+        help="ledgers of other machines to add to the ledger, with `results`",
     )
     add("--docs", type=Path, default=Path("docs"), metavar="DIR", help="folder of the pages of results (default: docs)")
     add(
@@ -194,7 +194,7 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         parser.error(f"--slurm: expected NAME=VALUE, got '{wrong[0]}'")
     for name in (FIGURE5, RESULTS):
         if name in args.tables and len(args.tables) > 1:
-            parser.error(f"{name} stands alone, got {' '.join(args.tables)}")
+            parser.error(f"{name} cannot be combined with other tables, got {' '.join(args.tables)}")
     if args.tables == [RESULTS] and main_options:
         parser.error(f"unrecognized arguments: {' '.join(main_options)}")
     if args.tables == [FIGURE5] and args.delete_runs:

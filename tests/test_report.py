@@ -383,7 +383,7 @@ def test_detections_whose_names_differ_are_refused_with_advice(dataset, detectio
 
 def test_runs_and_files_of_detections_have_pages_of_their_own(run, dataset, detections):
     assert "make a report of each" in run_script(run, detections).stderr
-    assert "--ground-truth is for files of detections" in run_script(run, "--ground-truth", dataset).stderr
+    assert "--ground-truth is for detection files" in run_script(run, "--ground-truth", dataset).stderr
 
 
 def test_thresholds_without_one_half(dataset, detections, tmp_path):

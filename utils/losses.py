@@ -1,7 +1,7 @@
 """Training objective of CO2-Net: T-CAM, attention and video labels to named loss terms.
 
-Section 3.5 of arXiv:2107.12589, one function per term under its equation number. "Release" marks where the authors'
-code differs from the paper or fills a gap. All terms stay finite for T = 1, for a pair without a shared class, and
+Section 3.5 of arXiv:2107.12589, one function per term under its equation number. "Release" marks choices of the
+authors' code that the paper does not have. All terms stay finite for T = 1, for a pair without a shared class, and
 for features of norm zero. The name `cas` has two meanings: the T-CAM (tensor), and the co-activity
 similarity loss (term).
 
@@ -49,7 +49,7 @@ def mil_loss(
         background: Label of the background class, for all videos or for each (B,). It is 1 on S, where background is
             present, and 0 on S_bar, where attention has removed it.
         topk_ratio: Divisor of T; 7 on THUMOS14, 5 on ActivityNet1.2.
-        normalized: The T-CAM holds log probabilities, which need no softmax over the classes.
+        normalized: True if the T-CAM has log probabilities, which need no softmax over the classes.
     """
     column = torch.ones_like(labels[:, 0]) * background  # (B,), on the device of the labels
     labels = torch.cat([labels, column.unsqueeze(1)], dim=1)
@@ -77,8 +77,8 @@ def co_activity_loss(
         margin: Margin of the hinge, in cosine distance.
 
     Returns:
-        Mean over the shared labels of all pairs, or 0 without a shared label. In distributed training the mean of the
-        ranks' values is the mean over all pairs; all ranks must call this function.
+        Mean over the shared labels of all pairs, or 0 without a shared label. In distributed training all ranks must
+        call this function. The mean of their values is then the mean over all pairs.
     """
     num_snippets, num_classes = features.shape[1], labels.shape[1]
     rows = pairs.flatten()
@@ -108,7 +108,7 @@ def bernoulli_kl(attention: Tensor, target: Tensor) -> Tensor:
     """Compute the mean KL(target || attention), in nats, of attention weights as Bernoulli distributions.
 
     The pseudo label comes first, as in mutual learning (Zhang et al., CVPR 2018). Both are clamped to
-    [CLAMP, 1 - CLAMP], so the divergence is finite at 0 and 1, where the sigmoid has no gradient anyway.
+    [CLAMP, 1 - CLAMP], so the divergence is finite. The sigmoid has almost no gradient where the clamp acts.
     """
     p, q = target.clamp(CLAMP, 1 - CLAMP), attention.clamp(CLAMP, 1 - CLAMP)
     return (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()

@@ -1,4 +1,4 @@
-"""Files of detections as columns of the report, with or without ground truth."""
+"""Detection files as columns of the report, with or without ground truth."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ def is_detection_file(path: Path) -> bool:
 
 
 def detection_file(path: Path) -> Path:
-    """Return the file of detections in such a folder, or the file itself."""
+    """Return the detection file in such a folder, or the file itself."""
     return path / "detections.json" if path.is_dir() else path
 
 
@@ -37,7 +37,7 @@ def open_detections(
     simulated: bool | None = None,
     modalities: Sequence[str] = (),
 ) -> list[FinishedRun]:
-    """Return one column of the report per file of detections.
+    """Return one column of the report per detection file.
 
     Args:
         paths: Files, or folders of scripts/detect.py or test.py, whose outputs.h5 gives the curves.

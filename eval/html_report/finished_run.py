@@ -20,7 +20,7 @@ MAX_DEPTH = 8  # of JSON in a run folder
 
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
-    """Contents of a run folder; or a file of detections, for which most parts are empty."""
+    """Contents of a run folder; or a detection file, for which most parts are empty."""
 
     name: str
     folder: Path
@@ -36,8 +36,8 @@ class FinishedRun:
     simulated: bool | None  # None if unknown
     spec: DatasetSpec
     checkpoint: str = OUTPUT_CHECKPOINT  # name in `metrics` that the detections belong to
-    is_trained: bool = True  # False for a file of detections
-    facts: dict[str, str] = field(default_factory=dict)  # of a file of detections, for the first table
+    is_trained: bool = True  # False for a detection file
+    facts: dict[str, str] = field(default_factory=dict)  # of a detection file, for the first table
     notes: tuple[str, ...] = ()  # on how the file was read
     videos: tuple[str, ...] | None = None  # the only videos to evaluate on; None for all
 
@@ -71,7 +71,7 @@ def _read_run(folder: Path, name: str, path_dataset: str | Path | None) -> Finis
         if not (folder / file).is_file():
             raise InputError(
                 f"{folder}: {file} not found; expected the folder of a finished run (main.py --resume finishes a "
-                "stopped one) or a file of detections"
+                "stopped one) or a detection file"
             )
     options = _read_options(folder / "options.yaml")
     metrics = _read_metrics(folder / "metrics.json")

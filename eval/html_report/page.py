@@ -53,10 +53,10 @@ def render_report(runs: Sequence[FinishedRun]) -> str:
 
 
 def render_detections(runs: Sequence[FinishedRun], annotations: Annotations, truth: GroundTruth | None) -> str:
-    """Return the page of runs, or of files of detections.
+    """Return the page of runs, or of detection files.
 
     Args:
-        runs: Runs on one dataset, or files of detections.
+        runs: Runs on one dataset, or detection files.
         annotations: Classes and videos.
         truth: Ground truth; None leaves out everything that needs it.
     """

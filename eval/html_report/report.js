@@ -260,7 +260,7 @@
   function runTracks(run, place) {
     const name = several ? `<span style="color:${runColor(place)}"><b>${plain(data.runs[place].name)}</b></span> · ` : "";
     if (!run) return [{ title: `${name}no outputs for this video`, height: 8, range: [0, 1], bare: true, traces: [] }];
-    if (!run.attention) return [...state.chosen].map((number) => detectionTrack(run, number, name)); // a file of detections alone
+    if (!run.attention) return [...state.chosen].map((number) => detectionTrack(run, number, name)); // a detection file alone
     const times = Array.from({ length: run.snippets }, (_, index) => Number(((index + 0.5) / run.rate).toFixed(3)));
     const perModality = run.attention.length > 1;  // the audio-visual network has a single attention
     const colors = perModality ? [...MODALITY_COLORS, FUSED] : [FUSED];

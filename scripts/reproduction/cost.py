@@ -1,4 +1,4 @@
-"""Estimated training time, from runs of the ledger on such a device or from a few steps."""
+"""Estimated training time, from runs of the ledger on the same kind of device, or from a few steps."""
 
 import re
 import subprocess
@@ -33,7 +33,7 @@ class Cost:
 
 
 def known_cost(ledger: pd.DataFrame, run: PlannedRun) -> Cost | None:
-    """Return the cost of runs like `run`, from those of the ledger on such a device with this base and these data."""
+    """Return the cost of a run from the ledger's runs with the same base, features and device; None without any."""
     device = choose_device(run.options.device)
     device = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     similar = ledger[(ledger["device"] == device) & ledger["seconds"].notna()]
@@ -48,7 +48,7 @@ def known_cost(ledger: pd.DataFrame, run: PlannedRun) -> Cost | None:
 
 
 def probe_cost(run: PlannedRun, environment: Mapping[str, str]) -> Cost:
-    """Estimate the cost of a run from a very short one: its step, and everything else per evaluation."""
+    """Estimate the cost of a run from a few steps and one evaluation."""
     with tempfile.TemporaryDirectory() as folder:
         steps = ["--max-iter", str(PROBE_STEPS), "--eval-every", str(PROBE_STEPS)]
         command = [*run.command, "--run-dir", folder, *steps]

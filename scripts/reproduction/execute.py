@@ -12,15 +12,16 @@ from pathlib import Path
 
 import torch
 
+from scripts.benchmarks.machine import usable_cores
 from scripts.reproduction.cost import format_duration, last_line
 from scripts.reproduction.plan import PlannedRun
 from utils.errors import InputError
 from utils.formats.files import read_json_lines
 
 POLL = 0.2  # seconds
-STOP_SECONDS = 10  # that runs have to save their state before the end of the budget
+STOP_SECONDS = 10  # time for runs to save their state before the end of the budget
 Environment = Mapping[str, str]
-Record = Callable[[PlannedRun, float | None, int], None]  # run, seconds of an uninterrupted run, runs at a time
+Record = Callable[[PlannedRun, float | None, int], None]  # run, seconds of an uninterrupted run, concurrent runs
 
 
 def job_environments(jobs: int, runs_per_gpu: int, cpu_only: bool) -> list[Environment]:
@@ -30,8 +31,7 @@ def job_environments(jobs: int, runs_per_gpu: int, cpu_only: bool) -> list[Envir
     """
     count = 0 if cpu_only else torch.cuda.device_count()
     total = count * runs_per_gpu or jobs
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores) // total)
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or usable_cores()) // total)
     common = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     if not count:
         return [common] * jobs
@@ -40,7 +40,8 @@ def job_environments(jobs: int, runs_per_gpu: int, cpu_only: bool) -> list[Envir
     return [{**common, "CUDA_VISIBLE_DEVICES": name} for name in names * runs_per_gpu]
 
 
-def _say(text: str) -> None:
+def print_with_time(text: str) -> None:
+    """Print a line that begins with the time of day."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
@@ -72,7 +73,7 @@ class _Job:
             accuracies = [value for name, value in scores.items() if name.endswith("/accuracy")]
             text = f"snippet accuracy {100 * accuracies[0]:.1f}, " if accuracies else ""
             text += f"mean mAP {100 * scores['snippet/mean_mAP']:.1f} (all tIoU)"
-            _say(f"  {self.run.name}: iteration {record['iteration']}, {text}")
+            print_with_time(f"  {self.run.name}: iteration {record['iteration']}, {text}")
 
     @property
     def seconds(self) -> float:
@@ -82,7 +83,7 @@ class _Job:
     def has_succeeded(self) -> bool:
         """Return True if the ended process succeeded; report it otherwise."""
         if self.process.returncode:
-            _say(f"  {self.run.name} FAILED: {last_line(self.log.read_text())} (full output: {self.log})")
+            print_with_time(f"  {self.run.name} FAILED: {last_line(self.log.read_text())} (full output: {self.log})")
         return not self.process.returncode
 
     def wait(self, deadline: float) -> None:
@@ -120,12 +121,14 @@ def run_here(
         while waiting or active:
             expected = statistics.median(durations) if durations else expected_seconds
             if waiting and time.monotonic() + expected > last_moment:
-                _say(f"{len(waiting)} of {len(runs)} runs do not fit into the budget; the same command continues")
+                print_with_time(
+                    f"{len(waiting)} of {len(runs)} runs do not fit into the budget; the same command continues"
+                )
                 waiting.clear()
             for slot, environment in enumerate(environments):
                 if slot not in active and waiting:
                     number, run = waiting.popleft()
-                    _say(f"[{number}/{len(runs)}] {run.name} starts")
+                    print_with_time(f"[{number}/{len(runs)}] {run.name} starts")
                     active[slot] = _Job(run, environment)
             time.sleep(POLL)
             for slot, job in list(active.items()):
@@ -140,13 +143,15 @@ def run_here(
                         failed.append(job.run)
                     ended, more = ended + 1, len(waiting) + len(active)
                     left = (time.monotonic() - start) / ended * more
-                    _say(f"  {ended} of {len(runs)} ended, about {format_duration(left)} left for {more} more")
+                    print_with_time(
+                        f"  {ended} of {len(runs)} ended, about {format_duration(left)} left for {more} more"
+                    )
             if active and time.monotonic() > last_moment:
-                _say(f"the budget ends: {len(active)} runs save their state; the same command continues")
+                print_with_time(f"the budget ends: {len(active)} runs save their state; the same command continues")
                 _stop(active.values(), deadline)
                 active.clear()
     except KeyboardInterrupt:
-        _say("stopping: each run in progress saves its state")
+        print_with_time("stopping: each run in progress saves its state")
         _stop(active.values(), math.inf)
         raise SystemExit("stopped; the same command continues") from None
     return failed
@@ -188,12 +193,14 @@ def run_on_slurm(
     with executor.batch():
         jobs = [executor.submit(CommandFunction(list(run.command), verbose=False)) for run in runs]
     by_id = {job.job_id: run for job, run in zip(jobs, runs, strict=True)}
-    _say(f"submitted {len(jobs)} jobs as an array, first id {jobs[0].job_id}; output in {folder}")
+    print_with_time(f"submitted {len(jobs)} jobs as an array, first id {jobs[0].job_id}; output in {folder}")
     failed = []
     try:
         for number, job in enumerate(as_completed(jobs, poll_frequency=1), 1):
             run, error = by_id[job.job_id], job.exception()
-            _say(f"[{number}/{len(jobs)}] {run.name} {'FAILED: ' + last_line(str(error)) if error else 'is done'}")
+            print_with_time(
+                f"[{number}/{len(jobs)}] {run.name} {'FAILED: ' + last_line(str(error)) if error else 'is done'}"
+            )
             if error:
                 failed.append(run)
             else:

@@ -1,4 +1,4 @@
-"""Stages of scripts/gpu.sh: what only a GPU can show, within a given time."""
+"""Stages of scripts/gpu.sh: everything that needs a GPU, within a given time."""
 
 import argparse
 import os
@@ -17,6 +17,8 @@ from typing import TextIO
 import torch
 
 from eval.tables import format_table
+from scripts.benchmarks.machine import usable_cores
+from scripts.reproduction.execute import print_with_time
 from scripts.reproduction.ledger import LEDGER, read_ledger
 from scripts.reproduction.plan import ROOT
 from utils.annotations import find_annotations
@@ -27,10 +29,10 @@ from utils.run.folder import REVISION
 # Share of the time of each stage, in order. A stage may use what those before it leave.
 STAGES = {"tests": 2, "benchmark": 4, "full": 2, "tables": 4}
 FULL_EXPERIMENT, FULL_DATA = "table1", "thumos14_simulated"
-SUMMARY_SECONDS = 5  # at the end of the command
-START_SECONDS = 10  # of a stage's time, for starting and ending Python
+SUMMARY_SECONDS = 5  # left for the summary
+START_SECONDS = 10  # of a stage's time, for the start and the end of Python
 KILL_SECONDS = 10  # from SIGTERM to SIGKILL
-IN_MEMORY, IN_MEMORY_BYTES = Path("/dev/shm"), 20e9  # for run folders; checkpoints would otherwise wait for the disk
+IN_MEMORY, IN_MEMORY_BYTES = Path("/dev/shm"), 20e9  # for run folders, so that checkpoints do not wait for the disk
 
 EPILOG = """\
 stages:
@@ -39,16 +41,16 @@ stages:
   full        training at THUMOS14's full size on SIMULATED features: 5,000 iterations, 25 evaluations
   tables      runs of scripts/reproduce.py that the ledger lacks, several at a time, until the time is up
 
-The folder OUT then has runs.csv, the ledger with the new runs (python scripts/reproduce.py results --add OUT/runs.csv),
-performance.md with the benchmark's section, summary.txt and logs/. Each stage has its share of the time; one that
-hangs is ended, one that fails is reported, and the next goes on. Other options are passed to main.py for the runs of
-the tables, for example --precision float32. Their evaluations are those of the config: every 250 of 2,000 iterations.
+The folder --out DIR then has runs.csv, the ledger with the new runs; performance.md with the benchmark's section;
+summary.txt and logs/. python scripts/reproduce.py results --add DIR/runs.csv adds the new runs to docs/. Each stage has
+its share of the time. A stage that hangs is stopped, a stage that fails is reported, and the next one runs. Options
+that are not listed here are passed to main.py for the runs of the tables, for example --precision float32.
 """
 
 
 @dataclass
 class Stage:
-    """One stage: its commands, and how it ended."""
+    """One stage: its commands and its result."""
 
     name: str
     commands: Callable[[float], Sequence[list[str]]]  # from the seconds of the stage
@@ -58,24 +60,20 @@ class Stage:
     status: str = "not run"
 
     def run(self, log: Path, seconds: float) -> None:
-        """Run the commands one after another with their output in a file, and end them after these seconds."""
+        """Run the commands one after another, log their output to a file, and stop them after these seconds."""
         began, self.status = time.monotonic(), "ok"
-        _say(f"{self.name}: at most {seconds:.0f} s, log {log}")
+        print_with_time(f"{self.name}: at most {seconds:.0f} s, log {log}")
         with log.open("w") as file:
             for command in self.commands(seconds):
                 self.status = run_command(command, file, began + seconds - time.monotonic())
                 if self.status != "ok":
                     break
         self.seconds, self.text = time.monotonic() - began, self.figures(log.read_text(errors="replace"))
-        _say(f"{self.name}: {self.status} after {self.seconds:.0f} s, {self.text}")
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+        print_with_time(f"{self.name}: {self.status} after {self.seconds:.0f} s, {self.text}")
 
 
 def run_command(command: list[str], file: TextIO, seconds: float) -> str:
-    """Run one command and return `ok`, `timeout` or `failed`; nothing of its process group is left then."""
+    """Run one command, end its whole process group, and return `ok`, `timeout` or `failed`."""
     file.write(f"$ {' '.join(command)}\n")
     file.flush()
     process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
@@ -94,7 +92,7 @@ def run_command(command: list[str], file: TextIO, seconds: float) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command."""
+    """Run the stages of the command line, and write a summary."""
     began = time.monotonic()
     args, main_options = _parse_args(argv)
     if args.revision:
@@ -104,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     for source in (LEDGER, *([] if args.rehearse else [ROOT / "docs" / "performance.md"])):
         target = args.out / source.name
-        if source.exists() and not target.exists():  # the runs that need no repetition; the section of the CPU
+        if source.exists() and not target.exists():  # runs not to repeat; the benchmark's section of the CPU
             shutil.copyfile(source, target)
     in_memory = IN_MEMORY.is_dir() and shutil.disk_usage(IN_MEMORY).free > IN_MEMORY_BYTES
     with tempfile.TemporaryDirectory(dir=IN_MEMORY if in_memory else None) as work:
@@ -123,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     write_text(args.out / "summary.txt", f"{summary}\n{table}\n")
     print(f"\n{summary}\n{table}")
     if wrong := [stage.name for stage in stages if stage.status != "ok"]:
-        raise InputError(f"stages that did not end well: {', '.join(wrong)}; see {logs}")
+        raise InputError(f"stages that did not finish: {', '.join(wrong)}; see {logs}")
 
 
 def make_stages(args: argparse.Namespace, main_options: list[str], work: Path) -> list[Stage]:
@@ -132,7 +130,7 @@ def make_stages(args: argparse.Namespace, main_options: list[str], work: Path) -
     Args:
         args: Options of this command.
         main_options: Options of main.py for the runs of the tables.
-        work: Folder for features and run folders, which nobody needs later.
+        work: Temporary folder for features and run folders.
     """
     ledger, python = args.out / "runs.csv", sys.executable
     before = len(read_ledger(ledger))
@@ -214,10 +212,9 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add = parser.add_argument
-    add("minutes", nargs="?", type=float, metavar="MINUTES", help="time for all stages (--rehearse: 10)")
-    add("--rehearse", action="store_true", help="run everything tiny on the CPU")
+    add("minutes", nargs="?", type=float, metavar="MINUTES", help="time for all stages (default with --rehearse: 10)")
+    add("--rehearse", action="store_true", help="rehearse all stages with tiny data on the CPU")
     add("--out", type=Path, default=Path("runs/gpu"), metavar="DIR", help="folder of the results (default: runs/gpu)")
     add(
         "--path-dataset",
@@ -239,11 +236,11 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add(
         "--runs-per-gpu",
         type=int,
-        default=max(1, cores // 2),
+        default=max(1, usable_cores() // 2),
         metavar="N",
         help="concurrent runs of the tables (default: one per two cores)",
     )
-    add("--revision", metavar="REVISION", help="revision of the code, for a copy of it without git")
+    add("--revision", metavar="REVISION", help="revision of the code, for a copy without git")
     args, main_options = parser.parse_known_args(argv)
     if args.rehearse:
         args.minutes = args.minutes or 10.0

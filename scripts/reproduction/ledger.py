@@ -1,4 +1,4 @@
-"""Ledger of finished runs: a CSV file with one line per run, to which several machines and days add.
+"""Ledger of finished runs: a CSV file with one line per run, from several machines and days.
 
 Facts of a run are plain columns. Its scores are columns named CHECKPOINT/MEASURE/SCORE in percent, as in
 `last/snippet/mean` and `best/seconds/mAP@0.5`. A measure is a protocol, or a subset with a snippet accuracy.
@@ -56,7 +56,7 @@ FACTS = {
 
 
 def read_ledger(path: Path) -> pd.DataFrame:
-    """Return the runs of a ledger, without any if the file does not exist.
+    """Return the runs of a ledger; none if the file does not exist.
 
     Raises:
         InputError: The file is not a ledger.
@@ -73,7 +73,7 @@ def read_ledger(path: Path) -> pd.DataFrame:
 
 
 def append_runs(path: Path, rows: Iterable[dict] | pd.DataFrame) -> None:
-    """Add runs to a ledger. A run replaces the same run of the same revision and device. Processes may append at once.
+    """Add runs to a ledger, while other processes may do so, too. A run replaces its equal of this revision and device.
 
     Args:
         path: The ledger; created if it does not exist.
@@ -119,7 +119,7 @@ def ledger_row(run: PlannedRun, seconds: float | None = None, jobs: int | None =
     Args:
         run: The run.
         seconds: Duration of the whole run, if it was trained without interruption.
-        jobs: Number of runs at a time.
+        jobs: Number of concurrent runs.
     """
     options = read_yaml(run.folder / "options.yaml", verify=True)
     environment, metrics = (read_json(run.folder / f"{name}.json") for name in ("environment", "metrics"))

@@ -63,7 +63,7 @@ class Table:
         return [row for row in self.rows if row.key is not None and row.only in (None, dataset)]
 
     def is_about(self, dataset: str) -> bool:
-        """Return True if the table compares rows on any dataset, or has this dataset's published results."""
+        """Return True if the paper's table is on this dataset, or if it has several rows to compare on it."""
         return dataset == self.dataset or len(self.rows_for(dataset)) > 1
 
 
@@ -119,7 +119,7 @@ class Setting:
         base: Config that the rows start from.
         path_dataset: Folder of the dataset.
         run_dir: Parent of all run folders, which are run_dir/BASE_OVERRIDES/DATASET-HASH/ROW_sSEED.
-        more: Options of main.py for all runs.
+        more: Further options of main.py for all runs.
     """
 
     base: Path
@@ -137,7 +137,7 @@ class Setting:
         return self.run(Row("", "base"), 0)
 
     def base_options(self) -> dict:
-        """Return the options of the config with those for all runs."""
+        """Return the options of the config and the further ones."""
         argv = ("--config", str(self.base), "--path-dataset", str(self.path_dataset), *self.more)
         return _plain_options(argv)
 
@@ -181,12 +181,12 @@ def method_config(base: Path, method: str) -> Path | None:
 
 @cache
 def published_iterations(config: Path) -> int:
-    """Return the iterations of a config."""
+    """Return the number of iterations of a config."""
     return parse_args(["--config", str(config), "--path-dataset", "."]).max_iter
 
 
 def slug(text: str) -> str:
-    """Return text as part of a file name."""
+    """Return text that is safe as part of a file name."""
     return re.sub(r"[^\w.+-]+", "_", text).strip("_")
 
 
@@ -218,7 +218,7 @@ def data_hashes(path_dataset: Path, modalities: tuple[str, ...]) -> dict[str, st
 
 
 def _hash(paths: Sequence[Path]) -> str:
-    """Return the first digits of the SHA-256 of a file, or of the list of those of several files."""
+    """Return the first digits of the SHA-256 of a file, or of the digests of several files."""
     digests = [_sha256(path.resolve()) for path in paths]
     return (digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest())[:HASH_DIGITS]
 

@@ -1,4 +1,4 @@
-"""Tables to read, on the screen and as pages of docs/, from the runs of the ledger."""
+"""Tables of the ledger's runs, as text for the screen and as pages of docs/."""
 
 import os
 from collections.abc import Sequence
@@ -92,7 +92,7 @@ def _comparison_columns(methods: Sequence[pd.Series]) -> dict[str, list[str]]:
 
 
 def _collapsed(runs: pd.DataFrame, checkpoint: str) -> str:
-    """Return how many runs of a row have a collapsed attention, nothing for none."""
+    """Return the number of runs of a row with a collapsed attention as text, empty for none."""
     count = runs["collapsed"].str.split().map(lambda names: checkpoint in names).sum()
     return f" ({count} of {len(runs)} collapsed)" if count else ""
 
@@ -119,7 +119,7 @@ def _mean_map(dataset: str) -> str:
 
 
 def legend(group: pd.DataFrame) -> str:
-    """Return what the columns of a table mean."""
+    """Return the explanation of the columns of a table."""
     collapsed = [COLLAPSED] if group["collapsed"].str.len().any() else []
     chosen = (HOW_CHOSEN[name] for name in checkpoints_of(group))
     return " ".join([*chosen, SPREAD, *collapsed, *_comparison_legend(group)])
@@ -239,7 +239,7 @@ def _missing_rows(table: Table, group: pd.DataFrame) -> str:
 
 
 def _index(tables: Sequence[Table], groups: Sequence[pd.DataFrame]) -> str:
-    """Return docs/results.md: an entry per table and setting, the settings, and what did not run."""
+    """Return docs/results.md: an entry per table and setting, the settings, and the tables that did not run."""
     ledger = f"results/{os.path.basename(LEDGER)}"
     parts = ["# Results", f"{WRITTEN} Every finished run is a row of [{ledger}]({ledger})."]
     parts += [SIMULATED] if any(map(is_simulated, groups)) else []
@@ -275,7 +275,7 @@ def _index(tables: Sequence[Table], groups: Sequence[pd.DataFrame]) -> str:
 
 
 def _settings(groups: Sequence[pd.DataFrame]) -> str:
-    """Return the settings with their devices, revisions and the time of a run."""
+    """Return a table of the settings with their devices, revisions and the time of a run."""
     lines = []
     for group in groups:
         minutes = (group["seconds"] / 60).dropna()

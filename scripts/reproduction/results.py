@@ -50,8 +50,8 @@ class Pair:
 def by_setting(ledger: pd.DataFrame) -> list[pd.DataFrame]:
     """Split runs into groups that can be compared, each with one run per row and seed: the newest one.
 
-    A row whose options have changed since, because its config has, counts with its newest options only. A method that
-    ran with its own published number of iterations also belongs to the setting of its base.
+    If the config of a row has changed between runs, only the runs with the newest options count. A method that ran with
+    its own published number of iterations also belongs to the setting of its base.
     """
     runs = ledger.sort_values("finished", kind="stable")
     facts = zip(runs["base"], runs["key"], runs["iterations"], strict=True)
@@ -121,7 +121,7 @@ def belongs(table: Table, group: pd.DataFrame) -> bool:
     rows = table.rows_for(name)
     if table.compares_methods:  # the rows of another dataset's table are the same runs
         return group["experiment"].str.startswith(f"{table.key}: ").any()
-    # Rows without options, if others have them, are there for comparison: `scale` has rows of Tables 5 and 6.
+    # If some rows have options, those without are rows of other tables, for comparison: `scale` repeats Tables 5 and 6.
     own = {row.key for row in rows if row.options} or {row.key for row in rows} - {table.method}
     if own:
         same_measure = name in DATASETS and DATASETS[name].accuracy_subsets == DATASETS[table.dataset].accuracy_subsets
@@ -130,7 +130,7 @@ def belongs(table: Table, group: pd.DataFrame) -> bool:
 
 
 def spread(values: pd.Series) -> str:
-    """Return mean ± standard deviation over seeds (n - 1), the value alone for one seed, or nothing for none."""
+    """Return mean ± standard deviation over seeds (n - 1) as text; for one seed its value, for none an empty text."""
     count = values.count()
     if count < 2:
         return f"{values.mean():.1f}" if count else ""
@@ -152,7 +152,7 @@ def ordered_pairs(table: Table, group: pd.DataFrame, checkpoint: str = "last") -
 
 
 def order_sentences(pairs: list[Pair]) -> list[str]:
-    """Return which pairs are ordered as in the paper, and with what certainty over seeds."""
+    """Describe the pairs that have the paper's order, and the certainty of the order over seeds."""
     agree = sum(pair.mean > 0 for pair in pairs)
     sentences = [f"{agree} of {len(pairs)} pairs of rows have the paper's order, by their mean over seeds."]
     if all(pair.interval is None for pair in pairs):

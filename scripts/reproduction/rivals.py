@@ -1,7 +1,7 @@
 """Comparison of methods beyond their scores: difference to the base method by bootstrap, size, and cost.
 
-The difference needs run folders, and the cost a machine. Both are stored in rivals.csv beside the ledger, one line per
-setting and method, so that the pages can be written anywhere.
+The difference comes from run folders, and the cost is measured on this machine. Both are stored in rivals.csv beside
+the ledger, one line per setting and method. So the pages can be written on any machine.
 """
 
 from collections.abc import Sequence
@@ -83,8 +83,8 @@ def compare_methods(table: Table, setting: Setting, seeds: Sequence[int], ledger
 def difference(base_runs: Sequence[PlannedRun], runs: Sequence[PlannedRun]) -> dict[str, object]:
     """Compare the mean mAP of two methods over the seeds that both have, in percentage points.
 
-    The bootstrap draws videos. Each resample has the same videos for all runs, so an interval covers other test videos,
-    not other seeds.
+    The bootstrap draws videos, and each resample has the same videos for all runs. So an interval covers other test
+    videos, but not other seeds.
 
     Returns:
         `seeds`, and the values named in DIFFERENCE; {} without a seed in common.

@@ -146,9 +146,9 @@ def foreground_continuity_loss(cas: Tensor, labels: Tensor, sigma: float = 1.0, 
     """Compute the foreground continuity loss L_cont, Eq. 6 to 8.
 
     mu should equal its smoothed value and the smoothed probability of the video's actions. The paper does not scale
-    G. Here the window weights sum to 1 (sum G = B + 1 in the paper's terms); with a smaller sum, a confident constant
-    foreground would have a loss. For several actions, p(c^) is the sum over them, because mu is the probability of
-    any. Without an action it is 0, so mu tends to 0.
+    G. Here the window weights sum to 1 (sum G = B + 1 in the paper's terms). With a smaller sum, even a confident
+    constant foreground would have a loss. For several actions, p(c^) is the sum over them, because mu is the
+    probability of any action. Without an action it is 0, so mu tends to 0.
 
     Args:
         cas: Log probabilities log p (B, T, C + 1).
@@ -168,9 +168,9 @@ def foreground_continuity_loss(cas: Tensor, labels: Tensor, sigma: float = 1.0, 
 def pseudo_localization_loss(cas: Tensor, neighbors: int = 4, threshold: float = 0.7) -> Tensor:
     """Compute the pseudo localization loss L_pseu, Eq. 9.
 
-    A snippet should agree with the class of which its neighborhood is certain. The mean prediction q over a snippet
-    and its N neighbors gives the pseudo label argmax q where max q >= tau. The label is an index and carries no
-    gradient. Snippets without a label count as 0 in the mean.
+    A snippet should have the class that its neighborhood predicts with certainty. q is the mean prediction over a
+    snippet and its N neighbors. Where max q >= tau, the pseudo label is argmax q, an index without gradient. Snippets
+    without a pseudo label count as 0 in the mean.
 
     Args:
         cas: Log probabilities log p (B, T, C + 1).
@@ -239,7 +239,10 @@ def add_options(parser: ArgumentParser) -> None:
     """Add the options of this method alone. The paper leaves all but the first open (docs/audio_visual.md)."""
     add = parser.add_argument_group("audio_visual").add_argument
     add(
-        "--classifier", choices=CLASSIFIERS, default="openmax", help="classifier: Eq. 5, or the softmax of Table 2, S-I"
+        "--classifier",
+        choices=CLASSIFIERS,
+        default="openmax",
+        help="classifier: Eq. 5 (openmax), or the baseline S-I of Table 2 (softmax)",
     )
     add(
         "--continuity-sigma",
@@ -260,9 +263,9 @@ def add_options(parser: ArgumentParser) -> None:
         type=non_negative_int,
         default=4,
         metavar="N",
-        help="number of neighbors N in L_pseu, even",
+        help="even number of neighbors of a snippet in L_pseu",
     )
-    add("--pseudo-threshold", type=fraction, default=0.7, metavar="TAU", help="confidence threshold tau in L_pseu")
+    add("--pseudo-threshold", type=fraction, default=0.7, metavar="TAU", help="confidence threshold of L_pseu")
 
 
 DEFINITION = Definition(

@@ -22,15 +22,15 @@ ATTENTION_THRESHOLD = 0.5  # between action and background snippets
 SIMILARITY_THRESHOLD = 0.8  # below it, two snippets have no edge
 BUDGET_DIVISOR = 10  # a snippet receives from its T // 10 most similar ones
 LAYERS = 2  # graph convolutions
-INPUT_SHARE = 0.5  # of the input features in the enhanced ones; 1 / `weight` of the release
-TEMPERATURE = 0.5  # of the confidence in L_fc
+INPUT_SHARE = 0.5  # share of the input features in the enhanced ones; 1 / `weight` of the release
+TEMPERATURE = 0.5  # temperature of the confidence in L_fc
 
 
 class Graph(NamedTuple):
     """Edges between the snippets of each video.
 
-    An action snippet receives from action snippets, a background snippet from background snippets, and an ambiguous one
-    from both and from itself. No snippet receives from another ambiguous one.
+    An action snippet receives from action snippets, a background snippet from background snippets. An ambiguous snippet
+    receives from both and from itself. No snippet receives from another ambiguous one.
     """
 
     adjacency: Tensor  # (B, T, T), columns with sum 1 or 0
@@ -84,8 +84,8 @@ class GraphConvolutions(nn.Module):
     def forward(self, features: Tensor, graph: Graph) -> Tensor:
         """Return convolved features (B, D, T) from features (B, D, T), G5.
 
-        One product per layer serves both kinds, because they do not share an edge. Ambiguous snippets receive in the
-        end, from the other snippets' result and from their own input.
+        One product per layer serves both kinds, because they do not share an edge. Ambiguous snippets receive last: the
+        result of the other snippets, and their own input.
         """
         nodes = features
         for action, background in zip(self.action, self.background, strict=True):
@@ -96,13 +96,13 @@ class GraphConvolutions(nn.Module):
 
 
 class DDGNet(CO2Net):
-    """DDG-Net. Arguments are those of CO2Net, without the choice of a consensus module, and one more.
+    """DDG-Net: CO2-Net with a graph in place of the consensus module.
 
     Args:
         num_classes: As in CO2Net.
         modality_dims: As in CO2Net.
-        first_pass_dropout: Drop attention logits in the first pass, too (release). A dropped logit gives attention
-            0.5, so in training many snippets become action or ambiguous by chance.
+        first_pass_dropout: Also drop attention logits in the first pass (release). A dropped logit gives attention 0.5,
+            so in training many snippets become action or ambiguous by chance.
         temporal_pool: As in CO2Net. The graph uses the attention before the pool.
         attention_logit_dropout: As in CO2Net.
     """
@@ -168,7 +168,9 @@ class DDGNet(CO2Net):
 
 
 def consistency_loss(distance: Tensor, attention: Tensor) -> Tensor:
-    """Compute the feature consistency loss L_fc, G7: average and graph convolutions should agree on sure snippets.
+    """Compute the feature consistency loss L_fc, G7: averaged and convolved features should agree.
+
+    Only action and background snippets count, because the ambiguous ones have no kind.
 
     Args:
         distance: Distance of averaged and convolved features of each modality (B, 2, T).
@@ -186,8 +188,10 @@ def consistency_loss(distance: Tensor, attention: Tensor) -> Tensor:
 def complementary_loss(cas: Tensor, labels: Tensor) -> Tensor:
     """Compute the complementary learning loss L_cl, G8: no snippet shows a class that its video does not have.
 
+    The background counts as a class of every video.
+
     Args:
-        cas: T-CAM logits (B, T, C + 1). The background may be anywhere.
+        cas: T-CAM logits (B, T, C + 1).
         labels: Multi-hot video labels (B, C).
     """
     absent = F.pad(1 - labels, (0, 1)).unsqueeze(1)  # (B, 1, C + 1)

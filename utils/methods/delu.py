@@ -28,14 +28,14 @@ def evidential_loss(
 ) -> Tensor:
     """Compute the generalized evidential loss of the videos, E1 and E2.
 
-    The evidence for a class comes from its mean suppressed logit over the snippets of highest attention. These are the
-    same snippets for every class.
+    The evidence for a class comes from its mean suppressed logit over the snippets of highest attention. All classes
+    share these snippets.
 
     Args:
         suppressed: Suppressed T-CAM S_bar (B, T, C + 1).
         attention: Fused attention (B, T).
         labels: Multi-hot video labels (B, C).
-        topk_ratio: Divisor of T; the T // topk_ratio snippets of highest attention count.
+        topk_ratio: Divisor of T in the number of snippets.
         evidence: `exp` with the log loss (THUMOS14), or `relu` with the squared error (ActivityNet1.2).
     """
     k = max(1, attention.shape[1] // topk_ratio)
@@ -63,15 +63,15 @@ def course_weights(
         suppressed: Suppressed T-CAM S_bar (B, T, C + 1).
         progress: Share of training that has passed, from 0 to 1.
         amplitude: Largest distance of a weight from 1.
-        course: `rank` gives a snippet the weight of its rank by uncertainty, the most certain one the largest at
-            progress 0. `release` gives it the weight at the time position of the snippet whose rank it would be: the
-            inverse permutation, unrelated to the snippet's own uncertainty.
+        course: `rank` orders the weights by the uncertainty of the snippets: at progress 0 the most certain snippet has
+            the largest weight. `release` uses the inverse permutation: snippet t gets the weight at the time position
+            of the snippet with rank t. This position has no relation to the uncertainty of snippet t.
     """
     num_snippets = suppressed.shape[1]
     theta = 2 * (torch.arange(num_snippets, device=suppressed.device, dtype=suppressed.dtype) + 0.5) / num_snippets - 1
     weights = 1 + amplitude * torch.tanh(theta * (1 - 2 * progress))  # (T,)
     certainty = suppressed.clamp(-MAX_LOGIT, MAX_LOGIT).exp().sum(dim=-1)  # (B, T), falls with the uncertainty
-    # Stable: snippets beyond the same bound are equally certain. The release's order of those is undefined.
+    # Stable, because snippets at the bound of the logits are equally certain. Their order in the release is undefined.
     if course == "release":
         return weights[certainty.argsort(dim=1, descending=True, stable=True)]
     return weights[certainty.argsort(dim=1, stable=True).argsort(dim=1)]
@@ -169,6 +169,6 @@ DEFINITION = Definition(
     num_modalities=(2,),
     localization="outer_inner",
     add_options=add_options,
-    # The release's test since April 2024. The paper's numbers come from CO2-Net's: 10 thresholds, every length.
+    # The release's localization since April 2024. The paper's numbers come from CO2-Net's: 10 thresholds, every length.
     defaults={"attention_thresholds": np.linspace(0.1, 0.9, 20), "min_length": 2},
 )

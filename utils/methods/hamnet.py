@@ -1,8 +1,9 @@
 """HAM-Net: "A Hybrid Attention Mechanism for Weakly-Supervised Temporal Action Localization" (AAAI 2021).
 
-One attention (soft), the same without its highest values (semi-soft), and the positions that remain (hard) each
-suppress a T-CAM of their own. The network then also has to recognize the less discriminative parts of an action.
-"Release" marks what comes from the authors' code. Attention unit, losses and localization are CO2-Net's.
+The attention suppresses the T-CAM in three forms: soft (the attention itself), semi-soft (without its highest values)
+and hard (the mask of the remaining values). So the network also learns the less discriminative parts of an action.
+Equation numbers H1 to H4 are those of docs/methods.md. The published settings are in configs/hamnet_*.yaml.
+"Release" marks parts from the authors' code. Attention unit, losses and localization are CO2-Net's.
 
 Shapes: B videos, T snippets, D channels, C action classes (background is class C of a T-CAM).
 """
@@ -13,14 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from model import AttentionUnit, activation, check_shape, init_conv, pool_over_time
+from model import AttentionUnit, activation, check_shape, check_temporal_pool, init_conv, pool_over_time
 from utils.losses import Objective, mil_loss, norm_loss, opposition_loss, suppress
 from utils.methods.base import Definition
 from utils.number_types import fraction, fraction_below_one
 
 
 class HAMNet(nn.Module):
-    """Classifier and attention, both on the concatenated modalities.
+    """Classifier and attention, both on the concatenated modalities, H1.
 
     Args:
         num_classes: Number of action classes C. The network adds the background class.
@@ -53,8 +54,7 @@ class HAMNet(nn.Module):
         super().__init__()
         if num_classes < 1 or min(modality_dims, default=0) < 1:
             raise ValueError(f"got {num_classes} classes and modality_dims {tuple(modality_dims)}, expected at least 1")
-        if temporal_pool is not None and (temporal_pool < 1 or temporal_pool % 2 == 0):
-            raise ValueError(f"temporal_pool is {temporal_pool}, expected an odd number of snippets or None")
+        check_temporal_pool(temporal_pool)
         self.num_classes, self.modality_dims, self.temporal_pool = num_classes, tuple(modality_dims), temporal_pool
         dim = sum(self.modality_dims)
         self.embedding = nn.Sequential(
@@ -75,8 +75,8 @@ class HAMNet(nn.Module):
             A dict of
 
             * `cas` (B, T, C + 1): T-CAM logits S, background last
-            * `attention` (B, T): attention A, of the features themselves
-            * `features` (B, T, D): the classifier's embedding before its dropout
+            * `attention` (B, T): attention A, from the input features
+            * `features` (B, T, D): embedding of the classifier, before the dropout
 
         Raises:
             ValueError: If the features have another shape.
@@ -92,19 +92,20 @@ class HAMNet(nn.Module):
 
 
 def semi_soft_attention(attention: Tensor, ratio: float) -> Tensor:
-    """Return the attention (B, T) where it is below `ratio` times its maximum over time, else 0.
+    """Return the attention (B, T) where it is below `ratio` times its maximum over time, else 0: D of H2.
 
-    The comparison carries no gradient. The release subtracts no minimum in training, in spite of its options.
+    The comparison carries no gradient. The release has an option for a threshold between minimum and maximum of the
+    attention, but trains without it.
     """
     fixed = attention.detach()
     return torch.where(fixed < ratio * fixed.amax(dim=1, keepdim=True), attention, 0.0)
 
 
 class HAMLoss(Objective):
-    """Objective of HAM-Net: four multiple-instance terms, the norm and the guide of the attention.
+    """Objective of HAM-Net, H3 and H4: four multiple-instance terms, the norm and the guide of the attention.
 
-    `bcl` and `hal` ask for actions and background, on the T-CAM S and on S suppressed by the hard attention. `sal` and
-    `ssal` ask for actions alone, on S suppressed by the soft attention (a plain product) and by the semi-soft one.
+    `bcl` (on the T-CAM S) and `hal` (hard attention) have the background as a label. `sal` (soft attention, a plain
+    product) and `ssal` (semi-soft attention) have not, because attention should have removed it.
 
     Args:
         topk_ratio: Divisor of T in the top-k of the multiple-instance terms: 10, on ActivityNet1.2 20.

@@ -1,4 +1,4 @@
-"""TFE-DCN: CO2-Net's heads on features that dilated convolutions and global gates enhance; fewer loss terms.
+"""TFE-DCN: CO2-Net with dilated convolutions and global gates in place of the CCM, and fewer loss terms.
 
 Zhou and Wu, "Temporal feature enhancement dilated convolution network for weakly-supervised temporal action
 localization" (WACV 2023). Equation numbers T1 to T4 are those of docs/methods.md. The published settings are in
@@ -18,7 +18,7 @@ from utils.checkpoint import RELEASED_MODULES
 from utils.losses import CO2Loss, mil_loss, mutual_loss, norm_loss, opposition_loss
 from utils.methods.base import Definition
 
-DILATIONS = (1, 2, 4)  # of the three layers: 3, 7 and 15 snippets in view
+DILATIONS = (1, 2, 4)  # dilation of each layer; the receptive fields are 3, 7 and 15 snippets
 
 
 class DilatedLayer(nn.Sequential):
@@ -30,7 +30,7 @@ class DilatedLayer(nn.Sequential):
 
 
 class TemporalEnhancement(nn.Module):
-    """Enhancement of both modalities, in place of the consensus module.
+    """Enhancement of both modalities, T1 and T2, in place of the consensus module.
 
     Raises:
         ValueError: If the modalities have different widths, because they share the global gate.
@@ -54,7 +54,7 @@ class TemporalEnhancement(nn.Module):
 
 
 class TFEDCN(CO2Net):
-    """TFE-DCN. Arguments and outputs are those of CO2Net, without the choice of a consensus module."""
+    """TFE-DCN, with the arguments of CO2Net except `consensus`, and its outputs."""
 
     RELEASED_MODULES = {
         **{theirs: ours for theirs, ours in RELEASED_MODULES.items() if not ours.startswith("consensus.")},
@@ -81,10 +81,10 @@ class TFEDCN(CO2Net):
 
 
 class TFEDCNLoss(CO2Loss):
-    """Objective of TFE-DCN, T4. Arguments are those of CO2Loss.
+    """Objective of TFE-DCN, T4, with the arguments of CO2Loss.
 
-    No term sees the fused attention, and there is no co-activity loss. `norm` is the sum of the two means, not their
-    mean (release).
+    No term uses the fused attention, and there is no co-activity loss. `norm` is the sum of the means of both
+    attentions (release).
     """
 
     WEIGHTS = {"mil_org": 1.0, "mil_supp": 1.0, "norm": 0.5, "oppo_first": 1.0, "oppo_second": 1.0, "ml": 0.8}

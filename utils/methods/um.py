@@ -1,8 +1,8 @@
 """UM: "Weakly-supervised Temporal Action Localization by Uncertainty Modeling" (AAAI 2021).
 
-Background is not a class here. It consists of the snippets whose features have a small magnitude; those of actions
-have a large one. Weights, divisors and the two dropouts are the release's. Its localization, `um`, is in
-eval/proposals.py.
+There is no background class. Features of actions have a large magnitude, those of the background a small one. Weights,
+divisors and the two dropouts are the release's. The localization `um` is in eval/proposals.py. Equation numbers U1 to
+U8 are those of docs/methods.md. The published settings are in configs/um_thumos14.yaml.
 
 Shapes: B videos, T snippets, D channels, C action classes.
 """
@@ -21,7 +21,7 @@ from utils.number_types import positive_float, positive_int
 
 
 class UMNet(nn.Module):
-    """Embedding and classifier on the concatenated modalities.
+    """Embedding and classifier on the concatenated modalities, U1.
 
     Args:
         num_classes: Number of action classes C.
@@ -64,8 +64,8 @@ class UMNet(nn.Module):
 
             * `cas` (B, T, C): T-CAM logits, without background
             * `magnitude` (B, T): norm of the embedded features
-            * `mask` (B, T): dropout mask of the snippets, with which the objective selects action and background
-            * `attention` (B, T): magnitude between the means of the background (0) and of the actions (1)
+            * `mask` (B, T): dropout mask z of the snippets, for the selection in U2
+            * `attention` (B, T): magnitude on a scale from the mean of the background (0) to that of the actions (1)
             * `features` (B, T, D): embedded features
 
         Raises:
@@ -86,7 +86,7 @@ class UMNet(nn.Module):
 
 
 def normalize_magnitude(magnitude: Tensor, topk_ratio: int, background_ratio: int) -> Tensor:
-    """Return magnitudes (B, T) on a scale from the mean of the lowest (0) to the mean of the highest (1), clipped."""
+    """Rescale magnitudes (B, T), M of U7: mean of the lowest ones to 0, mean of the highest ones to 1, clipped."""
     num_actions, num_background = (max(1, magnitude.shape[1] // ratio) for ratio in (topk_ratio, background_ratio))
     high = magnitude.topk(num_actions, dim=1).values.mean(dim=1, keepdim=True)
     low = magnitude.topk(num_background, dim=1, largest=False).values.mean(dim=1, keepdim=True)
@@ -95,18 +95,18 @@ def normalize_magnitude(magnitude: Tensor, topk_ratio: int, background_ratio: in
 
 
 def mean_of_highest(values: Tensor, keys: Tensor, ratio: int) -> Tensor:
-    """Return the mean of values (B, T, K) over the T // ratio (at least one) snippets with the highest key (B, T)."""
+    """Return the mean (B, K) of values (B, T, K) over the max(1, T // ratio) snippets of highest key (B, T)."""
     k = max(1, keys.shape[1] // ratio)
     weights = torch.zeros_like(keys).scatter(1, keys.topk(k, dim=1).indices, 1 / k)  # (B, T)
     return (weights.unsqueeze(1) @ values).squeeze(1)  # (B, K)
 
 
 class UMLoss(Objective):
-    """Objective of UM: classification, uncertainty modeling and background entropy.
+    """Objective of UM, U6: classification, uncertainty modeling and background entropy.
 
     Action snippets have the largest magnitudes, background snippets the smallest, among those that the mask leaves.
-    `cls` asks the top-k mean of the T-CAM for the video's actions. `be` asks the background for equal classes. `um`
-    asks the mean action feature for a norm of at least the margin, and the mean background feature for none.
+    `cls` is the classification loss of the video. `be` makes all classes equally probable in the background. `um` makes
+    the norm of the mean action feature reach the margin, and that of the mean background feature vanish.
 
     Args:
         topk_ratio: Divisor of T in the number of action snippets.
@@ -136,20 +136,20 @@ class UMLoss(Objective):
         """Return a function per term; see `Objective.terms`. `pairs` and `progress` are not used."""
         cas, features = outputs["cas"], outputs["features"]
         magnitude, mask = outputs["magnitude"].detach(), outputs["mask"]
-        action_keys = magnitude * mask
+        action_keys = magnitude * mask  # U2
         background_keys = (magnitude.amax(dim=1, keepdim=True) - magnitude) * mask
 
-        def classification() -> Tensor:
+        def classification() -> Tensor:  # U3
             k = max(1, cas.shape[1] // self.topk_ratio)
             scores = cas.topk(k, dim=1).values.mean(dim=1).softmax(dim=-1)  # (B, C)
             targets = labels / labels.sum(dim=1, keepdim=True).clamp(min=1)
             return F.binary_cross_entropy(scores, targets)
 
-        def background_entropy() -> Tensor:
+        def background_entropy() -> Tensor:  # U4
             scores = mean_of_highest(cas, background_keys, self.background_ratio).softmax(dim=-1)
             return F.binary_cross_entropy(scores, torch.full_like(scores, 1 / scores.shape[1]))
 
-        def uncertainty() -> Tensor:
+        def uncertainty() -> Tensor:  # U5
             action = mean_of_highest(features, action_keys, self.topk_ratio).norm(dim=-1)  # (B,)
             background = mean_of_highest(features, background_keys, self.background_ratio).norm(dim=-1)
             return (F.relu(self.margin - action) + background).square().mean()
