@@ -80,7 +80,7 @@ LOCALIZATION_SETTINGS = {  # type, help text, default as text
     ),
     "background_divisor": (
         positive_int,
-        "um: divisor of T in the number of snippets whose mean magnitude becomes 0",
+        "um: divisor of T in the number of background snippets, whose mean magnitude becomes 0",
         "4",
     ),
     "attention_thresholds": (

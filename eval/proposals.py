@@ -20,7 +20,7 @@ ATTENTION_THRESHOLDS = np.linspace(0.1, 0.9, 10)
 NOT_SETTINGS = ("ambiguous", "snippet_rate")  # arguments of a localization that are not options: data
 NMS = ("soft", "hard")
 ACTIVATION_THRESHOLDS, MAGNITUDE_THRESHOLDS = np.arange(0, 0.25, 0.025), np.arange(0.4, 0.625, 0.025)
-PADDINGS = ("snippet", "second", "none")  # added to each segment for the overlaps of soft-NMS
+PADDINGS = ("snippet", "second", "none")  # length added to each segment in the tIoU of NMS
 
 
 def video_scores(cas: np.ndarray, attention: np.ndarray, topk_divisor: int = 10) -> np.ndarray:
@@ -71,8 +71,8 @@ def localize(
         nms_sigma: Width of soft-NMS.
         nms_tiou: Threshold of hard NMS.
         topk_divisor: Divisor of the video-level scores; see `video_scores`.
-        fallback_class: Localize the best class of a video in which none reaches the threshold (release).
-        nms_padding: Length added to each segment for the overlaps of soft-NMS, one of PADDINGS.
+        fallback_class: Localize the best class if none reaches the threshold (release).
+        nms_padding: Length added to each segment in the tIoU of soft-NMS, one of PADDINGS.
         min_length: Shortest detection in snippets; shorter ones are deleted after NMS.
         snippet_rate: Snippets per second, for a padding of one second.
         ambiguous: (M, 2) segments in snippets. Detections that share a snippet with one are deleted (THUMOS14).
@@ -196,20 +196,20 @@ def localize_um(
 ) -> np.ndarray:
     """Detect the actions of one video by thresholds on class activation and on feature magnitude (UM's release).
 
-    The magnitude is normalized to [0, 1], between the means of the lowest and of the highest snippets. The activation
-    is the class probability times it, normalized to [0, 1] over time. Both are upsampled. Proposals are the runs of at
-    least two frames that reach one of several thresholds. They have outer-inner scores, and go through greedy NMS.
+    The magnitude is rescaled: the mean of the lowest snippets becomes 0, that of the highest ones 1. The activation is
+    the class probability times the magnitude, rescaled to [0, 1] over time. Both are upsampled. Proposals are the runs
+    of at least two frames that reach one of several thresholds. They have outer-inner scores, and go through hard NMS.
 
     Args:
         cas: (T, C) logits, without background.
         magnitude: (T,) norms of the features.
-        class_threshold: Lowest probability of a class that is localized; without one, the best class is.
+        class_threshold: Lowest probability of a class that is localized. If none reaches it, the best class is.
         activation_thresholds: Thresholds on the activation. Its values below a threshold count as 0 in the score.
         attention_thresholds: Thresholds on the normalized magnitude.
         outer_margin: Margin on either side of a proposal, as a share of its length.
         class_score_weight: Weight of the class probability in the score.
         nms_tiou: tIoU from which NMS deletes the detection with the lower score.
-        nms_padding: Length added to each segment for the overlaps of NMS, one of PADDINGS.
+        nms_padding: Length added to each segment in the tIoU of NMS, one of PADDINGS.
         topk_divisor: Divisor of T in the number of action snippets, and of the video-level scores.
         background_divisor: Divisor of T in the number of background snippets.
         upsampling: Frames per snippet.
@@ -310,14 +310,14 @@ def outer_inner_contrast(activation: np.ndarray, segments: np.ndarray, margin: f
 
 
 def _padded_times(segments: np.ndarray, padding: str, snippet_rate: float) -> tuple[np.ndarray, float]:
-    """Return segments (N, 2) of snippets in the unit of time of a padding, and its length."""
+    """Return segments (N, 2) in the unit of the padding, snippets or seconds, and the length of the padding."""
     if padding == "second":
         return snippets_to_seconds(segments, snippet_rate), 1.0
     return segments, 1.0 if padding == "snippet" else 0.0
 
 
 def _rescale(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Map low to 0 and high to 1, clipped; a distance of 0 counts as 1."""
+    """Map low to 0 and high to 1, and clip. If high is not above low, divide by 1."""
     return np.clip((values - low) / np.where(high > low, high - low, 1.0), 0.0, 1.0)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from utils.errors import InputError, shorten
 from utils.formats.files import atomic_write
 
-# Module names of the release -> of model.CO2Net. Only the middle tap of X.channel_conv is used (see model.py).
+# Module names of the release to those of model.CO2Net. Only the middle tap of X.channel_conv is used (see model.py).
 # A network whose release has other names lists them in its attribute RELEASED_MODULES.
 RELEASED_MODULES = {
     "vAttn.channel_conv.0": "consensus.0.global_context.0",
@@ -40,7 +40,7 @@ RELEASED_MODULES = {
 }
 RELEASED_PREFIXES = ("module.", "net.")  # of all names: DataParallel, Lightning
 RELEASED_UNUSED = ("feat_encoder.",)  # declared in the release, never used by its forward pass
-# Entries of our checkpoints besides `model`; released checkpoints are bare state dicts.
+# Entries of a checkpoint besides `model`. Released checkpoints are bare state dicts.
 PARTS = {"architecture": dict, "classes": list, "options": dict, "iteration": int, "training": dict}
 PARTS["metrics"] = dict | None
 STATES = ("last.pt", "previous.pt")  # a run resumes from the first one that is intact

@@ -32,7 +32,7 @@ from utils.training import StepOutcome
 from wsad_dataset import Batch, WeakVideoDataset
 
 TABLE_PROTOCOLS = ("snippet", "seconds")  # side by side in every table; the first one selects best.pt
-COLLAPSED_SHARE = 0.95  # of the test videos without a proposal, from which a network counts as collapsed
+COLLAPSED_SHARE = 0.95  # a network counts as collapsed if this share of the test videos has no proposal
 BATCH_SNIPPETS = {"cpu": 2048, "cuda": 16384}  # per evaluation batch; small batches saturate a CPU
 
 
@@ -169,7 +169,7 @@ def network_outputs(
         network: Network of a method.
         dataset: Videos.
         indices: Videos to run.
-        names: Outputs to copy from the device, as far as the network has them; all by default.
+        names: Outputs to copy from the device, all by default. Names that the network lacks are ignored.
     """
     device = next(network.parameters()).device
     was_training = network.training
@@ -282,7 +282,7 @@ def collapse(attentions: Sequence[np.ndarray], lowest_threshold: float | None) -
 
     Args:
         attentions: Attention (T,) of each video.
-        lowest_threshold: Property of the method; None never collapses.
+        lowest_threshold: `Method.lowest_threshold`. With None a network cannot collapse.
 
     Returns:
         A sentence for tables, or None if the network has not collapsed.

@@ -184,7 +184,7 @@ class Training:
             self.chosen = {n: choice for n, choice in self.chosen.items() if self._is_scheduled(choice["iteration"])}
 
     def _require_scale(self, checkpoint: dict, path: Path) -> None:
-        """Raise InputError if `--feature-scale auto` gives another number than before: the features changed."""
+        """Raise InputError if `--feature-scale auto` gives another number than before, because the features changed."""
         trained, now = (part.get("options", {}).get("feature_scale", 1.0) for part in (checkpoint, self.identity))
         if trained != now:
             raise InputError(

@@ -165,7 +165,7 @@ def add_options(parser: ArgumentParser) -> None:
         type=positive_int,
         default=4,
         metavar="RATIO",
-        help="divisor of T in the number of background snippets",
+        help="divisor of T in the number of background snippets in training",
     )
     add(
         "--magnitude-margin",
