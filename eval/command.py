@@ -68,20 +68,20 @@ def add_evaluation_options(parser: argparse.ArgumentParser, required: bool = Tru
         "defaults of --subset, --snippet-rate and --tiou-thresholds, the averaged ranges of tIoU, and the bins of a "
         "diagnosis (default: thumos14)",
     )
-    add("--subset", help="subset of the ground truth; default: the dataset's test subset")
+    add("--subset", help="subset of the ground truth (default: the dataset's test subset)")
     add(
         "--snippet-rate",
         type=float,
         metavar="HZ",
-        help="snippets per second of the grid of the snippet protocols; default: the detection file's "
-        "'snippet_rate', else the dataset's",
+        help="snippets per second of the grid of the snippet protocols (default: the detection file's "
+        "'snippet_rate', else the dataset's)",
     )
-    add("--tiou-thresholds", type=float, nargs="+", metavar="TIOU", help="tIoU thresholds; default: the dataset's")
+    add("--tiou-thresholds", type=float, nargs="+", metavar="TIOU", help="tIoU thresholds (default: the dataset's)")
     add(
         "--only-detected",
         action="store_true",
-        help="evaluate only on videos with an entry in the detections (in both files of a comparison); an empty "
-        "list is an entry. Default: all videos of the subset",
+        help="evaluate only on videos with an entry in the detections (in both files of a comparison), where an empty "
+        "list is an entry (default: all videos of the subset)",
     )
     add(
         "--strip",

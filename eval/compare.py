@@ -246,9 +246,9 @@ def _parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("predictions", nargs="+", metavar="FILE", help="one or two detection files, A and B: ActivityNet JSON or CSV")
     add_evaluation_options(parser)
-    add("--protocol", choices=list(PROTOCOLS), default="seconds", help="evaluation protocol; default: seconds")
-    add("--resamples", type=int, default=1000, help="number of resamples of the videos; default: 1000")
-    add("--seed", type=int, default=0, help="random seed of the resamples; default: 0")
+    add("--protocol", choices=list(PROTOCOLS), default="seconds", help="evaluation protocol (default: seconds)")
+    add("--resamples", type=int, default=1000, help="number of resamples of the videos (default: 1000)")
+    add("--seed", type=int, default=0, help="random seed of the resamples (default: 0)")
     return parser.parse_args()
 
 

@@ -236,8 +236,8 @@ def _parse_args() -> argparse.Namespace:
         "--protocol",
         choices=[*PROTOCOLS, "all"],
         default="seconds",
-        help="evaluation protocol, see below; all: one row per protocol that applies to this ground truth; "
-        "default: seconds",
+        help="evaluation protocol, see below; all: one row per protocol that applies to this ground truth "
+        "(default: seconds)",
     )
     add(
         "--ar",

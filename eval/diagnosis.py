@@ -287,7 +287,7 @@ def _parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--predictions", required=True, help="detection file: ActivityNet JSON or CSV")
     add_evaluation_options(parser)
-    add("--protocol", choices=list(PROTOCOLS), default="seconds", help="evaluation protocol; default: seconds")
+    add("--protocol", choices=list(PROTOCOLS), default="seconds", help="evaluation protocol (default: seconds)")
     add("--json", type=Path, metavar="FILE", help="JSON file to write with the whole diagnosis")
     add("--figure", type=Path, metavar="FILE", help="figure to draw (.png, .pdf, .svg)")
     return parser.parse_args()

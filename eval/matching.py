@@ -31,9 +31,9 @@ def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -
     tIoU in ActivityNet's code is 0 / 0 = NaN: it sorts above all numbers, and `NaN < threshold` is false.
 
     Among segments of equal tIoU a detection takes the last row. ActivityNet's code does so if a video has at most 16
-    segments of a class; with more, its choice is an accident of its quicksort. Here it is then the segment whose center
-    is farthest from the detection's, then the last row. This is stable and reproduces STPN's published scores to every
-    digit.
+    segments of a class; with more, its choice depends on its quicksort. Here it is then the segment whose center is
+    farthest from that of the detection, then the last row. This is stable and reproduces STPN's published scores to
+    every digit.
 
     Args:
         ground_truth: Annotated segments (G rows).

@@ -89,19 +89,19 @@ def _parse_args() -> argparse.Namespace:
         choices=[*SUBJECTS, "all"],
         default="all",
         metavar="SUBJECT",
-        help="Subjects to measure (see below; default: all)",
+        help="subjects to measure (see below; default: all)",
     )
-    add("--quick", action="store_true", help="Use small sizes: seconds instead of minutes, and figures without meaning")
-    add("--threads", type=int, default=usable_cores(), metavar="N", help="Threads of PyTorch (default: all cores)")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="Device of the network (default: auto)")
+    add("--quick", action="store_true", help="use small sizes: seconds instead of minutes, and figures without meaning")
+    add("--threads", type=int, default=usable_cores(), metavar="N", help="threads of PyTorch (default: all cores)")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="device of the network (default: auto)")
     add(
         "--files",
         nargs=2,
         metavar=("ANNOTATIONS", "DETECTIONS"),
-        help="Annotations and detections on THUMOS14 to measure as well (subject evaluation)",
+        help="annotations and detections on THUMOS14 to measure as well (subject evaluation)",
     )
-    add("--json", type=Path, metavar="FILE", help="File to write the figures to, not rounded")
-    add("--out", type=Path, metavar="FILE.md", help="Page to write, or whose section of this kind of device to replace")
+    add("--json", type=Path, metavar="FILE", help="file to write the figures to, not rounded")
+    add("--out", type=Path, metavar="FILE.md", help="page to write, or whose section of this kind of device to replace")
     args = parser.parse_args()
     if args.threads < 1:
         parser.error(f"--threads {args.threads}: expected at least 1")

@@ -38,7 +38,7 @@ class Video:
     ambiguous: np.ndarray  # (M, 2) float64, seconds
 
     def is_in(self, subset: str) -> bool:
-        """Return whether the video belongs to a subset, or to one of several (`val+test`)."""
+        """Return True if the video belongs to a subset, or to one of several (`val+test`)."""
         return self.subset.casefold() in subset_names(subset)
 
 

@@ -70,7 +70,7 @@ def save_checkpoint(path: str | Path, checkpoint: dict, previous: Path | None = 
 
 
 def has_training_state(checkpoints: Path) -> bool:
-    """Return whether a run's checkpoints folder has a file to resume from."""
+    """Return True if a run's checkpoints folder has a file to resume from."""
     return any((checkpoints / name).exists() for name in STATES)
 
 

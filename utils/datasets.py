@@ -101,8 +101,8 @@ def dataset_options(name: str) -> dict:
 def dataset_spec(options: Mapping[str, object]) -> DatasetSpec:
     """Return the dataset that options define: `dataset` and any of DATASET_OPTIONS, as in a config.
 
-    The main range, which selects the best checkpoint, is the published one if it is among the averaged ranges, else
-    the first of them.
+    The main range selects the best checkpoint. It is the published range if that is among the averaged ranges, else the
+    first of them.
 
     Raises:
         InputError: If a value cannot be used, or a dataset without published values has no subsets.

@@ -1,4 +1,4 @@
-"""One training step, predictions over a dataset, and their evaluation: what main.py and test.py share."""
+"""One training step, predictions over a dataset, and their evaluation, for main.py and test.py."""
 
 import os
 import shutil

@@ -1,8 +1,8 @@
 """Alternatives to the CCM: the fusions of Tables 5 and 6, and the cross attention of the audio-visual paper.
 
 Each one maps two modalities, (B, D1, T) and (B, D2, T), to two tensors of the same shapes. Attention units,
-classifier and losses therefore stay the same. arXiv:2107.12589 names its alternatives without describing them; each
-docstring names the source that it follows.
+classifier and losses therefore stay the same. arXiv:2107.12589 names its alternatives without a description. Each
+docstring names its source.
 
 Shapes: B videos, T snippets, D channels (D1, D2 of the two modalities).
 """
@@ -177,9 +177,9 @@ class CrossAttention(nn.Module):
 class EmbeddedCrossAttention(nn.Module):
     """The audio-visual paper's fusion in place of the CCM: an extra row of Table 6, in neither paper.
 
-    It includes the embedding. Raw features are non-negative and far from zero, so without a layer that centers and
-    scales them, tanh of their sums saturates: on R(2+1)D features three of four values exceed 0.95 and hardly change
-    over time. Each modality keeps its width.
+    It includes the embedding. Raw features are non-negative and far from zero. Without a layer that centers and scales
+    them, tanh of their sums saturates: on R(2+1)D features three of four values exceed 0.95 and hardly change over
+    time. The widths of the modalities stay the same.
     """
 
     def __init__(self, first_dim: int, second_dim: int, stages: int = 2):

@@ -1,7 +1,7 @@
 """Random choice of the videos of a training batch, and of the snippets of each video.
 
-Each sampler has its own generator, whose state is part of the checkpoint: a resumed run sees the batches that an
-uninterrupted one would have seen.
+Each sampler has its own random generator, and checkpoints include its state. So a resumed run has the same batches as
+an uninterrupted run.
 """
 
 from collections.abc import Callable
@@ -62,10 +62,10 @@ class PairSampler:
 class ShardSampler:
     """Batches of a `PairSampler` over a window of a few shards, which moves through all of them.
 
-    It lets features in many files be read from a few files at a time. A window stays for as many batches as its videos
-    fill once, at least one. A pass visits every shard once, in random order. A window in which no class has two videos
-    is widened by the shards that follow; at the end of a pass it joins the window before it. With all shards in one
-    window, the batches are those of the PairSampler with the same seed.
+    So features in many files are read from a few files at a time. The videos of a window fill a number of batches; the
+    window stays for so many batches, at least one. A pass visits every shard once, in random order. If no class has two
+    videos in a window, it also gets the next shards; at the end of a pass it joins the previous window. With all shards
+    in one window, the batches equal those of the PairSampler with the same seed.
 
     Args:
         labels: (N, C) multi-hot labels.

@@ -60,7 +60,7 @@ def soft_nms(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply Gaussian soft-NMS (Bodla et al., ICCV 2017) as in the release.
 
-    Take the segment with the highest score and multiply every other score by exp(-overlap^2 / sigma); repeat until no
+    Take the segment with the highest score and multiply every other score by exp(-overlap^2 / sigma). Repeat until no
     segment is left. No score is cut off. Ties go to the first in input order.
 
     Time and memory grow with the number of overlapping pairs, which is small among the nested runs of a few thresholds.

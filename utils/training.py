@@ -28,8 +28,8 @@ class StepOutcome(NamedTuple):
 class Training:
     """State of a training run, saved as a whole and resumed as if it had never stopped.
 
-    Every method that reads or writes files is collective: all ranks call it, rank 0 accesses the files, and it returns
-    on all ranks when the files are complete. `table_rows` is the exception: it only reads, on the calling rank.
+    Methods that read or write files are collective: all ranks call them, and only rank 0 accesses the files. They
+    return on all ranks when the files are complete. `table_rows` is the exception: it only reads, on the calling rank.
 
     Attributes:
         iteration: Number of steps taken.
@@ -92,8 +92,8 @@ class Training:
     def advance(self, outcome: StepOutcome, batch: Batch) -> None:
         """Count a step and add its loss terms to the running means.
 
-        A CPU step is checked for non-finite values here. A GPU step is checked when the next one is under way, so that
-        the GPU never waits for the host, but always before an evaluation, a save or a stop.
+        A CPU step is checked for non-finite values here. A GPU step is checked while the next one runs, so that the GPU
+        never waits for the host. Before an evaluation, a save or a stop it is always checked.
 
         Args:
             outcome: Outcome of the step.

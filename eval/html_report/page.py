@@ -1,7 +1,7 @@
 """HTML page of runs in one file: settings, results, curves, classes, diagnosis and videos.
 
-Every text from a file is escaped: by jinja2 in the tables, by `_json_for_script` in the data block, and by report.js
-before it reaches Plotly, which interprets some HTML.
+Every text from a file is escaped: by jinja2 in the tables, by `_json_for_script` in the data block. Plotly interprets
+some HTML, so report.js escapes the texts for it.
 """
 
 import json

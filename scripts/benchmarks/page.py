@@ -135,7 +135,7 @@ def draw_split(path: Path, rows: Sequence[dict]) -> None:
 
 
 def git_revision() -> str:
-    """Return the revision of the code, with `-dirty` after a change; without git, that of its variable or "unknown"."""
+    """Return the revision of the code from git, with `-dirty` after a change, else from REVISION, else "unknown"."""
     words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()

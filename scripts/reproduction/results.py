@@ -65,7 +65,7 @@ def by_setting(ledger: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def base_iterations(base: str, key: str, iterations: int) -> int:
-    """Return the iterations of the base if a method ran with its own published number, else the given ones."""
+    """Return the base's number of iterations if a method ran with its own published number, else the given number."""
     config = ROOT / "configs" / f"{base}.yaml"
     own = method_config(config, key)
     return published_iterations(config) if own and iterations == published_iterations(own) else iterations

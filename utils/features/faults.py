@@ -351,7 +351,7 @@ def _usable_videos(layout: _Layout, annotations: Annotations, spec: DatasetSpec,
 
 
 def is_used(spec: DatasetSpec | None, video: Video) -> bool:
-    """Return whether training or test reads the video's subset."""
+    """Return True if training or test reads the video's subset."""
     return spec is None or video.is_in(spec.train_subset) or video.is_in(spec.test_subset)
 
 

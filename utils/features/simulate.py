@@ -9,7 +9,7 @@ what weakly supervised localization depends on:
 * Both streams have noise and unrelated nuisance activity.
 
 Values are non-negative, as after a ReLU. Each video has a random generator keyed by seed and video_id, each prototype
-one keyed by seed and name, so results depend on neither the order of videos nor the other videos.
+one keyed by seed and name. So a video depends neither on the order of videos nor on the other videos.
 """
 
 from collections.abc import Iterable, Iterator
@@ -237,7 +237,7 @@ def _check_target(out: Path, content: dict) -> None:
 
 
 def is_simulated(features: Path) -> bool:
-    """Return whether a feature file has the mark of this module and may be replaced."""
+    """Return True if a feature file has the mark of this module and may be replaced."""
     try:
         with h5py.File(features, "r") as file:
             return file.attrs.get("simulated") in (MARK, MARK.encode())  # text in files of older versions

@@ -30,7 +30,7 @@ KEY = "avadataset"
 
 
 def is_ave(folder: Path) -> bool:
-    """Return whether a folder contains the release."""
+    """Return True if a folder contains the release."""
     return (folder / ANNOTATIONS).is_file()
 
 

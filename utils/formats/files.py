@@ -1,7 +1,7 @@
 """Atomic writes, and bounded reads of small files (JSON, YAML, text).
 
-Everything that the project writes goes through `atomic_write`: after an interruption at any moment, SIGKILL and a full
-disk included, the old file or the new one is complete. Reading checks a file against the SHA256SUMS beside it, if that
+The project writes every file through `atomic_write`. After an interruption at any moment, the old file or the new one
+is complete. This includes SIGKILL and a full disk. Reading checks a file against the SHA256SUMS beside it, if that
 lists the file (utils/formats/checksums.py).
 """
 

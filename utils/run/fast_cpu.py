@@ -68,7 +68,7 @@ class FastDropout(nn.Dropout):
 
 
 class _LeakyDropout(torch.autograd.Function):
-    """LeakyReLU, then dropout. The backward needs only the output, which the next layer stores anyway."""
+    """LeakyReLU, then dropout. The backward needs only the output, which the next layer stores too."""
 
     @staticmethod
     def forward(context, x: Tensor, slope: float, keep_level: int) -> Tensor:

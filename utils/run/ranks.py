@@ -68,8 +68,8 @@ class Ranks:
         * which parameters get a gradient at all (with L_mil^org alone, those of the attention get none);
         * the order in which DistributedDataParallel sums gradients, which differs in its first steps.
 
-        Without them a resumed run would sum its first gradients in another order than an uninterrupted run, and
-        differ from it in the last bits. Random states are unchanged.
+        Without them a resumed run would sum its first gradients in another order than an uninterrupted run. The last
+        bits would then differ. Random states are unchanged.
 
         Args:
             batch_loss: Module that returns loss terms, `total` among them.

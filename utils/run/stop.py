@@ -30,7 +30,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def requested(self) -> bool:
-        """Return whether any rank received a signal, so that all ranks stop after the same step. Collective."""
+        """Return True if any rank received a signal, so that all ranks stop after the same step. Collective."""
         number = self._ranks.max(self._number)
         if number:  # never assign 0: a signal may have arrived meanwhile
             self._number = number
