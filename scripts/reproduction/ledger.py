@@ -73,7 +73,9 @@ def read_ledger(path: Path) -> pd.DataFrame:
 
 
 def append_runs(path: Path, rows: Iterable[dict] | pd.DataFrame) -> None:
-    """Add runs to a ledger, while other processes may do so, too. A run replaces its equal of this revision and device.
+    """Add runs to a ledger. A run replaces an earlier one of the same identity, revision and device.
+
+    Several processes may append at the same time.
 
     Args:
         path: The ledger; created if it does not exist.

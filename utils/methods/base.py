@@ -20,7 +20,7 @@ class Definition:
     objective: Callable[..., nn.Module]  # from options; called with outputs, labels, pairs and progress
     num_modalities: tuple[int, ...]  # accepted numbers of modalities
     localization: str  # default of the option `localization`, a key of LOCALIZATIONS
-    add_options: Callable[[ArgumentParser], None]  # adds the options that only this method has
+    add_options: Callable[[ArgumentParser], None] = lambda parser: None  # adds the options that only this method has
     consensus: str = "ccm"  # default of the option `consensus`, a key of utils.fusion.CONSENSUS
     localizations: tuple[str, ...] = ("outer_inner", "two_stage")  # accepted values of the option `localization`
     defaults: Mapping[str, object] = field(default_factory=dict)  # published values of shared options that differ

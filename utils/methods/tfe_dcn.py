@@ -7,7 +7,6 @@ configs/tfe_dcn_thumos14.yaml.
 Shapes as in model.py. The first modality is RGB in the release, the second one optical flow.
 """
 
-from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -106,14 +105,9 @@ class TFEDCNLoss(CO2Loss):
         }
 
 
-def add_options(parser: ArgumentParser) -> None:
-    """Add nothing: all options of TFE-DCN are CO2-Net's."""
-
-
 DEFINITION = Definition(
     network=TFEDCN,
     objective=TFEDCNLoss,
     num_modalities=(2,),
     localization="outer_inner",
-    add_options=add_options,
 )
