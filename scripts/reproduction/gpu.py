@@ -207,7 +207,7 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Return the options of this command, and those of main.py."""
     parser = OneLineParser(
         prog="scripts/gpu.sh",
-        description=__doc__.splitlines()[0],
+        description="Run everything that needs a GPU, in stages, within the given minutes.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
