@@ -180,7 +180,7 @@ scores = st.one_of(st.integers(0, 3).map(float), st.floats(-1, 4))
 detected = st.lists(st.tuples(names, spans, scores).map(lambda row: (*row[0], *row[1], row[2])), max_size=24)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=300)
 @given(instances, detected, st.permutations([0.1, 0.25, 0.5, 1.0]), st.sampled_from([1, 7, 1 << 13]))
 def test_equals_the_plain_matcher(truth, detections, thresholds, block):
     with pytest.MonkeyPatch.context() as patch:

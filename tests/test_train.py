@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import h5py
@@ -15,13 +17,16 @@ import torch
 import yaml
 
 from main import main as train
+from scripts.report import main as write_report
 from test import main as evaluate
 from utils.annotations import parse_annotations
+from utils.errors import exit_on_input_error
 from utils.features.simulate import invent_timeline, simulate_features
 from utils.training import StepOutcome, Training
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+PROGRAMS = {"main.py": train, "test.py": evaluate, "scripts/report.py": write_report}
 CONFIG = """
 dataset: demo
 num_snippets: 12
@@ -63,14 +68,15 @@ def run(dataset, tmp_path_factory):
 
 
 def run_program(program, *argv):
-    return subprocess.run(
-        [sys.executable, program, *map(str, argv)],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    """Run a command in this process, as the shell would. A process of its own takes seconds to import PyTorch."""
+    stdout, stderr, status = StringIO(), StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+        patch.setattr(sys, "argv", [program, *map(str, argv)])
+        try:
+            exit_on_input_error(PROGRAMS[program])
+        except SystemExit as end:
+            status = end.code
+    return subprocess.CompletedProcess(argv, status, stdout.getvalue(), stderr.getvalue())
 
 
 def records(run):

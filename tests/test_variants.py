@@ -74,6 +74,7 @@ def test_every_config_trains(config, datasets, tmp_path, monkeypatch):
     monkeypatch.setattr(main, "write_results", lambda *arguments: None)
     name = parse_args(["--config", str(config), "--path-dataset", "DIR"]).dataset
     argv = ["--config", config, "--path-dataset", datasets[name], "--run-dir", tmp_path / "run", "--device", "cpu"]
+    argv += ["--precision", "float32"]  # not all processors have bfloat16 instructions
     main.main([*map(str, argv), "--num-snippets", "30", "--max-iter", "2", "--eval-every", "2"])
     assert len(steps) == 2
 
