@@ -13,6 +13,9 @@ from utils.segments import snippets_to_seconds
 
 GROUND_TRUTH_COLOR, DETECTION_COLOR, FUSED_COLOR = "#2a9d4a", "#3465a4", "#333333"
 MODALITY_COLORS = ("#d1495b", "#edae49")
+TITLE_HEIGHT, VIDEO_HEIGHT = 0.35, 2.9  # inches
+# A constrained layout takes longer than all drawing. These margins fit the labels of every video.
+MARGINS = {"left": 0.1, "right": 0.985, "bottom": 0.17, "top": 0.9, "hspace": 0.45}
 SHOWN_DETECTIONS = 12  # best-scored per video; the scores of the others are decayed by soft-NMS
 
 
@@ -47,9 +50,11 @@ def draw_videos(
     results: Sequence, annotations: Annotations, snippet_rate: float, modalities: Sequence[str], title: str
 ) -> Figure:
     """Return a picture of all these videos; see `plot_videos`."""
-    figure = Figure(figsize=(11, 2.9 * len(results)), layout="constrained")
-    figure.suptitle(title, parse_math=False)  # a path may contain a $
-    for part, result in zip(np.atleast_1d(figure.subfigures(len(results), 1)), results, strict=True):
+    heights = [TITLE_HEIGHT, *[VIDEO_HEIGHT] * len(results)]
+    figure = Figure(figsize=(11, sum(heights)))
+    first, *parts = figure.subfigures(len(heights), 1, height_ratios=heights)
+    first.text(0.5, 0.4, title, ha="center", va="center", fontsize=12, parse_math=False)  # a path may contain a $
+    for part, result in zip(parts, results, strict=True):
         video = annotations.videos[result.video_id]
         _plot_video(part, result, video, annotations.classes, snippet_rate, modalities)
     return figure
@@ -72,7 +77,7 @@ def _plot_video(
     label = _main_class(result, video, classes)
     index = classes.index(label)
     times = snippets_to_seconds(np.arange(len(result.attention)) + 0.5, snippet_rate)
-    bars, attention, activation = part.subplots(3, 1, sharex=True, height_ratios=(1.1, 1, 1))
+    bars, attention, activation = part.subplots(3, 1, sharex=True, height_ratios=(1.1, 1, 1), gridspec_kw=MARGINS)
     bars.set_title(f"{video.video_id} · {label}", loc="left", fontsize=10, parse_math=False)
 
     truth = [s for s, name in zip(video.segments, video.segment_labels, strict=True) if name == label]

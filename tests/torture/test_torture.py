@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-KILLS, INPUTS, EXAMPLES = 2, 80, 50
+KILLS, INPUTS, EXAMPLES = 2, 40, 25
 
 # In a process of its own, because trainings are forked from it. The dataset and its training are made once.
 PROGRAM = """
