@@ -432,7 +432,7 @@ def script(browser, code: str, *arguments):
     return browser.execute_script(f"return {code}", *arguments)
 
 
-def wait_until(condition, seconds: float = 60) -> None:
+def wait_until(condition, seconds: float = 600) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "timeout"
