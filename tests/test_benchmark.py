@@ -282,7 +282,9 @@ def test_ctrl_c_leaves_no_files(tmp_path, fake_main):
         "time.sleep(1000)\n"
     )
     program = (
-        "import sys; from pathlib import Path; from scripts import benchmark; from scripts.benchmarks import command\n"
+        "import signal, sys; from pathlib import Path\n"
+        "from scripts import benchmark; from scripts.benchmarks import command\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         f"command.ROOT = Path({str(tmp_path)!r})\n"
         "benchmark.exit_on_input_error(benchmark.main)"
     )

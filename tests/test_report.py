@@ -582,9 +582,9 @@ def test_browser_shows_files_of_detections(browser, name):
     address = browser.current_url
     browser.get(address.replace("report.html", f"{name}.html"))
     try:
-        assert shown_video(browser) == "plain"
+        wait_until(lambda: shown_video(browser) == "plain")
         click(browser, "next")
-        assert shown_video(browser) == EVIL
+        wait_until(lambda: shown_video(browser) == EVIL)
         heads = script(browser, "[...document.querySelectorAll('#video-table th')].map((head) => head.innerText)")
         assert ("best class" in heads, "missed" in heads) == ((False, True) if name == "scored" else (True, False))
         bars = script(
