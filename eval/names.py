@@ -114,7 +114,7 @@ def _common_ends(found: Sequence[str], expected: Sequence[str], loose: bool) -> 
         pairs = []
         for other in expected:
             long, short = (name, other) if len(name) > len(other) else (other, name)
-            before, core, after = long.partition(short)
+            before, core, after = long.partition(short) if short else ("", "", long)
             # A prefix ends, and a suffix begins, with a character such as `_` or `.`: v1 and v10 are two names.
             if core and before + after and not (before[-1:].isalnum() or after[:1].isalnum()):
                 pairs.append((-len(core), before, after))

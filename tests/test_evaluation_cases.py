@@ -374,3 +374,9 @@ def test_mmaction2_files_as_they_are(run, reference, tmp_path):
     expected = [0.71428571] * 3 + [0.6875] * 2 + [0.59722222] + [0.52083333] * 3 + [0.5]
     np.testing.assert_allclose(content["map"], expected, atol=5e-9)
     assert round(content["average_map"], 10) == 0.6177579365
+
+
+@pytest.mark.parametrize(("found", "expected"), [([""], ["a"]), (["a"], [""]), ([" "], ["v_a"]), ([""], [" "])])
+def test_empty_names_have_no_difference_in_form(found, expected):
+    difference = find_difference(found, expected)
+    assert difference is None or difference.rule.strip == ()
