@@ -121,10 +121,7 @@ class CO2Net(nn.Module):
         consensus: Callable[[int, int], nn.Module] = CCM,
     ):
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}, expected at least 1")
-        if len(modality_dims) != 2 or min(modality_dims) < 1:
-            raise ValueError(f"modality_dims is {tuple(modality_dims)}, expected the widths of two modalities")
+        check_sizes(num_classes, modality_dims, (2,))
         check_temporal_pool(temporal_pool)
         self.num_classes = num_classes
         self.modality_dims = tuple(modality_dims)
@@ -202,6 +199,15 @@ def check_temporal_pool(kernel: int | None) -> None:
     """Raise ValueError unless the kernel of the average pool over time is odd or None."""
     if kernel is not None and (kernel < 1 or kernel % 2 == 0):
         raise ValueError(f"temporal_pool is {kernel}, expected an odd number of snippets or None")
+
+
+def check_sizes(num_classes: int, modality_dims: Sequence[int], counts: Sequence[int] = (1, 2)) -> None:
+    """Raise ValueError unless there is a class, and one of these numbers of modalities, each with a channel."""
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}, expected at least 1")
+    if len(modality_dims) not in counts or min(modality_dims) < 1:
+        expected = " or ".join(map(str, counts))
+        raise ValueError(f"modality_dims is {tuple(modality_dims)}, expected the channels of {expected} modalities")
 
 
 def check_shape(features: Tensor, dim: int) -> None:

@@ -265,7 +265,7 @@ def test_cross_attention_in_co2net_and_the_ccm_in_the_audio_visual_network():
     ("arguments", "message"),
     [
         ({"num_classes": 0}, "num_classes is 0"),
-        ({"num_classes": 2, "modality_dims": (4, 4, 4)}, "one or two modalities"),
+        ({"num_classes": 2, "modality_dims": (4, 4, 4)}, "of 1 or 2 modalities"),
         ({"num_classes": 2, "classifier": "argmax"}, "expected one of openmax, softmax"),
         ({"num_classes": 2, "consensus": "sum"}, "expected one of ccm"),
     ],

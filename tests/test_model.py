@@ -107,7 +107,7 @@ def test_initialization_is_kaiming_uniform_of_the_three_tap_kernels():
     ("arguments", "message"),
     [
         ({"num_classes": 0}, "num_classes is 0"),
-        ({"num_classes": 2, "modality_dims": (4,)}, "two modalities"),
+        ({"num_classes": 2, "modality_dims": (4,)}, "of 2 modalities"),
         ({"num_classes": 2, "temporal_pool": 4}, "odd"),
     ],
 )

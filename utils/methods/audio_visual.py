@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model import check_shape
+from model import check_shape, check_sizes
 from utils.fusion import CrossAttention, Embedding, consensus_factory
 from utils.losses import Objective, co_activity_loss, mil_loss
 from utils.methods.base import Definition
@@ -58,10 +58,7 @@ class AudioVisualNet(nn.Module):
         dropout: float = 0.7,
     ):
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}, expected at least 1")
-        if len(modality_dims) not in (1, 2) or min(modality_dims) < 1:
-            raise ValueError(f"modality_dims is {tuple(modality_dims)}, expected the widths of one or two modalities")
+        check_sizes(num_classes, modality_dims)
         if classifier not in CLASSIFIERS:
             raise ValueError(f"classifier is {classifier!r}, expected one of {', '.join(CLASSIFIERS)}")
         self.num_classes, self.modality_dims = num_classes, tuple(modality_dims)

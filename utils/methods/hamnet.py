@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from model import AttentionUnit, activation, check_shape, check_temporal_pool, init_conv, pool_over_time
+from model import AttentionUnit, activation, check_shape, check_sizes, check_temporal_pool, init_conv, pool_over_time
 from utils.losses import Objective, mil_loss, norm_loss, opposition_loss, suppress
 from utils.methods.base import Definition
 from utils.number_types import fraction, fraction_below_one
@@ -52,8 +52,7 @@ class HAMNet(nn.Module):
         temporal_pool: int | None = None,
     ):
         super().__init__()
-        if num_classes < 1 or min(modality_dims, default=0) < 1:
-            raise ValueError(f"got {num_classes} classes and modality_dims {tuple(modality_dims)}, expected at least 1")
+        check_sizes(num_classes, modality_dims)
         check_temporal_pool(temporal_pool)
         self.num_classes, self.modality_dims, self.temporal_pool = num_classes, tuple(modality_dims), temporal_pool
         dim = sum(self.modality_dims)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model import check_shape
+from model import check_shape, check_sizes
 from utils.losses import Objective
 from utils.methods.base import Definition
 from utils.number_types import positive_float, positive_int
@@ -44,8 +44,7 @@ class UMNet(nn.Module):
         background_ratio: int = 4,
     ):
         super().__init__()
-        if num_classes < 1 or min(modality_dims, default=0) < 1:
-            raise ValueError(f"got {num_classes} classes and modality_dims {tuple(modality_dims)}, expected at least 1")
+        check_sizes(num_classes, modality_dims)
         self.num_classes, self.modality_dims = num_classes, tuple(modality_dims)
         self.topk_ratio, self.background_ratio = topk_ratio, background_ratio
         dim = sum(self.modality_dims)
