@@ -125,9 +125,9 @@ def test_paths_exist(name):
             assert any(ROOT.glob(path.rstrip("/"))), f"{name}: {path} does not exist"
 
 
-def test_tree_of_the_readme():
-    """Each name in the file tree exists."""
-    (tree,) = (code for code in blocks("README.md", "") if code.startswith("main.py"))
+@pytest.mark.parametrize("page", ["README.md", "docs/extending.md"])
+def test_names_in_file_trees_exist(page):
+    (tree,) = (code for code in blocks(page, "") if code.startswith("main.py"))
     folder = ""
     for line in tree.splitlines():
         names = line.split("  ")[0] if not line.startswith(" ") else line.strip().split("  ")[0]
@@ -135,7 +135,7 @@ def test_tree_of_the_readme():
             continue
         folder = folder if line.startswith("  ") else ""
         for name in names.split(", "):
-            assert (ROOT / folder / name).exists(), f"README.md: {folder}{name} does not exist"
+            assert (ROOT / folder / name).exists(), f"{page}: {folder}{name} does not exist"
         if not line.startswith(" ") and names.endswith("/"):
             folder = names
 
