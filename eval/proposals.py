@@ -2,6 +2,7 @@
 
 `outer_inner` is Section 3.6 of arXiv:2107.12589. `two_stage` is the thresholding of W-TALC (Paul et al., ECCV 2018),
 which the audio-visual paper uses (its Section 4.2). `um` is that of UM's release (Lee et al., AAAI 2021).
+`localize_proposals` is the inference of P-MIL (Ren et al., CVPR 2023), a second stage that scores given proposals.
 """
 
 import inspect
@@ -17,7 +18,7 @@ from utils.segments import hard_nms, runs, snippets_to_seconds, soft_nms
 DETECTION = np.dtype([("label", np.int64), ("start", np.int64), ("end", np.int64), ("score", np.float64)])
 FRACTIONAL = np.dtype([("label", np.int64), ("start", np.float64), ("end", np.float64), ("score", np.float64)])
 ATTENTION_THRESHOLDS = np.linspace(0.1, 0.9, 10)
-NOT_SETTINGS = ("ambiguous", "snippet_rate")  # arguments of a localization that are not options: data
+NOT_SETTINGS = ("labels", "ambiguous", "snippet_rate")  # arguments of a localization that are not options: data
 NMS = ("soft", "hard")
 ACTIVATION_THRESHOLDS, MAGNITUDE_THRESHOLDS = np.arange(0, 0.25, 0.025), np.arange(0.4, 0.625, 0.025)
 PADDINGS = ("snippet", "second", "none")  # length added to each segment in the tIoU of NMS
@@ -53,6 +54,7 @@ def localize(
     nms_padding: str = "snippet",
     min_length: int = 1,
     snippet_rate: float = SNIPPET_RATE,
+    labels: np.ndarray | None = None,
     ambiguous: np.ndarray | None = None,
 ) -> np.ndarray:
     """Detect the actions of one video by outer-inner contrast (Section 3.6).
@@ -75,6 +77,7 @@ def localize(
         nms_padding: Length added to each segment in the tIoU of soft-NMS, one of PADDINGS.
         min_length: Shortest detection in snippets; shorter ones are deleted after NMS.
         snippet_rate: Snippets per second, for a padding of one second.
+        labels: Classes to localize; by default those that the video-level scores predict.
         ambiguous: (M, 2) segments in snippets. Detections that share a snippet with one are deleted (THUMOS14).
 
     Returns:
@@ -86,9 +89,7 @@ def localize(
     """
     cas, attention = _checked(cas, attention)
     scores = video_scores(cas, attention, topk_divisor)[:-1]  # (C,)
-    labels = np.flatnonzero(scores >= class_threshold)  # (L,)
-    if len(labels) == 0 and fallback_class:
-        labels = scores.argmax(keepdims=True)
+    labels = _predicted(scores, class_threshold, fallback_class) if labels is None else labels  # (L,)
 
     thresholds = np.asarray(attention_thresholds, dtype=np.float64)
     _, start, end = runs(attention > thresholds[:, None])
@@ -99,9 +100,7 @@ def localize(
     for label, score in zip(labels, (contrast + class_score_weight * scores[labels]).T, strict=True):
         is_soft = nms == "soft"
         order, score = soft_nms(times, score, nms_sigma, padding) if is_soft else hard_nms(times, score, nms_tiou)
-        rows = np.empty(len(order), dtype=DETECTION)
-        rows["label"], rows["start"], rows["end"], rows["score"] = label, start[order], end[order], score
-        detections.append(rows)
+        detections.append(_rows(label, segments[order], score))
     detections = np.concatenate(detections)
     detections = detections[detections["end"] - detections["start"] >= min_length]
     return _without_ambiguous(detections, ambiguous)
@@ -128,6 +127,7 @@ def localize_two_stage(
     activation_threshold: float = 0.5,
     class_score_weight: float = 0.7,
     snippet_rate: float = SNIPPET_RATE,
+    labels: np.ndarray | None = None,
     ambiguous: np.ndarray | None = None,
 ) -> np.ndarray:
     """Detect the actions of one video by two thresholds.
@@ -142,6 +142,7 @@ def localize_two_stage(
         activation_threshold: Second threshold, from 0 (the class's lowest probability) to 1 (its highest).
         class_score_weight: Weight of the video-level score.
         snippet_rate: Not used.
+        labels: Classes to localize; by default those that the first threshold selects.
         ambiguous: (M, 2) segments in snippets. Detections that share a snippet with one are deleted.
 
     Returns:
@@ -152,7 +153,7 @@ def localize_two_stage(
     """
     cas, attention = _checked(cas, attention)
     scores = probability_scores(cas, attention)[:-1]  # (C,)
-    labels = np.flatnonzero(scores >= scores.mean())  # (L,)
+    labels = _predicted(scores, scores.mean()) if labels is None else labels  # (L,)
     activation = _softmax(cas)[:, labels].T  # (L, T)
     low, high = activation.min(axis=1, keepdims=True), activation.max(axis=1, keepdims=True)
     row, start, end = runs(activation >= low + activation_threshold * (high - low))
@@ -192,6 +193,7 @@ def localize_um(
     background_divisor: int = 4,
     upsampling: int = 24,
     snippet_rate: float = SNIPPET_RATE,
+    labels: np.ndarray | None = None,
     ambiguous: np.ndarray | None = None,
 ) -> np.ndarray:
     """Detect the actions of one video by thresholds on class activation and on feature magnitude (UM's release).
@@ -214,6 +216,7 @@ def localize_um(
         background_divisor: Divisor of T in the number of background snippets.
         upsampling: Frames per snippet.
         snippet_rate: Snippets per second, for a padding of one second.
+        labels: Classes to localize; by default those that the video-level scores predict.
         ambiguous: (M, 2) segments in snippets. Detections that share time with one are deleted.
 
     Returns:
@@ -225,9 +228,7 @@ def localize_um(
     """
     cas, magnitude = _checked(cas, magnitude, "magnitude", background=False)
     scores = topk_scores(cas, magnitude, topk_divisor)  # (C,)
-    labels = np.flatnonzero(scores >= class_threshold)  # (L,)
-    if len(labels) == 0:
-        labels = scores.argmax(keepdims=True)
+    labels = _predicted(scores, class_threshold) if labels is None else labels  # (L,)
     low, high = -_topk_mean(-magnitude, background_divisor), _topk_mean(magnitude, topk_divisor)
     magnitude = _rescale(magnitude, low, high)
     activation = _softmax(cas) * magnitude[:, None]  # (T, C), not negative
@@ -236,7 +237,7 @@ def localize_um(
 
     _, *segments_of_magnitude = runs(magnitude >= np.asarray(attention_thresholds)[:, None])
     thresholds = np.asarray(activation_thresholds)[:, None]  # (K, 1)
-    of_classes = []
+    of_classes = [np.empty(0, dtype=FRACTIONAL)]
     for label, frames in zip(labels, activation.T, strict=True):
         thresholded = np.where(frames >= thresholds, frames, 0.0)  # (K, frames)
         row, *segments = runs(thresholded > 0)
@@ -251,11 +252,59 @@ def localize_um(
         times, padding = _padded_times(segments, nms_padding, snippet_rate)
         # The release also drops at the threshold itself.
         order, score = hard_nms(times, score, np.nextafter(nms_tiou, 0), padding)
-        detections = np.empty(len(order), dtype=FRACTIONAL)
-        detections["label"], detections["score"] = label, score
-        detections["start"], detections["end"] = segments[order].T
-        of_classes.append(detections)
+        of_classes.append(_rows(label, segments[order], score))
     return _without_ambiguous(np.concatenate(of_classes), ambiguous)
+
+
+def proposal_scores(probabilities: np.ndarray, attention: np.ndarray) -> np.ndarray:
+    """Compute class scores of one video: the mean of its proposals' probabilities, weighted by their attention.
+
+    Args:
+        probabilities: (M, C + 1) class probabilities of M proposals, background last.
+        attention: (M,) in [0, 1].
+
+    Returns:
+        (C,) scores.
+    """
+    return attention @ probabilities[:, :-1] / (attention.sum() + 1e-6)  # 1e-6: release
+
+
+def localize_proposals(
+    probabilities: np.ndarray,
+    attention: np.ndarray,
+    completeness: np.ndarray,
+    segments: np.ndarray,
+    *,
+    class_threshold: float = 0.2,
+    class_score_weight: float = 0.2,
+    nms_sigma: float = 0.3,
+    ambiguous: np.ndarray | None = None,
+) -> np.ndarray:
+    """Detect the actions of one video among given proposals (P-MIL, P7 of docs/beyond.md).
+
+    Every proposal is a detection of every predicted class. Its score is the product of probability, attention and
+    completeness, plus the weighted class score of the video.
+
+    Args:
+        probabilities: (M, C + 1) class probabilities of the proposals, background last.
+        attention: (M,) in [0, 1].
+        completeness: (M,) in [0, 1].
+        segments: (M, 2) proposals in snippets.
+        class_threshold: Lowest score of a class that is localized. If none reaches it, the best class is.
+        class_score_weight: Weight of the class score in the score of a detection.
+        nms_sigma: Width of soft-NMS, which pads each segment by one snippet.
+        ambiguous: (K, 2) segments in whole snippets. Detections that share a whole snippet with one are deleted.
+
+    Returns:
+        Structured array (N,) as from `localize`, with fractions of snippets as start and end.
+    """
+    scores = proposal_scores(probabilities, attention)  # (C,)
+    detections = [np.empty(0, dtype=FRACTIONAL)]
+    for label in _predicted(scores, class_threshold):
+        of_proposals = probabilities[:, label] * attention * completeness + class_score_weight * scores[label]  # (M,)
+        order, score = soft_nms(segments, of_proposals, nms_sigma)
+        detections.append(_rows(label, np.asarray(segments, dtype=np.float64)[order], score))
+    return _without_ambiguous(np.concatenate(detections), ambiguous, whole_snippets=True)
 
 
 class Localization(NamedTuple):
@@ -307,6 +356,20 @@ def outer_inner_contrast(activation: np.ndarray, segments: np.ndarray, margin: f
     outer = (until[outer_end] - until[outer_start]) - inner
     outer_length = (outer_end - outer_start) - (end - start)
     return inner / (end - start)[:, None] - outer / np.maximum(outer_length, 1)[:, None]
+
+
+def _predicted(scores: np.ndarray, threshold: float, fallback: bool = True) -> np.ndarray:
+    """Return the classes whose scores (C,) reach a threshold; if there are none, the best one."""
+    labels = np.flatnonzero(scores >= threshold)
+    return scores.argmax(keepdims=True) if len(labels) == 0 and fallback else labels
+
+
+def _rows(label: int, segments: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return detections of one class from segments (N, 2) in whole snippets or in fractions, and scores (N,)."""
+    rows = np.empty(len(segments), dtype=DETECTION if segments.dtype.kind == "i" else FRACTIONAL)
+    rows["label"], rows["score"] = label, scores
+    rows["start"], rows["end"] = segments.T
+    return rows
 
 
 def _padded_times(segments: np.ndarray, padding: str, snippet_rate: float) -> tuple[np.ndarray, float]:
@@ -362,11 +425,17 @@ def _topk_mean(values: np.ndarray, topk_divisor: int) -> np.ndarray:
     return np.partition(values, -k, axis=0)[-k:].mean(axis=0)  # (C,)
 
 
-def _without_ambiguous(detections: np.ndarray, ambiguous: np.ndarray | None) -> np.ndarray:
-    """Delete the detections that share at least one snippet with an ambiguous segment of (M, 2)."""
+def _without_ambiguous(
+    detections: np.ndarray, ambiguous: np.ndarray | None, whole_snippets: bool = False
+) -> np.ndarray:
+    """Delete the detections that share time with an ambiguous segment of (M, 2).
+
+    With `whole_snippets`, the borders of the detections are rounded down for this comparison.
+    """
     if ambiguous is None:
         return detections
     ambiguous = np.asarray(ambiguous).reshape(-1, 2)
-    latest_start = np.maximum(detections["start"][:, None], ambiguous[:, 0])  # (N, M)
-    earliest_end = np.minimum(detections["end"][:, None], ambiguous[:, 1])
+    start, end = (np.floor(detections[name]) if whole_snippets else detections[name] for name in ("start", "end"))
+    latest_start = np.maximum(start[:, None], ambiguous[:, 0])  # (N, M)
+    earliest_end = np.minimum(end[:, None], ambiguous[:, 1])
     return detections[~(latest_start < earliest_end).any(axis=1)]

@@ -23,7 +23,7 @@ LAYERS = (
     ("eval", "utils.features", "utils.sampler", "utils.run", "utils.checkpoint"),
     ("wsad_dataset", "utils.methods", "utils.training"),
     ("utils.engine", "options"),
-    ("utils.detector",),
+    ("utils.detector", "utils.second_stage"),
     ("main", "test"),
     ("scripts",),
 )

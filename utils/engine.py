@@ -242,11 +242,12 @@ class Evaluator:
         shares = self.ranks.gather(results)
         evaluation = None
         if self.ranks.is_main:
-            evaluation = self._score([result for share in shares for result in share], method.lowest_threshold)
+            evaluation = self.score([result for share in shares for result in share], method.lowest_threshold)
         scores = self.ranks.on_rank_zero(lambda: (evaluation.metrics, evaluation.selection))
         return evaluation or Evaluation([], None, *scores)
 
-    def _score(self, results: list[VideoResult], lowest_threshold: float | None) -> Evaluation:
+    def score(self, results: list[VideoResult], lowest_threshold: float | None = None) -> Evaluation:
+        """Score results of all test videos, in any order; for `lowest_threshold` see `collapse`."""
         order = {video_id: index for index, video_id in enumerate(self.dataset.video_ids)}
         results = sorted(results, key=lambda result: order[result.video_id])
         localized = {result.video_id: result.detections for result in results}

@@ -1,6 +1,7 @@
 """Parts of a method: network, objective and localization, and the options that configure them."""
 
 import inspect
+import math
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -71,6 +72,16 @@ class Method:
             InputError: An output is missing, or its shape or a value is not valid.
         """
         return self.localization.localize(*self._arrays(outputs), **{**self.settings, **options})
+
+    def propose(self, outputs: Mapping[str, np.ndarray], **options: object) -> np.ndarray:
+        """Return the proposals of one video: its detections without NMS, exact duplicates included.
+
+        Args:
+            outputs: Outputs of the network for this video, as of `localize`.
+            **options: `labels`, the classes to localize (default: the predicted ones), or others as of `localize`.
+        """
+        keep_all = arguments_of(self.localization.localize, {"nms": "hard", "nms_tiou": math.inf})
+        return self.localize(outputs, **keep_all, **options)
 
     def video_scores(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return video-level class scores (C,), or (C + 1,) with the background last, from the same outputs."""
