@@ -17,8 +17,9 @@ from torch import nn
 from model import CO2Net
 from scripts.benchmarks.plain_step import PlainCO2Net, PlainLoss, plain_adam, plain_train_step
 from tests.conftest import ROOT
+from tests.golden_cases import PAIRS, assert_golden
 from tests.test_engine import attentive_method, dataset_of
-from tests.test_golden import GOLDEN, LOSS_NAMES, Case, assert_golden
+from tests.test_golden import LOSS_NAMES, CO2NetCase
 from utils.engine import BATCH_SNIPPETS, BatchLoss, equal_length_batches, network_outputs, predict, train_step
 from utils.errors import InputError
 from utils.fusion import CONSENSUS, consensus_factory
@@ -185,12 +186,12 @@ def both_nets() -> tuple[CO2Net, CO2Net]:
     return net, copy.deepcopy(net)
 
 
-def test_the_plain_step_is_the_release_too(tmp_path):
-    case = Case(GOLDEN / "model_thumos14_short.npz", tmp_path)
+def test_the_plain_step_is_the_release_too():
+    case = CO2NetCase("model_thumos14_short")
     plain = Plain(case.net)
-    case.net, case.loss = plain.net, plain.criterion
     with torch.no_grad():
-        outputs, terms = case.run(case.meta["seed"], case.arrays["labels"].astype(float))
+        outputs = plain.net(case.features(case.meta["seed"]))
+        terms = plain.criterion(outputs, torch.from_numpy(case.arrays["labels"].astype(float)), PAIRS)
     assert_golden(outputs["cas"], case.arrays["cas"])
     for ours, released in LOSS_NAMES.items():
         assert_golden(terms[ours], case.arrays[released])
