@@ -12,7 +12,7 @@ from eval.tables import read_detections
 from main import main as train
 from scripts.report import main as report
 from scripts.second_stage import main as second_stage
-from tests.test_golden import GOLDEN, assert_golden, rng
+from tests.golden_cases import GOLDEN, assert_golden, rng
 from utils.annotations import parse_annotations
 from utils.checkpoint import load_weights
 from utils.features.simulate import invent_timeline, simulate_features
