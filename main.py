@@ -80,6 +80,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
         "architecture": method.architecture,
         "classes": list(annotations.classes),
         "options": {**run_options(args), "feature_scale": train_set.store.scale},  # the number, not `auto`
+        **({"recipe": store.recipe} if store.recipe else {}),
     }
     training = Training(
         net,

@@ -44,6 +44,7 @@ FREE_ON_RESUME = (  # options that may change on --resume
 )
 DEFAULTS = {"topk_ratio": 7}  # options for which a method may define another default
 OLD_NAMES = {"model": "method", "pseudo_neighbours": "pseudo_neighbors"}  # options of older runs
+ANY_RECIPE_HELP = "accept features of another recipe than those of the training (default: refuse them)"
 BOOLEAN = argparse.BooleanOptionalAction
 
 
@@ -175,6 +176,7 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
         "training)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")
+    add("--any-recipe", action="store_true", help=ANY_RECIPE_HELP)
     add_localization_options(parser, trained=True)
     args = parser.parse_args(argv)
     args.options = None

@@ -12,6 +12,7 @@ from utils.detector import load_method, stored_options, stored_scale
 from utils.engine import TABLE_PROTOCOLS, Evaluator, write_results
 from utils.errors import InputError, count_noun, exit_on_input_error
 from utils.features import open_features
+from utils.features.recipes import require_recipe
 from utils.run.devices import choose_device, memory_advice
 from wsad_dataset import WeakVideoDataset
 
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     annotations = load_annotations(args.path_dataset)
     scale = stored_scale(checkpoint, args.checkpoint, options)
     store = open_features(args.path_dataset, options.modalities).scaled(scale)
+    if not args.any_recipe:
+        require_recipe(store.recipe, checkpoint, store.source.path, args.checkpoint)
     test_set = WeakVideoDataset(
         annotations,
         store,

@@ -17,7 +17,7 @@ from eval.html_report.detection_files import annotations_of, open_detections
 from eval.html_report.page import render_detections
 from eval.outputs import write_outputs
 from eval.tables import format_table, localized_table, write_detections
-from options import LOCALIZATION_SETTINGS, add_localization_options
+from options import ANY_RECIPE_HELP, LOCALIZATION_SETTINGS, add_localization_options
 from utils.detector import Detector, assumed_rate, load_detector
 from utils.engine import VideoResult
 from utils.errors import InputError, OneLineParser, count_noun, exit_on_input_error
@@ -50,12 +50,13 @@ def main() -> None:
         help="snippets per second of features that do not store it (default: of the dataset of the checkpoint)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")
+    add("--any-recipe", action="store_true", help=ANY_RECIPE_HELP)
     add_localization_options(parser, trained=True)
     args = parser.parse_args()
     if (args.output_dir / "options.yaml").exists():
         raise InputError(f"--output-dir {args.output_dir} is the folder of a run, whose results would be lost")
     settings = {name: value for name in LOCALIZATION_SETTINGS if (value := getattr(args, name)) is not None}
-    detector = load_detector(args.checkpoint, args.device, **settings)
+    detector = load_detector(args.checkpoint, args.device, args.any_recipe, **settings)
     stores = [detector.open(path) for path in args.features]
     rate = common_rate(detector, stores, args.snippet_rate)
     with memory_advice("use --device cpu"):

@@ -20,7 +20,7 @@ LAYERS = (
     ("model", "utils.errors", "utils.number_types", "utils.losses"),
     ("utils.formats", "utils.datasets", "utils.segments", "utils.fusion"),
     ("utils.annotations",),
-    ("eval", "utils.features", "utils.sampler", "utils.run", "utils.checkpoint"),
+    ("eval", "utils.features", "utils.video", "utils.sampler", "utils.run", "utils.checkpoint"),
     ("wsad_dataset", "utils.methods", "utils.training"),
     ("utils.engine", "options"),
     ("utils.detector", "utils.second_stage"),

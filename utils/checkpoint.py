@@ -7,6 +7,7 @@ A checkpoint is one dict:
 
 * `model`: state dict of the network; `architecture`: its arguments; `classes`: names in the order of its outputs;
 * `options`: of the run; `iteration`; `metrics`: of the evaluation at that iteration, or None;
+* `recipe`: of the features, if they store one (utils/features/recipes.py);
 * `training` (last.pt, previous.pt and fault.pt): state of the run, see utils/training.py.
 """
 
@@ -41,7 +42,7 @@ RELEASED_MODULES = {
 RELEASED_PREFIXES = ("module.", "net.")  # of all names: DataParallel, Lightning
 RELEASED_UNUSED = ("feat_encoder.",)  # declared in the release, never used by its forward pass
 # Entries of a checkpoint besides `model`. Released checkpoints are bare state dicts.
-PARTS = {"architecture": dict, "classes": list, "options": dict, "iteration": int, "training": dict}
+PARTS = {"architecture": dict, "classes": list, "options": dict, "iteration": int, "training": dict, "recipe": dict}
 PARTS["metrics"] = dict | None
 STATES = ("last.pt", "previous.pt")  # a run resumes from the first one that is intact
 

@@ -26,6 +26,7 @@ from utils.checkpoint import checked_state, load_state, read_checkpoint, require
 from utils.datasets import DatasetSpec, Rate, dataset_spec
 from utils.engine import VideoResult, localized_videos
 from utils.errors import InputError, shorten
+from utils.features.recipes import RECIPE, require_recipe
 from utils.features.sources import JOINT_SUFFIX, Source
 from utils.features.store import DIFFERENCE_SUFFIX, FeatureStore, open_features
 from utils.formats.files import save_figure
@@ -50,6 +51,7 @@ class Detector:
         spec: Dataset of the training; its snippet rate is that of features that store none.
         name: Checkpoint, for titles.
         scale: Factor of all features, as in training.
+        recipe: Recipe that features must have, None for any; see utils/features/recipes.py.
     """
 
     def __init__(
@@ -60,9 +62,10 @@ class Detector:
         spec: DatasetSpec,
         name: str,
         scale: float = 1.0,
+        recipe: dict | None = None,
     ):
         self.method, self.classes, self.modalities = method, tuple(classes), tuple(modalities)
-        self.spec, self.name, self.scale = spec, name, scale
+        self.spec, self.name, self.scale, self.recipe = spec, name, scale, recipe
 
     def __call__(
         self, features: Features, snippet_rate: float | None = None, video_id: str | None = None
@@ -114,7 +117,7 @@ class Detector:
         return figure
 
     def open(self, features: Features, video_id: str | None = None) -> FeatureStore:
-        """Open features of any kind, and check that their widths fit the network.
+        """Open features of any kind, and check that their widths fit the network, and their recipe the training.
 
         Raises:
             InputError: The features do not fit the network or cannot be read.
@@ -129,6 +132,7 @@ class Detector:
                 raise InputError(
                     f"{store.source.path}: '{modality}' has {got} channels, {self.name} was trained on {width}"
                 )
+        require_recipe(store.recipe, {RECIPE: self.recipe}, store.source.path, self.name)
         return store.scaled(self.scale)
 
     def rate(self, store: FeatureStore, snippet_rate: float | None = None) -> tuple[float, bool]:
@@ -231,12 +235,13 @@ class ArraySource(Source):
         return self._arrays[modality]
 
 
-def load_detector(path: str | Path, device: str = "auto", **settings: object) -> Detector:
+def load_detector(path: str | Path, device: str = "auto", any_recipe: bool = False, **settings: object) -> Detector:
     """Load a detector from a checkpoint of a run.
 
     Args:
         path: best.pt, selected.pt or last.pt.
         device: `auto`, `cpu` or `cuda`.
+        any_recipe: Accept features of another recipe than those of the training.
         **settings: Settings of localization that differ from those of training, e.g. `class_threshold=0.1`.
 
     Raises:
@@ -255,7 +260,8 @@ def load_detector(path: str | Path, device: str = "auto", **settings: object) ->
     method = load_method(checkpoint, path, options, classes, dims)
     method.network.to(choose_device(device)).eval()
     spec, scale = dataset_spec(vars(options)), stored_scale(checkpoint, path, options)
-    return Detector(method, classes, options.modalities, spec, str(path), scale)
+    recipe = None if any_recipe else checkpoint.get(RECIPE)
+    return Detector(method, classes, options.modalities, spec, str(path), scale, recipe)
 
 
 def load_method(

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from utils.checkpoint import STATES, has_training_state, load_state, read_checkpoint, require_classes, save_checkpoint
 from utils.errors import InputError, shorten
+from utils.features.recipes import RECIPE, recipe_difference
 from utils.run.ranks import SINGLE_PROCESS, Ranks
 from wsad_dataset import Batch, BatchLoader
 
@@ -43,7 +44,7 @@ class Training:
         net: Network, already on its device.
         optimizer: Optimizer of the network.
         loader: Training batches.
-        identity: `architecture`, `classes` and `options`, saved in every checkpoint.
+        identity: `architecture`, `classes`, `options` and the features' `recipe`, saved in every checkpoint.
         run_dir: Folder of the run.
         ranks: Processes that train together.
         max_iter: Number of steps of the whole run.
@@ -169,6 +170,7 @@ class Training:
             return
         require_classes(checkpoint, self.identity["classes"], path)
         self._require_scale(checkpoint, path)
+        self._require_recipe(checkpoint, path)
         load_state(self.net, checkpoint, path)
         try:
             self._load_state(checkpoint, checkpoint["training"])
@@ -190,6 +192,14 @@ class Training:
             raise InputError(
                 f"{path}: was trained with the feature scale {shorten(trained)}, the training features now give "
                 f"{now}; use the features of the run, or choose another --run-dir"
+            )
+
+    def _require_recipe(self, checkpoint: dict, path: Path) -> None:
+        """Raise InputError if the features were extracted again, by another recipe."""
+        if difference := recipe_difference(self.identity.get(RECIPE), checkpoint.get(RECIPE)):
+            raise InputError(
+                f"{path}: was trained on features of another recipe than these ({difference}); use the features of "
+                "the run, or choose another --run-dir"
             )
 
     def _is_scheduled(self, iteration: int) -> bool:

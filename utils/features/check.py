@@ -39,6 +39,7 @@ from utils.features.faults import (
     find_value_faults,
     is_used,
 )
+from utils.features.recipes import describe_recipe
 from utils.features.store import FeatureStore, open_features
 from utils.formats.files import read_json, write_json
 from utils.formats.npy import load_names
@@ -291,6 +292,8 @@ def describe(path: str | Path, modalities: Sequence[str] | None = None) -> None:
     print(f"snippets     {counts[0]} / {int(np.median(counts))} / {counts[-1]} per video (min / median / max)")
     rate = store.snippet_rate
     print(f"rate         {f'{rate:g} snippets per second' if rate else NO_RATE}")
+    for number, line in enumerate(describe_recipe(store.recipe or {})):
+        print(f"{'' if number else 'recipe':12} {line}")
     try:
         annotations = load_annotations(path if path.is_dir() else path.parent)
     except InputError as error:

@@ -19,6 +19,7 @@ from utils.annotations import annotations_to_json, load_annotations
 from utils.datasets import Rate
 from utils.errors import InputError, shorten
 from utils.features.layouts import TRANSPOSED, Arrangement, array_files, looks_transposed
+from utils.features.recipes import RECIPE, recipe_to_text
 from utils.features.shards import shard_name
 from utils.features.sources import JOINT_SUFFIX, HDF5Source, Source
 from utils.features.store import FeatureStore, open_features
@@ -63,7 +64,7 @@ def write_files(
         out: Folder, created if missing.
         files: Arrays by file name; None keeps the existing file.
         attributes: Attributes of every file.
-        annotations: Content of annotations.json; None keeps the existing file.
+        annotations: Content of annotations.json; None keeps the existing file, if there is one.
 
     Raises:
         InputError: The system refuses to write, or an existing SHA256SUMS is damaged.
@@ -73,11 +74,12 @@ def write_files(
     with ExitStack() as stack:  # renames all files after the last one is complete
         for name, arrays in files.items():
             if arrays is not None:
-                _write_features(stack.enter_context(atomic_write(out / name)), arrays, attributes)
+                write_features(stack.enter_context(atomic_write(out / name)), arrays, attributes)
         _write_checksums(out, others)
         if annotations is not None:
             write_json(out / ANNOTATIONS, annotations)
-    _write_checksums(out, others, format_checksums(out, [*files, ANNOTATIONS]))
+    present = [name for name in (*files, ANNOTATIONS) if (out / name).exists()]
+    _write_checksums(out, others, format_checksums(out, present))
 
 
 def convert_features(
@@ -200,9 +202,12 @@ class _Selection:
         return {shard_name(shard, count): self.video_ids[borders[shard] : borders[shard + 1]] for shard in range(count)}
 
     def attributes(self, fps: float | None, stride: float | None) -> dict[str, dict[str, object]]:
-        """Return the rate of each modality, and the mark of simulated features."""
+        """Return the rate of each modality, the mark of simulated features, and the recipe."""
         attributes = {modality: _rate(self.source, modality, fps, stride)._asdict() for modality in self._stores}
-        return attributes | ({"/": {"simulated": SIMULATED_SOURCE}} if self.source.simulated else {})
+        marks = {"simulated": SIMULATED_SOURCE} if self.source.simulated else {}
+        if self.source.recipe is not None:
+            marks[RECIPE] = recipe_to_text(self.source.recipe)
+        return attributes | ({"/": marks} if marks else {})
 
     def arrays(self, video_ids: Iterable[str], activity: str) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the arrays of the videos as float16 or float32; InputError for unusable features."""
@@ -218,6 +223,8 @@ class _Selection:
         """Raise an InputError unless an existing file has exactly the features of these videos."""
         existing = HDF5Source(path)
         if set(existing.modalities) != set(self._stores) or existing.simulated != self.source.simulated:
+            raise _other_features(path)
+        if existing.recipe != self.source.recipe:
             raise _other_features(path)
         for modality, members in self._member_sets.items():
             if existing.rate(modality) != Rate(**attributes[modality]):
@@ -274,7 +281,8 @@ def check_space(out: Path, num_bytes: int) -> None:
         raise InputError(f"{out}: {num_bytes / 1e9:.1f} GB of features do not fit on this disk")
 
 
-def _write_features(path: Path, arrays: Arrays, attributes: Attributes) -> None:
+def write_features(path: Path, arrays: Arrays, attributes: Attributes) -> None:
+    """Write one HDF5 file of features, with checksums but not atomically."""
     with create_hdf5(path) as file:
         for group, pairs in attributes.items():
             set_attributes(file.require_group(group), pairs)

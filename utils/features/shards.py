@@ -56,6 +56,10 @@ class ShardedSource(Source):
     def _list_videos(self, number: int) -> None:
         source = self._source(number)
         self.simulated |= source.simulated
+        if number == 0:
+            self.recipe = source.recipe
+        if source.recipe != self.recipe:
+            raise InputError(f"{source.path}: has another recipe than earlier shards; extract all shards by one recipe")
         for modality in source.modalities:
             rate = source.rate(modality)
             if self._rates.setdefault(modality, rate) != rate:

@@ -20,6 +20,7 @@ from utils.annotations import RELEASE_SUFFIX
 from utils.datasets import RELEASE_RATE, Rate
 from utils.errors import InputError, shorten
 from utils.features.layouts import FPS, STREAMS, TIMESTAMPS, Arrangement, Location, scan_folder
+from utils.features.recipes import RECIPE, parse_recipe
 from utils.formats.ave import KEY, background_ids, check_clip_shape, open_array, read_clips
 from utils.formats.files import read_json
 from utils.formats.hdf5 import (
@@ -49,6 +50,7 @@ class Source(Protocol):
     path: Path
     modalities: tuple[str, ...]
     simulated: bool  # True for features that carry the mark of utils/features/simulate.py
+    recipe: dict | None = None  # recipe of the extraction, see utils/features/recipes.py
 
     def video_ids(self, modality: str) -> list[str]:
         """Return the videos that have the modality."""
@@ -91,6 +93,7 @@ class HDF5Source(Source):
             self._file_bytes = path.stat().st_size
             self._file = h5py.File(path, "r")
             self.simulated = "simulated" in self._file.attrs
+            self.recipe = _read_recipe(self._file.attrs)
             names = list(names_in(self._file))
         self._groups: dict[str, h5py.Group] = {}
         has_arrays = False
@@ -279,7 +282,7 @@ class ArrangedSource(Source):
 
     def __init__(self, source: Source, arrangement: Arrangement):
         self._durations = arrangement.durations
-        self.form, self.path, self.simulated = source.form, source.path, source.simulated
+        self.form, self.path, self.simulated, self.recipe = source.form, source.path, source.simulated, source.recipe
         self._source, self._transpose, self._split = source, arrangement.transpose, arrangement.split
         if self._split and len(source.modalities) != 1:
             raise InputError(
@@ -474,6 +477,16 @@ def _load_numbers(location: Location) -> np.ndarray:
 
 def _is_modality(name: str) -> bool:
     return name in STREAMS or name.endswith("_features")
+
+
+def _read_recipe(attributes: h5py.AttributeManager) -> dict | None:
+    """Return the recipe in the attributes of a file, None without one; ValueError for an invalid one."""
+    if RECIPE not in attributes:
+        return None
+    attribute = attributes.get_id(RECIPE)
+    if attribute.shape != () or attribute.dtype.kind != "S":  # HDF5 has no checksum for texts of variable length
+        raise ValueError(f"expected a recipe of fixed length, got {attribute.dtype} of shape {attribute.shape}")
+    return parse_recipe(attributes[RECIPE].decode())
 
 
 def _read_number(attributes: h5py.AttributeManager, name: str) -> object:

@@ -80,9 +80,15 @@ class FeatureStore:
         """Prefix of every text with a number that comes from these features: `SIMULATED `, or nothing."""
         return "SIMULATED " if self.source.simulated else ""
 
+    @property
+    def recipe(self) -> dict | None:
+        """Recipe of the extraction, None if not stored; see utils/features/recipes.py."""
+        return self.source.recipe
+
     def describe(self) -> dict:
-        """Return the path and the format of the features, if they are simulated, and their scale unless it is 1."""
+        """Return path, format and recipe of the features, if they are simulated, and their scale unless it is 1."""
         facts = {"path": str(self.source.path), "form": self.source.form, "simulated": self.source.simulated}
+        facts |= {"recipe": self.recipe} if self.recipe is not None else {}
         return facts if self.scale == 1 else {**facts, "scale": self.scale}
 
     @cached_property

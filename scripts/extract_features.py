@@ -1,0 +1,153 @@
+"""Extract features from videos into a dataset folder.
+
+python scripts/extract_features.py VIDEOS --out DIR --recipe r2plus1d_18 [--weights FILE]
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
+
+from tqdm import tqdm
+
+from utils.errors import InputError, OneLineParser, count_noun, exit_on_input_error
+from utils.features.convert import check_hdf5_names
+from utils.number_types import non_negative_int, positive_float, positive_int
+from utils.run.devices import memory_advice
+from utils.video.backbones import BACKBONES, RECIPES
+from utils.video.decode import Limits, find_videos, read_facts
+from utils.video.extract import Extractor, extract_videos, load_extractor
+from utils.video.flow import FLOWS
+from utils.video.folder import FeatureFolder
+from utils.video.recipe import Recipe
+
+MAX_WORKERS = 4
+
+
+def main() -> None:
+    """Extract features; the exit status is 1 if a video failed."""
+    args = parse_args()
+    limits = Limits(args.max_pixels, args.max_frames, args.max_hours)
+    videos = find_videos(args.videos)
+    check_hdf5_names(videos)
+    recipe = chosen_recipe(args)
+    with memory_advice("lower --batch-size, or use --device cpu"):
+        extractor = load_extractor(recipe, args.weights, args.flow_weights, args.device, args.batch_size, limits)
+        with FeatureFolder(args.out, extractor.recipe) as folder:
+            failed = extract(extractor, videos, folder, args.workers)
+    if failed:
+        raise SystemExit(1)
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = OneLineParser(
+        prog="scripts/extract_features.py",
+        description="Extract features from videos into DIR/features.h5, video by video. The command can be stopped at "
+        "any moment; repeated, it continues. Videos that cannot be used are listed at the end, with exit status 1.",
+    )
+    add = parser.add_argument
+    add("videos", nargs="+", type=Path, metavar="VIDEO", help="video files, or folders that are searched for videos")
+    add("--out", type=Path, required=True, metavar="DIR", help="dataset folder to write features.h5 into")
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--backbone", choices=list(BACKBONES), help="backbone, with its default recipe")
+    choice.add_argument("--recipe", choices=list(RECIPES), help="published recipe")
+    add("--weights", nargs="+", type=Path, default=[], metavar="FILE", help="state dict of the backbone, RGB then flow")
+    add("--flow", choices=FLOWS, help="optical flow, for backbones with a network for it; none: RGB alone")
+    add("--flow-weights", type=Path, metavar="FILE", help="state dict of RAFT (default: torchvision's download)")
+    add("--fps", type=positive_float, help="frames per second (default: of the recipe)")
+    add("--frames", type=positive_int, help="frames per clip (default: of the recipe)")
+    add("--stride", type=positive_int, help="frames from one snippet to the next (default: of the recipe)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")
+    add("--batch-size", type=positive_int, default=8, metavar="N", help="clips per batch (default: %(default)s)")
+    workers = min(MAX_WORKERS, max(1, (os.cpu_count() or 1) - 1))
+    help_text = "processes that decode ahead of the backbone; 0: none (default here: %(default)s)"
+    add("--workers", type=non_negative_int, default=workers, metavar="N", help=help_text)
+    bounds = parser.add_argument_group("limits of a video, for untrusted files").add_argument
+    bounds("--max-pixels", type=positive_int, default=Limits.max_pixels, help="pixels per frame (%(default)s)")
+    bounds("--max-frames", type=positive_int, default=Limits.max_frames, help="stored frames (%(default)s)")
+    bounds("--max-hours", type=positive_float, default=Limits.max_hours, help="duration in hours (%(default)s)")
+    return parser.parse_args()
+
+
+def chosen_recipe(args: argparse.Namespace) -> Recipe:
+    """Return the recipe of the options."""
+    recipe = RECIPES[args.recipe] if args.recipe else BACKBONES[args.backbone].recipe
+    given = {name: getattr(args, name) for name in ("flow", "fps", "frames", "stride")}
+    return replace(recipe, **{name: value for name, value in given.items() if value is not None})
+
+
+def extract(extractor: Extractor, videos: Mapping[str, Path], folder: FeatureFolder, workers: int) -> dict[str, str]:
+    """Extract the videos that the folder lacks, print a summary, and return the errors by video."""
+    done = folder.finished()
+    durations, errors = {}, {}
+    for video_id, path in videos.items():
+        try:
+            if video_id not in done:
+                durations[video_id] = read_facts(path, extractor.limits).duration
+        except InputError as error:
+            errors[video_id] = str(error)
+    if stored := len(videos) - len(durations) - len(errors):
+        print(f"{count_noun(stored, 'video')} of {len(videos)} already in {folder.path}")
+    for error in errors.values():
+        print(f"failed: {error}")
+    progress, frames, snippets, waited = Progress(durations), 0, 0, 0.0
+    for outcome in extract_videos(extractor, {video_id: videos[video_id] for video_id in durations}, workers):
+        if outcome.error:
+            errors[outcome.video_id] = outcome.error
+            progress.advance(outcome.video_id, f"failed: {outcome.error}")
+            continue
+        folder.add(outcome.video_id, outcome.features)
+        count = len(next(iter(outcome.features.values())))
+        frames, snippets, waited = frames + outcome.num_frames, snippets + count, waited + outcome.waited
+        seconds = outcome.num_frames / extractor.recipe.fps
+        progress.advance(outcome.video_id, f"{outcome.video_id}: {seconds:.1f} s, {count_noun(count, 'snippet')}")
+    folder.assemble()
+    elapsed = progress.elapsed
+    extracted = len(videos) - stored - len(errors)
+    print(f"\n{'extracted':12} {extracted:6}  {count_noun(snippets, 'snippet')} of {count_noun(frames, 'frame')}")
+    print(f"{'stored before':12} {stored:6}")
+    print(f"{'failed':12} {len(errors):6}")
+    if frames:
+        share = f"the backbone waited for frames in {waited / elapsed:.0%} of the time"
+        print(f"{frames / elapsed:.0f} frames per second; {share}")
+    for error in errors.values():
+        print(f"failed: {error}")
+    if extracted or stored:
+        print(f"features in {folder.path}: python -m utils.features {folder.path} describes them")
+    return errors
+
+
+class Progress:
+    """One line per video, with the time that the other videos will take.
+
+    Args:
+        durations: Seconds of each video, None where they are unknown.
+    """
+
+    def __init__(self, durations: Mapping[str, float | None]):
+        known = [duration for duration in durations.values() if duration]
+        usual = sum(known) / len(known) if known else 1.0
+        self._durations = {video_id: duration or usual for video_id, duration in durations.items()}
+        self._done, self._seconds, self._start = 0, 0.0, time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._start
+
+    def advance(self, video_id: str, message: str) -> None:
+        """Print the line of a video that ended."""
+        self._done, self._seconds = self._done + 1, self._seconds + self._durations[video_id]
+        left = self.elapsed * (sum(self._durations.values()) / self._seconds - 1)
+        eta = f", {tqdm.format_interval(left)} left" if self._done < len(self._durations) else ""
+        print(f"[{self._done}/{len(self._durations)}] {message}{eta}", flush=True)
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)
