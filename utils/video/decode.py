@@ -32,6 +32,7 @@ _FORMATS = (
 _THREADS = 2  # per decoder; several videos are decoded at a time
 _MAX_ASPECT = 10  # longer side over shorter side; a thin frame would grow without bound where its short side is resized
 _TRUNCATED_SECONDS, _TRUNCATED_SHARE = 1.0, 0.02  # of the duration in the header that may be missing at the end
+_NO_FRAME = "has a video stream but no frame that can be decoded"
 _MAX_STEP_BACK = 1.0  # seconds; frames that are late by less are left out
 
 
@@ -137,11 +138,11 @@ def frames_at(path: Path, fps: float, limits: Limits) -> Iterator[np.ndarray]:
                     count += 1
             previous = current
         if previous is None:
-            raise InputError(f"{path}: has a video stream but no frame that can be decoded")
+            raise InputError(f"{path}: {_NO_FRAME}")
         end = previous.time + previous.duration
         _check_complete(path, end, stated)
         image = _to_image(path, previous.frame, size)
-        while count == 0 or (count + 0.5) / fps <= end:
+        while count / fps <= max(previous.time, end - 0.5 / fps) + 1e-6:
             yield image
             count += 1
 
@@ -175,11 +176,15 @@ def _open_stream(path: Path, limits: Limits) -> Iterator[tuple]:
             _check_size(path, stream.codec_context.width, stream.codec_context.height, limits)
             stated = _stated_duration(container, stream)
             _check_progress(path, stream.frames, stated or 0.0, limits)
-            stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}  # of a later frame, too
+            # The limit holds for every frame. Damage is an error; by default FFmpeg invents the damaged pixels.
+            stream.codec_context.options = {"max_pixels": str(limits.max_pixels), "err_detect": "explode"}
             stream.codec_context.thread_count, stream.thread_type = _THREADS, "AUTO"
             yield container, stream
     except av.FFmpegError as error:
-        raise InputError(f"{path}: cannot be decoded ({error.strerror or error}); is it a complete video?") from None
+        raise InputError(
+            f"{path}: cannot be decoded ({error.strerror or error}); it is truncated, damaged or no video; "
+            "`ffmpeg -i OLD NEW` repairs small damage"
+        ) from None
     except (MemoryError, UnicodeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -233,7 +238,9 @@ def _check_size(path: Path, width: int, height: int, limits: Limits) -> None:
         raise InputError(
             f"{path}: has {width} x {height} pixels, the limit is {limits.max_pixels:,}; --max-pixels raises it"
         )
-    if min(width, height) < 1 or max(width, height) > _MAX_ASPECT * min(width, height):
+    if min(width, height) < 1:
+        raise InputError(f"{path}: {_NO_FRAME}")
+    if max(width, height) > _MAX_ASPECT * min(width, height):
         raise InputError(f"{path}: has {width} x {height} pixels, expected sides that differ by a factor up to 10")
 
 
