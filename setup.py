@@ -26,6 +26,7 @@ setup(
         "tabulate>=0.9",
     ],
     extras_require={
+        "video": ["av>=15", "torchvision>=0.21", "opencv-contrib-python-headless>=4.10"],  # scripts/extract_features.py
         "cluster": ["submitit>=1.5"],  # scripts/reproduce.py --slurm
         "dev": [
             "pytest>=8",

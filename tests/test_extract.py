@@ -12,16 +12,25 @@ from fractions import Fraction
 from pathlib import Path
 from unittest import mock
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import main
+from scripts.detect import main as detect
 from scripts.extract_features import main as extract
+from scripts.make_annotations import main as annotate
+from test import main as localize
 from tests.conftest import ROOT
+from utils.annotations import load_annotations, parse_annotations
+from utils.checkpoint import read_checkpoint
 from utils.errors import InputError
 from utils.features import open_features
 from utils.features.check import main as describe
+from utils.features.convert import convert_features, write_dataset
+from utils.features.simulate import invent_timeline, simulate_features
 from utils.video.backbones import BACKBONES, RECIPES, Backbone
 from utils.video.decode import Limits, find_videos, frames_at, measure_duration, read_facts
 from utils.video.extract import Extractor, extract_videos, load_extractor, read_chunks
@@ -436,6 +445,107 @@ def test_impossible_extractions_are_refused_in_one_line(words, message, tmp_path
     write_video(tmp_path / "clip.mp4", [0])
     status, _, error = run_main(extract, "clip.mp4", "--out", "out", *words)
     assert status == 2 and message in error and error.count("\n") == 1
+
+
+# Annotations and recipes
+
+
+def test_annotations_from_a_table_of_labels(tmp_path, run_main):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    rows = ["video,label,start,end"]
+    for number in range(20):
+        write_video(videos / f"v{number:02d}.mp4", steady(25, 10 + number))
+        rows.append(f"v{number:02d}{'.mp4' * (number % 2)},{'Jump' if number < 10 else 'Run'},,")
+    rows += ["v03,Run,0.1,0.4", "v03,Run,,"]
+    (videos / "bad.mp4").write_bytes(b"no video")
+    (tmp_path / "labels.csv").write_text("\n".join([*rows, "bad,Jump,,"]) + "\n")
+    write_video(videos / "unnamed.mp4", steady(25, 5))
+    words = (videos, "--labels", tmp_path / "labels.csv", "--out")
+    status, printed, error = run_main(annotate, *words, tmp_path / "a")
+    assert status == 1 and f"failed: {videos / 'bad.mp4'}" in printed and "left out (bad, unnamed)" in printed, error
+    annotations = load_annotations(tmp_path / "a")
+    assert annotations.classes == ("Jump", "Run") and len(annotations.videos) == 20
+    assert annotations.videos["v03"].labels == ("Jump", "Run")
+    assert annotations.videos["v03"].segments.tolist() == [[0.1, 0.4]]
+    for number in range(20):
+        assert annotations.videos[f"v{number:02d}"].duration == pytest.approx((10 + number) / 25, abs=0.03)
+    tests = [video.video_id for video in annotations.subset("test")]
+    assert len(tests) == 6 and sum(video_id < "v10" for video_id in tests) == 3
+    for folder, seed in (("b", 0), ("c", 1)):
+        (videos / "bad.mp4").unlink(missing_ok=True)
+        (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+        assert run_main(annotate, *words, tmp_path / folder, "--seed", seed)[0] == 0
+        other = [video.video_id for video in load_annotations(tmp_path / folder).subset("test")]
+        assert (other == tests) == (seed == 0)
+    status, _, error = run_main(annotate, *words, tmp_path / "a")
+    assert status == 2 and "already exists" in error
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("clip,Run,\nother,Run,", "no such video among 1 file"),
+        ("clip,,", "the label is empty"),
+        ("clip,Run,late", "expected start and end in seconds"),
+        ("", "has no rows"),
+    ],
+)
+def test_unusable_labels_are_refused_in_one_line(rows, message, tmp_path, run_main):
+    write_video(tmp_path / "clip.mp4", steady(25, 5))
+    (tmp_path / "labels.csv").write_text(f"video,label,start\n{rows}\n")
+    words = (tmp_path / "clip.mp4", "--labels", tmp_path / "labels.csv", "--out", tmp_path / "out")
+    status, _, error = run_main(annotate, *words)
+    assert status == 2 and message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def simulated_dataset(folder: Path, recipe: Recipe) -> Path:
+    """Write SIMULATED features with a recipe, as if they came from videos."""
+    simulate_features(parse_annotations(invent_timeline(16, 3), "timeline"), folder, (4, 3))
+    store = open_features(folder, None)
+    arrays = [(f"{name}/{v}", store.source.read(name, v)) for name in store.modalities for v in store.video_ids]
+    rates = {name: {"fps": 25, "stride": 16} for name in store.modalities}
+    write_dataset(folder, arrays, {"/": {"simulated": "yes", "recipe": json.dumps(recipe.as_dict())}, **rates}, None)
+    return folder
+
+
+def test_a_detector_refuses_features_of_another_recipe(tmp_path, run_main):
+    data = simulated_dataset(tmp_path / "data", TINY)
+    run, words = tmp_path / "run", ("--device", "cpu", "--max-iter", "2", "--eval-every", "2", "--num-snippets", "20")
+    train = ("--config", ROOT / "configs/demo.yaml", "--run-dir", run, *words, "--path-dataset")
+    status, _, error = run_main(main.main, *train, data)
+    assert status == 0, error
+    checkpoint = run / "checkpoints/last.pt"
+    assert read_checkpoint(checkpoint)["recipe"] == TINY.as_dict()
+    assert json.loads((run / "environment.json").read_text())["features"]["recipe"] == TINY.as_dict()
+    convert_features(data, tmp_path / "copy")
+    assert open_features(tmp_path / "copy", None).recipe == TINY.as_dict()
+    other = simulated_dataset(tmp_path / "other", replace(TINY, fps=12.5, weights={"rgb": "ab" * 32}))
+    for folder, options, refused in (
+        (tmp_path / "copy", (), False),
+        (other, (), True),
+        (other, ("--any-recipe",), False),
+    ):
+        end = ("--checkpoint", checkpoint, "--output-dir", tmp_path / "out", "--device", "cpu", *options)
+        for status, _, error in (
+            run_main(localize, "--path-dataset", folder, *end),
+            run_main(detect, folder / "features.h5", *end),
+        ):
+            assert status == 2 * refused, error
+            assert not refused or ("fps 12.5 instead of 10" in error and error.count("\n") == 1)
+    status, _, error = run_main(main.main, *train, other, "--resume", "--max-iter", "4")
+    assert status == 2 and "was trained on features of another recipe" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", [np.bytes_(b"[1]"), np.bytes_(b"{"), np.bytes_(b"[" * 9000), "text", 3])
+def test_a_recipe_in_a_file_is_a_json_object_of_fixed_length(value, tmp_path):
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        file["rgb/video"] = np.ones((3, 2), dtype=np.float32)
+        file.attrs["recipe"] = value
+    with pytest.raises(InputError, match="not a readable HDF5 file") as refusal:
+        open_features(tmp_path, None)
+    assert "\n" not in str(refusal.value)
 
 
 # Preprocessing and networks against torchvision and the published ones
