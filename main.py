@@ -20,7 +20,7 @@ from utils.engine import (
     train_step,
     write_results,
 )
-from utils.errors import InputError, exit_on_input_error
+from utils.errors import exit_on_input_error
 from utils.features import FeatureStore, open_features
 from utils.features.check import startup_warnings
 from utils.features.simulate import provide_demo
@@ -97,9 +97,9 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     batch_loss = ranks.share(batch_loss, (*loader.example(device), torch.zeros((), device=device)))
     evaluate = Evaluator(test_set, annotations, spec, ranks)
     if not evaluate.has_ground_truth:
-        raise InputError(
-            f"subset '{spec.test_subset}' has no annotated segment in a video that can be tested; annotate one, "
-            "or choose another --test-subset"
+        print(
+            f"subset '{spec.test_subset}' has no annotated segment in a video that can be tested: nothing is scored, "
+            "and no checkpoint is the best; --holdout selects one by video-level labels"
         )
     if folder:
         folder.begin(run_options(args), train_set.store.describe(), device, ranks.size, ranks.nodes)
@@ -184,16 +184,19 @@ def report(
     title = f"{run_dir.name}, last checkpoint (iteration {training.iteration}), {features}"
     write_results(run_dir, rows, evaluation, annotations, snippet_rate, args.modalities, title)
     print(f"\n{args.dataset}, {features}, seed {args.seed}")
-    print(results_table(rows, spec, TABLE_PROTOCOLS))
-    measure = f"mean mAP@{spec.main_range[0]:g}:{spec.main_range[1]:g} ({TABLE_PROTOCOLS[0]})"
-    if spec.accuracy_subsets:
-        measure = f"snippet accuracy ({spec.accuracy_subsets[0]})"
-    print(f"`best` has the highest {measure} on the test subset: an upper bound")
+    if evaluation.metrics:
+        print(results_table(rows, spec, TABLE_PROTOCOLS))
+        measure = f"mean mAP@{spec.main_range[0]:g}:{spec.main_range[1]:g} ({TABLE_PROTOCOLS[0]})"
+        if spec.accuracy_subsets:
+            measure = f"snippet accuracy ({spec.accuracy_subsets[0]})"
+        print(f"`best` has the highest {measure} on the test subset: an upper bound")
+    else:
+        print(f"subset '{spec.test_subset}' has no annotated segments: no scores")
     if "selected" in training.chosen:
         print("`selected` is the best on holdout training videos, by their video-level labels alone")
     print("`last` is the state after the last iteration")
     print(f"results in {run_dir}: metrics.json, detections.json (of `last`), outputs.h5, videos.png")
-    print(f"HTML report: python scripts/report.py {run_dir}")
+    print(f"HTML report: python scripts/report.py {run_dir if evaluation.metrics else run_dir / 'detections.json'}")
 
 
 if __name__ == "__main__":

@@ -83,8 +83,26 @@ def test_a_subset_without_segments_is_localized_and_not_scored(dataset, tmp_path
     assert "subset 'new' has no annotated segments" in printed and "no scores" in printed
     assert (tmp_path / "new/detections.json").is_file() and (tmp_path / "new/videos.png").is_file()
     assert json.loads((tmp_path / "new/metrics.json").read_text()) == {}
-    status, _, error = run_main(main.main, *words, "--run-dir", tmp_path / "other", "--test-subset", "new")
-    assert status == 2 and "subset 'new' has no annotated segment" in error and error.count("\n") == 1
+
+
+def test_training_without_annotated_segments_ends_without_scores(dataset, tmp_path, run_main):
+    run = tmp_path / "run"
+    words = ("--config", dataset / "backyard.yaml", "--path-dataset", dataset, "--device", "cpu")
+    words = (*words, "--test-subset", "new", "--run-dir", run, "--holdout", "0.2")
+    status, printed, error = run_main(main.main, *words)
+    assert status == 0, error
+    assert "nothing is scored" in printed and "no scores" in printed and "`best`" not in printed
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.pt", "selected.pt"}
+    assert json.loads((run / "metrics.json").read_text()) == {name: {"iteration": 2} for name in ("last", "selected")}
+    status, trained, error = run_main(main.main, *words, "--resume", "--max-iter", 4)
+    assert status == 0, error
+    assert json.loads((run / "metrics.json").read_text())["last"] == {"iteration": 4}
+    status, printed, error = run_main(report, run / "detections.json")
+    assert status == 0 and f"scripts/report.py {run / 'detections.json'}" in trained, error
+    words = ("--checkpoint", run / "checkpoints/selected.pt", "--path-dataset", dataset, "--device", "cpu")
+    status, _, error = run_main(localize, *words, "--output-dir", tmp_path / "out", "--subset", "unseen")
+    assert status == 0, error
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["selected"]["snippet"]["map"]
 
 
 def test_published_values_are_defaults_that_options_override():

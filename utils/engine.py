@@ -319,8 +319,11 @@ def holdout_scores(method: Method, dataset: WeakVideoDataset) -> dict[str, float
 
 
 def selection_scores(evaluation: Evaluation, holdout: dict[str, float | None]) -> dict[str, list[float]]:
-    """Return the score that selects each checkpoint; scores are compared from the left."""
-    scores = {"best": [evaluation.selection]}
+    """Return the score that selects each checkpoint; scores are compared from the left.
+
+    Without ground truth no checkpoint is the best one.
+    """
+    scores = {"best": [evaluation.selection]} if evaluation.metrics else {}
     if holdout:
         scores["selected"] = [holdout["classification_mAP"] or 0.0, -holdout["loss"]]
     return scores

@@ -198,7 +198,9 @@ class _Events:
 
 
 def _summarize(metrics: dict) -> dict[str, float]:
-    """Return the scalars of metrics.json that are worth a curve, in a flat dict."""
+    """Return the scalars of metrics.json that are worth a curve, in a flat dict; {} without ground truth."""
+    if not metrics:
+        return {}
     scores = {"classification_mAP": metrics["classification_map"]}
     scores |= {f"{subset}/accuracy": value["accuracy"] for subset, value in metrics.get("snippet_accuracy", {}).items()}
     for protocol, values in metrics.items():
