@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from utils.engine import (
     Evaluation,
     Evaluator,
     holdout_scores,
+    loss_inputs,
     selection_scores,
     train_step,
     write_results,
@@ -24,11 +26,13 @@ from utils.errors import exit_on_input_error
 from utils.features import FeatureStore, open_features
 from utils.features.check import startup_warnings
 from utils.features.simulate import provide_demo
+from utils.formats.checksums import sha256_of
 from utils.methods import build_method
+from utils.pseudo_labels import read_pseudo_labels
 from utils.run import Ranks, RunFolder, RunLog, StopSignal, join_ranks
 from utils.run.devices import choose_device, memory_advice
 from utils.run.fast_cpu import speed_up_cpu
-from utils.training import Training, seed_everything
+from utils.training import Training, average_weights, seed_everything
 from wsad_dataset import BatchLoader, WeakVideoDataset, auto_scale, split_holdout
 
 
@@ -54,6 +58,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     annotations = load_annotations(args.path_dataset)
     store = open_features(args.path_dataset, args.modalities)
     train_set, test_set, holdout_set = open_subsets(args, spec, annotations, store, device)
+    pseudo_labels = read_pseudo_labels(args.pseudo_labels, train_set) if args.pseudo_labels else None
     loader = BatchLoader(
         train_set,
         args.batch_size,
@@ -66,6 +71,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
         sampling=args.sampling,
         rank=ranks.rank,
         num_ranks=ranks.size,
+        pseudo_labels=pseudo_labels,
     )
 
     # Method, optimizer and training state
@@ -75,13 +81,20 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     if device.type == "cpu":
         speed_up_cpu(net, args.precision, reuse_memory=args.cache != "none")
     optimizer = torch.optim.Adam(net.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
-    batch_loss = BatchLoss(net, method.objective, args.precision, args.compile)
+    batch_loss = BatchLoss(net, method.objective, args.precision, args.compile, args.pseudo_weight)
+    batch_loss = ranks.share(batch_loss, loss_inputs(loader.example(device), 0.0, device))
+    average = None
+    if args.ema:
+        average = average_weights(net, args.ema)
+        method = replace(method, network=average.module)  # the network to evaluate
     identity = {
         "architecture": method.architecture,
         "classes": list(annotations.classes),
         "options": {**run_options(args), "feature_scale": train_set.store.scale},  # the number, not `auto`
         **({"recipe": store.recipe} if store.recipe else {}),
     }
+    if args.pseudo_labels:
+        identity["options"]["pseudo_labels_sha256"] = sha256_of(Path(args.pseudo_labels))
     training = Training(
         net,
         optimizer,
@@ -89,12 +102,12 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
         identity,
         args.run_dir,
         ranks,
+        average,
         max_iter=args.max_iter,
         eval_every=args.eval_every,
         skip_nonfinite=args.skip_nonfinite,
     )
     training.resume(args.seed)
-    batch_loss = ranks.share(batch_loss, (*loader.example(device), torch.zeros((), device=device)))
     evaluate = Evaluator(test_set, annotations, spec, ranks)
     if not evaluate.has_ground_truth:
         print(

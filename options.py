@@ -41,6 +41,7 @@ FREE_ON_RESUME = (  # options that may change on --resume
     "cache",
     "skip_nonfinite",
     "compile",
+    "pseudo_labels",  # the path; checkpoints have the digest of the content
 )
 DEFAULTS = {"topk_ratio": 7}  # options for which a method may define another default
 OLD_NAMES = {"model": "method", "pseudo_neighbours": "pseudo_neighbors"}  # options of older runs
@@ -160,7 +161,13 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=_Help,
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help="best.pt or last.pt of a run, or a released .pkl (with --config)")
+    add(
+        "--checkpoint",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="best.pt or last.pt of a run, or a released .pkl (with --config); several: their outputs are averaged",
+    )
     add("--path-dataset", required=True, help="folder with annotations.json and the features")
     add("--output-dir", required=True, help="folder for metrics.json, detections.json and the picture")
     add(
@@ -403,6 +410,10 @@ def _checked(parser: OneLineParser, args: argparse.Namespace) -> argparse.Namesp
     for name in _options_of_methods() - definition.options():
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')} has no effect with --method {args.method}; leave it out")
+    if args.pseudo_labels and not definition.has_background:
+        parser.error(
+            f"--pseudo-labels needs a background class, which --method {args.method} does not have; leave it out"
+        )
     try:
         dataset_spec(vars(args))
     except InputError as error:
@@ -548,6 +559,20 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         help="number of steps with a loss or gradient that is not finite to skip before the run stops",
     )
     add("--evaluate-untrained", action=BOOLEAN, default=False, help="also evaluate before the first step")
+    add(
+        "--ema",
+        type=fraction_below_one,
+        default=0.0,
+        metavar="DECAY",
+        help="decay of an exponential moving average of the weights, which is evaluated and saved in their place; 0: "
+        "no average",
+    )
+    add(
+        "--pseudo-labels",
+        metavar="FILE",
+        help="pseudo labels of the training snippets, from scripts/pseudo_labels.py; adds their loss to the objective",
+    )
+    add("--pseudo-weight", type=positive_float, default=1.0, help="weight of the loss of the pseudo labels")
 
     add = parser.add_argument_group("method").add_argument
     add("--method", "--model", choices=tuple(METHODS), default="co2net", help="method to train")

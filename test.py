@@ -1,4 +1,4 @@
-"""Localize and score with a trained or released checkpoint. See python test.py --help."""
+"""Localize and score with trained or released checkpoints. See python test.py --help."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ from options import override_localization, parse_test_args
 from utils.annotations import load_annotations
 from utils.checkpoint import read_checkpoint
 from utils.datasets import dataset_spec
-from utils.detector import load_method, stored_options, stored_scale
+from utils.detector import load_pool, stored_options, stored_scale
 from utils.engine import TABLE_PROTOCOLS, Evaluator, write_results
 from utils.errors import InputError, count_noun, exit_on_input_error
 from utils.features import open_features
@@ -18,23 +18,25 @@ from wsad_dataset import WeakVideoDataset
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Evaluate a checkpoint with the options of the command line."""
+    """Evaluate checkpoints with the options of the command line."""
     args = parse_test_args(argv)
     output = Path(args.output_dir)
     if (output / "options.yaml").exists():
         raise InputError(f"--output-dir {output} is the folder of a run, whose results would be lost; choose another")
     device = choose_device(args.device)
-    checkpoint = read_checkpoint(args.checkpoint)
-    options = override_localization(args.options or stored_options(checkpoint, args.checkpoint), vars(args))
+    checkpoints = {path: read_checkpoint(path) for path in args.checkpoint}
+    first, checkpoint = next(iter(checkpoints.items()))
+    options = override_localization(args.options or stored_options(checkpoint, first), vars(args))
     spec = dataset_spec(vars(options))
     spec = replace(spec, test_subset=args.subset or spec.test_subset)
 
     # Data
     annotations = load_annotations(args.path_dataset)
-    scale = stored_scale(checkpoint, args.checkpoint, options)
+    scale = stored_scale(checkpoint, first, options)
     store = open_features(args.path_dataset, options.modalities).scaled(scale)
     if not args.any_recipe:
-        require_recipe(store.recipe, checkpoint, store.source.path, args.checkpoint)
+        for path in checkpoints:
+            require_recipe(store.recipe, checkpoints[path], store.source.path, path)
     test_set = WeakVideoDataset(
         annotations,
         store,
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         device=None,  # each video is read once
     )
 
-    method = load_method(checkpoint, args.checkpoint, options, annotations.classes, test_set.modality_dims)
+    method = load_pool(checkpoints, options, annotations.classes, test_set.modality_dims)
     method.network.to(device)
 
     # Results
@@ -52,9 +54,11 @@ def main(argv: list[str] | None = None) -> None:
     with memory_advice("use --device cpu"):
         evaluation = evaluate(method)
     output.mkdir(parents=True, exist_ok=True)
-    name, iteration = Path(args.checkpoint).stem, checkpoint.get("iteration")
+    name, iteration = Path(first).stem, checkpoint.get("iteration")
+    if len(checkpoints) > 1:
+        name, iteration = f"mean of {len(checkpoints)}", None
     simulated = store.simulated_prefix
-    title = f"{args.checkpoint}, {simulated}features"
+    title = f"{' + '.join(checkpoints)}, {simulated}features"
     rows = [(name, iteration, evaluation.metrics)] if evaluate.has_ground_truth else []
     write_results(output, rows, evaluation, annotations, evaluate.snippet_rate, options.modalities, title)
     print(f"{options.dataset}, {simulated}features {store.source.path}: {spec.test_subset} {test_set}")

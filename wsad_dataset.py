@@ -157,6 +157,15 @@ class Batch(NamedTuple):
     pairs: Tensor  # (P, 2) int64, rows of the batch that share a class
 
 
+class PseudoLabeledBatch(NamedTuple):
+    """One training batch with pseudo labels of its snippets."""
+
+    features: Tensor
+    labels: Tensor
+    pairs: Tensor
+    pseudo_labels: Tensor  # (B, T, C) float32 in [0, 1]
+
+
 class BatchLoader:
     """Endless iterator of training batches; loaders with equal state return equal batches.
 
@@ -176,6 +185,7 @@ class BatchLoader:
         rank: This process, of `num_ranks` that share each batch (see `rank_rows`).
         num_ranks: Number of processes. Every process draws whole batches, so together they see those of one process.
         sampling: Key of utils.sampler.SAMPLINGS, which draws the snippets of a video.
+        pseudo_labels: (T, L) pseudo labels of each video, a column per weak label; None for batches without them.
     """
 
     def __init__(
@@ -191,12 +201,14 @@ class BatchLoader:
         rank: int = 0,
         num_ranks: int = 1,
         sampling: str = "stratified",
+        pseudo_labels: Sequence[np.ndarray] | None = None,
     ):
         if num_snippets < 1:
             raise InputError(f"--num-snippets: expected at least 1 snippet per video, got {num_snippets}")
         self.dataset = dataset
         self.num_snippets = num_snippets
         self._draw_snippets = SAMPLINGS[sampling]
+        self._pseudo_labels = pseudo_labels
         self.video_ids: list[str] = []  # of the batch returned last
         if open_shards:
             shards = dataset.store.shards(dataset.video_ids)
@@ -214,10 +226,10 @@ class BatchLoader:
         self._thread = ThreadPoolExecutor(1, "batches") if prefetch else None
         self._prefetched: Future | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | PseudoLabeledBatch]:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Batch | PseudoLabeledBatch:
         if self._thread is None:
             batch, self.video_ids, self._state = self._draw()
         else:
@@ -226,7 +238,7 @@ class BatchLoader:
             self._prefetched = self._thread.submit(self._draw)
         return batch
 
-    def _draw(self) -> tuple[Batch, list[str], dict]:
+    def _draw(self) -> tuple[Batch | PseudoLabeledBatch, list[str], dict]:
         """Return the next batch, its videos, and the state after it."""
         indices = self.sampler.draw()  # (B,)
         snippets = self._draw_snippets(self.dataset.lengths[indices], self.num_snippets, self._generator)  # (B, T)
@@ -235,13 +247,25 @@ class BatchLoader:
         features = next(self._buffers)
         self.dataset.gather(indices, snippets, features)
         labels = torch.from_numpy(self.dataset.labels[indices]).float()
-        labels, pairs = (to_device(part, features.device) for part in (labels, self._pairs.clone()))
-        return Batch(features, labels, pairs), [self.dataset.video_ids[index] for index in indices], state
+        batch = self._batch(features, labels, self._pairs.clone())
+        if self._pseudo_labels is not None:
+            for row, index, chosen in zip(batch.pseudo_labels, indices, snippets, strict=True):
+                row[:, self.dataset.labels[index]] = torch.from_numpy(self._pseudo_labels[index][chosen])
+        batch = batch._make(to_device(part, features.device) for part in batch)
+        return batch, [self.dataset.video_ids[index] for index in indices], state
 
-    def example(self, device: torch.device) -> Batch:
+    def _batch(self, features: Tensor, labels: Tensor, pairs: Tensor) -> Batch | PseudoLabeledBatch:
+        """Return a batch; pseudo labels are 0."""
+        if self._pseudo_labels is None:
+            return Batch(features, labels, pairs)
+        shape = *self._shape[:2], len(self.dataset.classes)
+        return PseudoLabeledBatch(features, labels, pairs, torch.zeros(shape))
+
+    def example(self, device: torch.device) -> Batch | PseudoLabeledBatch:
         """Return a batch of zeros with the shapes and dtypes of all batches."""
-        labels = torch.zeros(len(self._own_rows), len(self.dataset.classes), device=device)
-        return Batch(torch.zeros(self._shape, device=device), labels, self._pairs.to(device))
+        labels = torch.zeros(len(self._own_rows), len(self.dataset.classes))
+        batch = self._batch(torch.zeros(self._shape, device=device), labels, self._pairs)
+        return batch._make(part.to(device) for part in batch)
 
     def close(self) -> None:
         """End the prefetching thread; no batch can be drawn any more."""

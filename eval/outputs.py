@@ -7,7 +7,7 @@ It has one HDF5 group per video with `cas` (T, C + 1), `attention` (T,) and, if 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import h5py
 import numpy as np
@@ -15,15 +15,7 @@ import numpy as np
 from utils.errors import InputError
 from utils.formats.checksums import verify_checksum
 from utils.formats.files import atomic_write
-from utils.formats.hdf5 import (
-    check_chunks,
-    check_no_external_data,
-    check_stored_size,
-    create_hdf5,
-    follow,
-    names_in,
-    set_attributes,
-)
+from utils.formats.hdf5 import create_hdf5, follow, group_name, names_in, read_checked, set_attributes
 
 CURVES = ("cas", "attention", "modality_attention")
 OPTIONAL = ("modality_attention",)  # a network without it has zero rows, which are not stored
@@ -44,7 +36,7 @@ def write_outputs(path: str | Path, results: Sequence, classes: Sequence[str], s
     with atomic_write(path) as partial, create_hdf5(partial) as file:
         set_attributes(file, {"classes": [name.encode() for name in classes], "snippet_rate": snippet_rate})
         for result in results:
-            group = file.create_group(_group_name(result.video_id))
+            group = file.create_group(group_name(result.video_id))
             for name in CURVES:
                 values = getattr(result, name).astype(np.float16)
                 if len(values):
@@ -67,20 +59,16 @@ class Outputs:
         self.video_ids = [unquote(name) for name in file]
 
     def __contains__(self, video_id: str) -> bool:
-        return _group_name(video_id) in self._file
+        return group_name(video_id) in self._file
 
     def __getitem__(self, video_id: str) -> dict[str, np.ndarray]:
-        group = _group_name(video_id)
+        group = group_name(video_id)
         stored = set(names_in(follow(self._file, group)))
         curves = {name: self._read(f"{group}/{name}") for name in CURVES if name in stored or name not in OPTIONAL}
         return {name: np.empty((0, len(curves["attention"]))) for name in OPTIONAL} | curves
 
     def _read(self, path: str) -> np.ndarray:
-        dataset = follow(self._file, path)
-        check_no_external_data(dataset)
-        check_stored_size(dataset, self._num_bytes)
-        check_chunks(dataset)
-        return dataset[()].astype(np.float32)
+        return read_checked(self._file, path, self._num_bytes).astype(np.float32)
 
 
 @contextmanager
@@ -105,9 +93,3 @@ def open_outputs(path: str | Path) -> Iterator[Outputs]:
         raise
     except Exception as error:  # h5py raises almost any exception for flipped bits
         raise InputError(f"{path}: not the outputs of a run ({error!s:.300})") from None
-
-
-def _group_name(video_id: str) -> str:
-    """Quote any text as the name of one HDF5 group: a slash would nest groups, and a dot is the file itself."""
-    name = quote(video_id, safe=" !#$&'()*+,:;=?@[]^`{|}~<>\"\\")
-    return name if name.strip(".") else name.replace(".", "%2E")

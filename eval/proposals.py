@@ -35,7 +35,7 @@ def video_scores(cas: np.ndarray, attention: np.ndarray, topk_divisor: int = 10)
     Returns:
         (C + 1,) probabilities, background last.
     """
-    return _softmax(_topk_mean(attention[:, None] * cas, topk_divisor))
+    return softmax(_topk_mean(attention[:, None] * cas, topk_divisor))
 
 
 def localize(
@@ -117,7 +117,7 @@ def probability_scores(cas: np.ndarray, attention: np.ndarray, topk_divisor: int
     Returns:
         (C + 1,) scores, background last.
     """
-    return _topk_mean(_softmax(cas), topk_divisor)
+    return _topk_mean(softmax(cas), topk_divisor)
 
 
 def localize_two_stage(
@@ -154,7 +154,7 @@ def localize_two_stage(
     cas, attention = _checked(cas, attention)
     scores = probability_scores(cas, attention)[:-1]  # (C,)
     labels = _predicted(scores, scores.mean()) if labels is None else labels  # (L,)
-    activation = _softmax(cas)[:, labels].T  # (L, T)
+    activation = softmax(cas)[:, labels].T  # (L, T)
     low, high = activation.min(axis=1, keepdims=True), activation.max(axis=1, keepdims=True)
     row, start, end = runs(activation >= low + activation_threshold * (high - low))
     detections = np.empty(len(row), dtype=DETECTION)
@@ -175,7 +175,7 @@ def topk_scores(cas: np.ndarray, magnitude: np.ndarray, topk_divisor: int = 9) -
     Returns:
         (C,) probabilities.
     """
-    return _softmax(_topk_mean(cas, topk_divisor))
+    return softmax(_topk_mean(cas, topk_divisor))
 
 
 def localize_um(
@@ -231,7 +231,7 @@ def localize_um(
     labels = _predicted(scores, class_threshold) if labels is None else labels  # (L,)
     low, high = -_topk_mean(-magnitude, background_divisor), _topk_mean(magnitude, topk_divisor)
     magnitude = _rescale(magnitude, low, high)
-    activation = _softmax(cas) * magnitude[:, None]  # (T, C), not negative
+    activation = softmax(cas) * magnitude[:, None]  # (T, C), not negative
     activation = _rescale(activation, activation.min(axis=0), activation.max(axis=0))[:, labels]
     activation, magnitude = _upsample(activation, upsampling), _upsample(magnitude, upsampling)  # frames for T
 
@@ -414,7 +414,8 @@ def _checked(
     return cas, curve
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Compute the softmax over the last axis."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 

@@ -21,7 +21,7 @@ LAYERS = (
     ("utils.formats", "utils.datasets", "utils.segments", "utils.fusion"),
     ("utils.annotations",),
     ("eval", "utils.features", "utils.video", "utils.sampler", "utils.run", "utils.checkpoint"),
-    ("wsad_dataset", "utils.methods", "utils.training"),
+    ("wsad_dataset", "utils.methods", "utils.training", "utils.pseudo_labels"),
     ("utils.engine", "options"),
     ("utils.detector", "utils.second_stage"),
     ("main", "test"),

@@ -5,7 +5,8 @@ here: a flipped bit is detected. A released .pkl in the legacy format has no che
 
 A checkpoint is one dict:
 
-* `model`: state dict of the network; `architecture`: its arguments; `classes`: names in the order of its outputs;
+* `model`: state dict of the network, or with `--ema` the average of its weights; `architecture`: its arguments;
+  `classes`: names in the order of its outputs;
 * `options`: of the run; `iteration`; `metrics`: of the evaluation at that iteration, or None;
 * `recipe`: of the features, if they store one (utils/features/recipes.py);
 * `training` (last.pt, previous.pt and fault.pt): state of the run, see utils/training.py.

@@ -11,12 +11,14 @@ import math
 import warnings
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 
 from eval.pictures import draw_videos
 from eval.proposals import LOCALIZATIONS
@@ -296,6 +298,46 @@ def load_method(
     method = build_method(options.method, len(classes), modality_dims, **arguments)
     load_state(method.network, checkpoint, path)
     return method
+
+
+def load_pool(
+    checkpoints: Mapping[str, dict], options: Namespace, classes: Sequence[str], modality_dims: Sequence[int]
+) -> Method:
+    """Build the method of checkpoints by path; the outputs of several are averaged before localization.
+
+    Args:
+        checkpoints: Content of each file by its path.
+        options: Options of the first run.
+        classes: Names of the classes.
+        modality_dims: Channels of each modality.
+
+    Raises:
+        InputError: As in `load_method`, or the checkpoints were trained on other modalities or feature scales.
+    """
+    first, *others = checkpoints
+    for path in others:
+        for name in ("modalities", "feature_scale"):
+            expected, got = (checkpoints[key].get("options", {}).get(name) for key in (first, path))
+            if got != expected:
+                raise InputError(
+                    f"{path}: expected {name} {shorten(expected)} as in {first}, got {shorten(got)}; use checkpoints "
+                    "of the same features"
+                )
+    methods = [
+        load_method(checkpoint, path, options, classes, modality_dims) for path, checkpoint in checkpoints.items()
+    ]
+    if not others:
+        return methods[0]
+    return replace(methods[0], network=Pool([method.network for method in methods]))
+
+
+class Pool(nn.ModuleList):
+    """Networks of equal outputs, whose mean it returns."""
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """Return the mean over the networks of each output."""
+        outputs = [network(features) for network in self]
+        return {name: torch.stack([each[name] for each in outputs]).mean(dim=0) for name in outputs[0]}
 
 
 def stored_options(checkpoint: dict, path: str | Path, advice: str = "add --config configs/thumos14.yaml") -> Namespace:

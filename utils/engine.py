@@ -25,11 +25,12 @@ from utils.datasets import DatasetSpec
 from utils.errors import InputError
 from utils.formats.files import write_json
 from utils.methods import Method
+from utils.pseudo_labels import pseudo_label_loss, ramp_up
 from utils.run.devices import to_device
 from utils.run.ranks import SINGLE_PROCESS, Ranks
 from utils.segments import seconds_to_snippets
 from utils.training import StepOutcome
-from wsad_dataset import Batch, WeakVideoDataset
+from wsad_dataset import Batch, PseudoLabeledBatch, WeakVideoDataset
 
 TABLE_PROTOCOLS = ("snippet", "seconds")  # side by side in every table; the first one selects best.pt
 COLLAPSED_SHARE = 0.95  # a network counts as collapsed if this share of the test videos has no proposal
@@ -44,13 +45,22 @@ class BatchLoss(nn.Module):
         objective: Objective of the same method.
         precision: `float32`, or `bf16` to run the network under autocast. The losses are always float32.
         compiled: Use torch.compile, with CUDA graphs on a GPU. The first step then takes about a minute.
+        pseudo_weight: Weight of the loss of pseudo labels.
 
     Raises:
         InputError: If `compiled` is set on a CPU and no C++ compiler is installed.
     """
 
-    def __init__(self, network: nn.Module, objective: nn.Module, precision: str = "float32", compiled: bool = False):
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: nn.Module,
+        precision: str = "float32",
+        compiled: bool = False,
+        pseudo_weight: float = 1.0,
+    ):
         super().__init__()
+        self.pseudo_weight = pseudo_weight
         self.network, self.objective, self.bf16 = network, objective, precision == "bf16"
         if compiled:
             on_gpu = next(network.parameters()).is_cuda
@@ -61,9 +71,16 @@ class BatchLoss(nn.Module):
             self.compile(mode="reduce-overhead" if on_gpu else "default", dynamic=False)
 
     def forward(
-        self, features: Tensor, labels: Tensor, pairs: Tensor, progress: float | Tensor = 0.0
+        self,
+        features: Tensor,
+        labels: Tensor,
+        pairs: Tensor,
+        progress: float | Tensor = 0.0,
+        pseudo_labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the loss terms of a batch: features (B, T, D), labels (B, C), pairs (P, 2).
+
+        Pseudo labels (B, T, C) add the term `pseudo` to those of the objective.
 
         A changing `progress` must be a tensor: torch.compile compiles anew for each float.
         """
@@ -72,13 +89,23 @@ class BatchLoss(nn.Module):
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16):
             outputs = self.network(features)
         outputs = {name: value.float() for name, value in outputs.items()}
-        return self.objective(outputs, labels, pairs, progress=progress)
+        terms = self.objective(outputs, labels, pairs, progress=progress)
+        if pseudo_labels is None:
+            return terms
+        pseudo = pseudo_label_loss(outputs["cas"], outputs["attention"], pseudo_labels)
+        return {**terms, "pseudo": pseudo, "total": terms["total"] + self.pseudo_weight * ramp_up(progress) * pseudo}
+
+
+def loss_inputs(batch: Batch | PseudoLabeledBatch, progress: float, device: torch.device) -> tuple[Tensor, ...]:
+    """Return the arguments of BatchLoss.forward on the device."""
+    features, labels, pairs, *pseudo_labels = (to_device(part, device) for part in batch)
+    return features, labels, pairs, torch.full((), progress, device=device), *pseudo_labels
 
 
 def train_step(
     batch_loss: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: Batch,
+    batch: Batch | PseudoLabeledBatch,
     ranks: Ranks = SINGLE_PROCESS,
     progress: float = 0.0,
 ) -> StepOutcome:
@@ -96,7 +123,7 @@ def train_step(
     """
     optimizer.zero_grad(set_to_none=True)  # frees the gradients before the activations need memory
     device = next(batch_loss.parameters()).device
-    terms = batch_loss(*(to_device(part, device) for part in batch), torch.full((), progress, device=device))
+    terms = batch_loss(*loss_inputs(batch, progress, device))
     terms["total"].backward()
     gradients = [parameter.grad for parameter in batch_loss.parameters() if parameter.grad is not None]
     # The norm is infinite if the square of a gradient overflows, and Adam would store that square.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from utils.checkpoint import STATES, has_training_state, load_state, read_checkpoint, require_classes, save_checkpoint
@@ -47,6 +48,7 @@ class Training:
         identity: `architecture`, `classes`, `options` and the features' `recipe`, saved in every checkpoint.
         run_dir: Folder of the run.
         ranks: Processes that train together.
+        average: Moving average of the weights, which checkpoints have as `model`; None for the weights themselves.
         max_iter: Number of steps of the whole run.
         eval_every: Number of steps between evaluations.
         skip_nonfinite: Number of non-finite steps to tolerate before the run stops.
@@ -60,12 +62,14 @@ class Training:
         identity: dict,
         run_dir: Path,
         ranks: Ranks = SINGLE_PROCESS,
+        average: AveragedModel | None = None,
         *,
         max_iter: int,
         eval_every: int,
         skip_nonfinite: int = 0,
     ):
         self.net, self.optimizer, self.loader, self.identity, self.ranks = net, optimizer, loader, identity, ranks
+        self.average = average
         self.max_iter, self.eval_every, self.skip_nonfinite = max_iter, eval_every, skip_nonfinite
         self.checkpoints = Path(run_dir) / "checkpoints"
         self.iteration, self.metrics, self.untrained = 0, None, None
@@ -106,6 +110,8 @@ class Training:
         """
         self.iteration += 1
         self.metrics = None
+        if self.average:
+            self.average.update_parameters(self.net)
         self._count = self._count + outcome.finite
         for name, value in outcome.terms.items():  # summed on the device, without waiting for it
             self._sums[name] = self._sums.get(name, 0.0) + torch.where(outcome.finite, value, 0.0).double()
@@ -171,7 +177,13 @@ class Training:
         require_classes(checkpoint, self.identity["classes"], path)
         self._require_scale(checkpoint, path)
         self._require_recipe(checkpoint, path)
-        load_state(self.net, checkpoint, path)
+        self._require_pseudo_labels(checkpoint, path)
+        if self.average:
+            load_state(self.average.module, checkpoint, path)
+            self.average.n_averaged.fill_(1)  # PyTorch only asks if it has begun
+            load_state(self.net, {"model": checkpoint["training"].get("weights")}, path)
+        else:
+            load_state(self.net, checkpoint, path)
         try:
             self._load_state(checkpoint, checkpoint["training"])
             self._load_random_states(checkpoint["training"], seed)
@@ -200,6 +212,17 @@ class Training:
             raise InputError(
                 f"{path}: was trained on features of another recipe than these ({difference}); use the features of "
                 "the run, or choose another --run-dir"
+            )
+
+    def _require_pseudo_labels(self, checkpoint: dict, path: Path) -> None:
+        """Raise InputError if the run had other pseudo labels, or none."""
+        name = "pseudo_labels_sha256"
+        trained, now = (part.get("options", {}).get(name) for part in (checkpoint, self.identity))
+        if trained != now:
+            had, given = (f"of SHA-256 {shorten(digest)}" if digest else "none" for digest in (trained, now))
+            raise InputError(
+                f"{path}: expected the pseudo labels of the run ({had}), got {given}; give its --pseudo-labels, or "
+                "choose another --run-dir"
             )
 
     def _is_scheduled(self, iteration: int) -> bool:
@@ -238,12 +261,14 @@ class Training:
         self.ranks.barrier()
 
     def _weights(self) -> dict:
-        current = {"model": self.net.state_dict(), "iteration": self.iteration, "metrics": self.metrics}
+        evaluated = self.average.module if self.average else self.net
+        current = {"model": evaluated.state_dict(), "iteration": self.iteration, "metrics": self.metrics}
         return {**self.identity, **current}
 
     def _state(self) -> dict:
         own, *others = self.ranks.gather(random_states())
         return {
+            **({"weights": self.net.state_dict()} if self.average else {}),
             "optimizer": self.optimizer.state_dict(),
             "batches": self.loader.state_dict(),
             "random": own,
@@ -300,6 +325,11 @@ class Training:
             if last.exists():
                 last.replace(last.with_name("damaged.pt"))
             return previous, checkpoint
+
+
+def average_weights(net: torch.nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average of the weights of a network; its first update copies them."""
+    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 def _read_state(path: Path) -> dict:

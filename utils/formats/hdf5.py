@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import h5py
 import numpy as np
@@ -191,6 +192,25 @@ def check_chunks(dataset: h5py.Dataset) -> None:
             unpacker = zlib.decompressobj()
             if len(unpacker.decompress(content, declared + 1)) != declared or not unpacker.eof:
                 raise ValueError(f"a chunk does not unpack to the declared {declared:,} bytes")
+
+
+def read_checked(group: h5py.Group, path: str, file_bytes: int) -> np.ndarray:
+    """Return all values of the dataset at a path, after the checks above.
+
+    Raises:
+        ValueError: A check fails.
+    """
+    dataset = follow(group, path)
+    check_no_external_data(dataset)
+    check_stored_size(dataset, file_bytes)
+    check_chunks(dataset)
+    return dataset[()]
+
+
+def group_name(text: str) -> str:
+    """Quote any text as the name of one group: a slash would nest groups, and a dot is the file itself."""
+    name = quote(text, safe=" !#$&'()*+,:;=?@[]^`{|}~<>\"\\")
+    return name if name.strip(".") else name.replace(".", "%2E")
 
 
 def dataset_rows(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:

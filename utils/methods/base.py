@@ -24,6 +24,7 @@ class Definition:
     add_options: Callable[[ArgumentParser], None] = lambda parser: None  # adds the options that only this method has
     consensus: str = "ccm"  # default of the option `consensus`, a key of utils.fusion.CONSENSUS
     localizations: tuple[str, ...] = ("outer_inner", "two_stage")  # accepted values of the option `localization`
+    has_background: bool = True  # the T-CAM has a background column, and the attention a gradient
     defaults: Mapping[str, object] = field(default_factory=dict)  # published values of shared options that differ
 
     def options(self) -> set[str]:

@@ -181,6 +181,7 @@ DEFINITION = Definition(
     num_modalities=(1, 2),
     localization="um",
     localizations=("um",),
+    has_background=False,
     add_options=add_options,
     defaults={"topk_ratio": 9, "nms_padding": "second"},
 )
