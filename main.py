@@ -81,7 +81,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     if device.type == "cpu":
         speed_up_cpu(net, args.precision, reuse_memory=args.cache != "none")
     optimizer = torch.optim.Adam(net.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
-    batch_loss = BatchLoss(net, method.objective, args.precision, args.compile, args.pseudo_weight)
+    batch_loss = BatchLoss(net, method.objective, args.precision, args.compile, pseudo_weight=args.pseudo_weight)
     batch_loss = ranks.share(batch_loss, loss_inputs(loader.example(device), 0.0, device))
     average = None
     if args.ema:

@@ -227,8 +227,8 @@ def override_localization(options: argparse.Namespace, given: Mapping[str, objec
 
 
 def run_options(args: argparse.Namespace) -> dict:
-    """Return the options to save with a run. It leaves out NOT_IN_CONFIG, so the saved file is a valid config."""
-    return {name: value for name, value in vars(args).items() if name not in NOT_IN_CONFIG}
+    """Return the options to save with a run, a valid config: without NOT_IN_CONFIG, and without those of no value."""
+    return {name: value for name, value in vars(args).items() if name not in NOT_IN_CONFIG and value is not None}
 
 
 def resume_options(args: argparse.Namespace) -> dict:

@@ -1,7 +1,7 @@
 """Pseudo labels of snippets, for self-training: from outputs of trained networks to labels, their file and their loss.
 
 The steps are the common core of RSKP, UGCT, ASM-Loc and GauFuse. Their combination and the constants are choices of
-this project. Equation numbers P1 to P5 are those of docs/beyond.md.
+this project. Equation numbers S1 to S5 are those of docs/beyond.md.
 
 A pseudo label x_tc in [0, 1] is the certainty that snippet t shows class c. It is 0 for a class that is no weak label
 of the video, so it is not stored there.
@@ -36,7 +36,7 @@ RAMP_SHARE = 0.2  # share of training in which the weight of the loss rises
 
 
 def class_activation(cas: np.ndarray, attention: np.ndarray) -> np.ndarray:
-    """Return A * softmax(S), P1, per class (T, C + 1), or (T, C) without background column.
+    """Return A * softmax(S), S1, per class (T, C + 1), or (T, C) without background column.
 
     Args:
         cas: T-CAM logits or log probabilities (T, C + 1), or (T, C) without background.
@@ -46,9 +46,9 @@ def class_activation(cas: np.ndarray, attention: np.ndarray) -> np.ndarray:
 
 
 def pseudo_labels(activation: np.ndarray) -> np.ndarray:
-    """Return the pseudo labels (T, L) of one video from the activation (T, L) of its weak labels, P1 to P4."""
+    """Return the pseudo labels (T, L) of one video from the activation (T, L) of its weak labels, S1 to S4."""
     low, high = activation.min(axis=0), activation.max(axis=0)
-    normalized = (activation - low) / np.where(high > low, high - low, 1.0)  # P1
+    normalized = (activation - low) / np.where(high > low, high - low, 1.0)  # S1
     labels = np.zeros_like(normalized)
     for column, values in zip(labels.T, normalized.T, strict=True):
         column[:] = snippet_labels(fuse_segments(*score_segments(values)), len(values))
@@ -56,7 +56,7 @@ def pseudo_labels(activation: np.ndarray) -> np.ndarray:
 
 
 def score_segments(activation: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the segments of one class above any threshold, P2.
+    """Return the segments of one class above any threshold, S2.
 
     Args:
         activation: Activation (T,), normalized to [0, 1].
@@ -73,7 +73,7 @@ def score_segments(activation: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def fuse_segments(segments: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Fuse overlapping segments by Gaussian weighted fusion (GauFuse), P3.
+    """Fuse overlapping segments by Gaussian weighted fusion (GauFuse), S3.
 
     The segment with the highest score and those that lie in it by more than MIN_OVERLAP of their length become one.
     Repeat until no segment is left.
@@ -99,7 +99,7 @@ def fuse_segments(segments: np.ndarray, scores: np.ndarray, weights: np.ndarray)
 
 
 def snippet_labels(segments: np.ndarray, num_snippets: int) -> np.ndarray:
-    """Return the label (T,) of each snippet, P4: the highest score of the fused segments (M, 3) around its middle."""
+    """Return the label (T,) of each snippet, S4: the highest score of the fused segments (M, 3) around its middle."""
     start, end, score = segments.T[:, :, None]  # (M, 1) each
     middle = np.arange(num_snippets) + 0.5
     is_inside = (start <= middle) & (middle < end)  # (M, T)
@@ -107,7 +107,7 @@ def snippet_labels(segments: np.ndarray, num_snippets: int) -> np.ndarray:
 
 
 def pseudo_label_loss(cas: Tensor, attention: Tensor, labels: Tensor) -> Tensor:
-    """Compute the loss of the pseudo labels L_ps, P5: cross-entropies of the T-CAM and of the attention.
+    """Compute the loss of the pseudo labels L_ps, S5: cross-entropies of the T-CAM and of the attention.
 
     A snippet counts by its certainty |2f - 1|, where f is the pseudo label of the foreground.
 
@@ -127,7 +127,7 @@ def pseudo_label_loss(cas: Tensor, attention: Tensor, labels: Tensor) -> Tensor:
 
 
 def ramp_up(progress: float | Tensor) -> Tensor:
-    """Return the factor of L_ps at a point of training, P5; `progress` is the share that has passed."""
+    """Return the factor of L_ps at a point of training, S5; `progress` is the share that has passed."""
     return torch.exp(-5 * (1 - (torch.as_tensor(progress) / RAMP_SHARE).clamp(max=1)) ** 2)
 
 
