@@ -15,7 +15,7 @@ from main import main as train
 from scripts.pseudo_labels import main as write_labels
 from test import main as evaluate
 from tests.test_dataset import MemoryStore, assert_equal, batches, dataset
-from tests.test_methods import FEATURES, LABELS, PAIRS, built
+from tests.test_method_interface import FEATURES, LABELS, PAIRS, built
 from tests.test_train import checkpoint, records, same
 from utils.annotations import parse_annotations
 from utils.detector import Pool
