@@ -1,15 +1,20 @@
 """Pictures of videos: ground truth, detections, attention and T-CAM over time."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from utils.annotations import Annotations, Video
 from utils.formats.files import save_figure
 from utils.segments import snippets_to_seconds
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 GROUND_TRUTH_COLOR, DETECTION_COLOR, FUSED_COLOR = "#2a9d4a", "#3465a4", "#333333"
 MODALITY_COLORS = ("#d1495b", "#edae49")
@@ -50,6 +55,8 @@ def draw_videos(
     results: Sequence, annotations: Annotations, snippet_rate: float, modalities: Sequence[str], title: str
 ) -> Figure:
     """Return a picture of all these videos; see `plot_videos`."""
+    from matplotlib.figure import Figure  # here, because it would slow down the start of every command
+
     heights = [TITLE_HEIGHT, *[VIDEO_HEIGHT] * len(results)]
     figure = Figure(figsize=(11, sum(heights)))
     first, *parts = figure.subfigures(len(heights), 1, height_ratios=heights)

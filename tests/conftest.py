@@ -25,6 +25,14 @@ def reference() -> Path:
     return REFERENCE
 
 
+@pytest.fixture(autouse=True)
+def quick_pictures(request, monkeypatch):
+    """Leave out the picture of a run: it takes longer than a small training. The marker `pictures` draws it."""
+    engine = sys.modules.get("utils.engine")
+    if engine and not request.node.get_closest_marker("pictures"):
+        monkeypatch.setattr(engine, "plot_videos", lambda path, *_: Path(path).touch())
+
+
 @pytest.fixture
 def run_main(monkeypatch, capsys):
     """Runs a command's main with these words, as the shell would: exit status, stdout, stderr."""

@@ -24,6 +24,7 @@ AMBIGUOUS = {  # of THUMOS14, in seconds
     "video_test_0000004": np.empty((0, 2)),
 }
 PAIRS = torch.tensor([[0, 1], [2, 3], [4, 5]])
+STEPS = 3  # compared of a trajectory; the first two update the weights
 
 
 def rng(*key):
@@ -132,8 +133,8 @@ class GoldenCase:
         assert not gradients
 
     def assert_trajectory(self, suffix="", progress=None):
-        """Compare the total loss before each step of Adam; some cases also have the one after the last step."""
-        meta, expected = self.meta, self.arrays[f"trajectory{suffix}"]
+        """Compare the total loss before each of the first steps of Adam."""
+        meta, expected = self.meta, self.arrays[f"trajectory{suffix}"][:STEPS]
         self.net.load_state_dict(self.start)
         optimizer = torch.optim.Adam(self.net.parameters(), meta["lr"], weight_decay=meta["weight_decay"], fused=True)
         totals = []

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils.errors import InputError
@@ -164,6 +163,8 @@ class _Events:
     """
 
     def __init__(self, run_dir: Path, purge_step: int | None):
+        from torch.utils.tensorboard import SummaryWriter  # here, because it would slow down the start of every command
+
         self._run_dir, self._hook = run_dir, threading.excepthook
         threading.excepthook = self._ignore_os_error
         self._writer = SummaryWriter(run_dir, purge_step=purge_step)
