@@ -50,6 +50,8 @@ class Pair:
 def by_setting(ledger: pd.DataFrame) -> list[pd.DataFrame]:
     """Split runs into groups that can be compared, each with one run per row and seed: the newest one.
 
+    Groups of simulated features come last.
+
     If the config of a row has changed between runs, only the runs with the newest options count. A method that ran with
     its own published number of iterations also belongs to the setting of its base.
     """
@@ -61,6 +63,7 @@ def by_setting(ledger: pd.DataFrame) -> list[pd.DataFrame]:
     newest = runs.groupby([*SETTING, "key"])["options"].transform("last")
     runs = runs[runs["options"] == newest].drop_duplicates([*SETTING, "key", "seed"], keep="last")
     groups = [group.sort_values(["key", "seed"]) for _, group in runs.groupby(SETTING)]
+    groups.sort(key=lambda group: group["simulated"].iloc[0])
     return [group.drop(columns="is_own") for group in groups if not group["is_own"].all()]
 
 

@@ -151,7 +151,8 @@ def _environment(device: torch.device) -> dict:
         "threads": torch.get_num_threads(),
         "numerics": NUMERICS,
         "revision": _git("rev-parse", "HEAD") or os.environ.get(REVISION),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        # Of code and configs: a ledger that grows changes no result.
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.yaml")),
     }
 
 
