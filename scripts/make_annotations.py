@@ -20,7 +20,7 @@ from utils.annotations import parse_annotations
 from utils.errors import InputError, OneLineParser, count_noun, exit_on_input_error, name_some
 from utils.features.convert import ANNOTATIONS, write_files
 from utils.number_types import fraction_below_one, seed
-from utils.video.decode import VIDEO_SUFFIXES, Limits, find_videos, measure_duration
+from utils.video.decode import NO_LIMITS, VIDEO_SUFFIXES, find_videos, measure_duration
 
 TRAIN, TEST = "train", "test"
 
@@ -48,7 +48,7 @@ def main() -> None:
     database = read_labels(args.labels, paths)
     for video_id in tqdm(list(database), desc="reading durations", unit="video", disable=None):
         try:
-            database[video_id]["duration"] = round(measure_duration(paths[video_id], Limits()), 3)
+            database[video_id]["duration"] = round(measure_duration(paths[video_id], NO_LIMITS), 3)
         except InputError as error:
             failed.append(str(error))
             del database[video_id]

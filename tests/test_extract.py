@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -30,6 +31,7 @@ from utils.errors import InputError
 from utils.features import open_features
 from utils.features.check import main as describe
 from utils.features.convert import convert_features, write_dataset
+from utils.features.shards import shard_name
 from utils.features.simulate import invent_timeline, simulate_features
 from utils.video.backbones import BACKBONES, RECIPES, Backbone
 from utils.video.decode import Limits, find_videos, frames_at, measure_duration, read_facts
@@ -546,6 +548,23 @@ def test_a_recipe_in_a_file_is_a_json_object_of_fixed_length(value, tmp_path):
     with pytest.raises(InputError, match="not a readable HDF5 file") as refusal:
         open_features(tmp_path, None)
     assert "\n" not in str(refusal.value)
+
+
+def test_shards_share_one_recipe(tmp_path):
+    for number, fps in enumerate((10, 10, 12)):
+        with FeatureFolder(tmp_path / str(number), replace(TINY, fps=fps, stride=fps, weights={"rgb": "0"})) as folder:
+            folder.add(f"v{number}", {"rgb": np.ones((3, 2), dtype=np.float32)})
+            folder.assemble()
+    for second, is_same in ((1, True), (2, False)):
+        shards = tmp_path / f"shards{second}"
+        shards.mkdir()
+        for number, source in enumerate((0, second)):
+            shutil.copy(tmp_path / str(source) / "features.h5", shards / shard_name(number, 2))
+        if is_same:
+            assert open_features(shards, None).recipe["fps"] == 10
+        else:
+            with pytest.raises(InputError, match="'rgb' has|another recipe"):
+                open_features(shards, None)
 
 
 # Preprocessing and networks against torchvision and the published ones

@@ -45,6 +45,9 @@ class Limits:
     max_hours: float = 8.0
 
 
+NO_LIMITS = Limits(max_pixels=2**31 - 1, max_frames=2**63, max_hours=1e9)  # for reading times without decoding
+
+
 class VideoFacts(NamedTuple):
     """Facts in the header of a video file; they may be wrong in a damaged one."""
 

@@ -284,7 +284,7 @@ def extract_videos(extractor: Extractor, paths: Mapping[str, Path], workers: int
         except StopIteration:
             return
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if "killed by signal" not in str(error) and "exited unexpectedly" not in str(error):
                 raise
             raise InputError(
                 "a worker process was killed, perhaps for its memory; the features of finished videos are stored, "

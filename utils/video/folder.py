@@ -61,16 +61,13 @@ class FeatureFolder:
         Raises:
             InputError: The stored features have another recipe.
         """
-        sources = [source for path in self._staged() if (source := self._open_staged(path))]
-        if (self.path / FEATURES).exists():
-            sources.append(HDF5Source(self.path / FEATURES))
-        for source in sources:
+        videos = set()
+        for path in [*self._staged(), self.path / FEATURES]:
+            if not path.exists() or (source := self._open(path)) is None:
+                continue
             if source.recipe != self._recipe.as_dict():
-                raise InputError(
-                    f"{source.path}: has features of another recipe; choose another --out, or move the file away"
-                )
-        videos = {video_id for source in sources for video_id in source.video_ids(self.modalities[0])}
-        for source in sources:
+                raise InputError(f"{path}: has features of another recipe; choose another --out, or move the file away")
+            videos.update(source.video_ids(self.modalities[0]))
             source.close()
         return videos
 
@@ -85,7 +82,7 @@ class FeatureFolder:
         """Write features.h5 with all stored videos, and SHA256SUMS."""
         staged = {}
         for path in self._staged():
-            if source := self._open_staged(path):
+            if source := self._open(path):
                 staged |= dict.fromkeys(source.video_ids(self.modalities[0]), path)
                 source.close()
         if staged:
@@ -106,14 +103,16 @@ class FeatureFolder:
     def _staged(self) -> list[Path]:
         return sorted(self._staging.glob("*.h5"))
 
-    def _open_staged(self, path: Path) -> HDF5Source | None:
-        """Open a staged file; remove a damaged one, whose video is extracted again."""
+    def _open(self, path: Path) -> HDF5Source | None:
+        """Open a feature file; remove a damaged staged one, whose video is extracted again."""
         try:
             source = HDF5Source(path)
-            for modality in source.modalities:
+            for modality in source.modalities if path.parent == self._staging else ():
                 for video_id in source.video_ids(modality):
                     source.read(modality, video_id)
             return source
         except InputError:
+            if path.parent != self._staging:
+                raise
             path.unlink()
             return None
