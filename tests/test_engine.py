@@ -8,7 +8,7 @@ import main
 from model import CO2Net
 from utils.annotations import parse_annotations
 from utils.datasets import DATASETS, DatasetSpec
-from utils.engine import BatchLoss, Evaluator, holdout_scores, predict, selection_scores
+from utils.engine import BatchLoss, Evaluation, Evaluator, holdout_scores, predict, selection_scores
 from utils.features.simulate import invent_timeline, simulate_features
 from utils.losses import CO2Loss
 from utils.methods import Method, build_method
@@ -125,7 +125,7 @@ def test_split_is_random_by_seed_and_complete():
 
 def test_selection_prefers_high_map_then_low_loss():
     def score(mean_ap, loss):
-        evaluation = type("Evaluation", (), {"selection": 0.5})
+        evaluation = Evaluation([], None, {"snippet": {}}, 0.5)
         return selection_scores(evaluation, {"classification_mAP": mean_ap, "loss": loss})["selected"]
 
     assert score(0.9, 5.0) > score(0.8, 1.0)

@@ -261,14 +261,6 @@ def test_undefined_scores_are_null(dataset, tmp_path):
 
 
 def test_a_mistake_found_late_leaves_the_folder_free(dataset, tmp_path):
-    annotations = copy_dataset(dataset, tmp_path / "data")
-    for video in annotations["database"].values():
-        if video["subset"] == "test":
-            video["annotations"] = []
-    (tmp_path / "data/annotations.json").write_text(json.dumps(annotations))
-    done = run_program("main.py", *arguments(tmp_path / "data", tmp_path / "run"))
-    assert_one_line(done, "no annotated segment in a video that can be tested")
-    assert not (tmp_path / "run").exists()
     done = run_program("main.py", *arguments(dataset, tmp_path / "run", "--lr", "1e20", "--precision", "bf16"))
     assert_one_line(done, "the loss or its gradient is not finite at iteration 2")
     train(arguments(dataset, tmp_path / "run", "--max-iter", "2"))
