@@ -357,7 +357,7 @@ def results_table(rows: Sequence[tuple[str, int, dict]], spec: DatasetSpec, prot
             values.append(metrics["classification_map"])
             values += [metrics["snippet_accuracy"][subset]["accuracy"] for subset in spec.accuracy_subsets]
             cells = ["–" if value is None else f"{100 * value:.1f}" for value in values]
-            table.append([name, str(iteration), protocol, *cells])
+            table.append([name, "–" if iteration is None else str(iteration), protocol, *cells])
     title = "mAP@tIoU in percent, its means over ranges of tIoU, and video-level classification mAP"
     notes = [accuracy_note(rows[-1][2]["snippet_accuracy"])] if accuracies else []
     notes += [f"`{name}` collapsed: {note}" for name, _, metrics in rows if (note := metrics.get("collapsed"))]

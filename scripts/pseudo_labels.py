@@ -38,13 +38,14 @@ def main() -> None:
     add("checkpoints", nargs="+", metavar="CHECKPOINT", help="best.pt, selected.pt or last.pt of runs, of any method")
     add("--path-dataset", required=True, help="folder with annotations.json and the features")
     add("--out", required=True, type=Path, metavar="FILE", help="HDF5 file to write")
+    add("--relative", action="store_true", help="divide the labels by the highest one of each video and class")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")
     args = parser.parse_args()
     device = choose_device(args.device)
     annotations = load_annotations(args.path_dataset)
     networks, datasets = open_checkpoints(args.checkpoints, annotations, args.path_dataset)
     with memory_advice("use --device cpu"):
-        videos = label_videos([network.to(device) for network in networks], datasets)
+        videos = label_videos([network.to(device) for network in networks], datasets, args.relative)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     digests = {path: sha256_of(Path(path)) for path in args.checkpoints}
     write_pseudo_labels(args.out, videos, annotations.classes, digests)
@@ -91,7 +92,7 @@ def open_checkpoints(
 
 
 def label_videos(
-    networks: Sequence[nn.Module], datasets: Sequence[WeakVideoDataset]
+    networks: Sequence[nn.Module], datasets: Sequence[WeakVideoDataset], relative: bool = False
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return weak labels (L,) and pseudo labels (T, L) of each video, from the mean activation of all networks."""
     dataset, videos = datasets[0], {}
@@ -102,7 +103,7 @@ def label_videos(
         index = outputs[0][0]
         labels = np.flatnonzero(dataset.labels[index])
         activation = np.mean([class_activation(**curves)[:, labels] for _, curves in outputs], axis=0)
-        videos[dataset.video_ids[index]] = labels, pseudo_labels(activation)
+        videos[dataset.video_ids[index]] = labels, pseudo_labels(activation, relative)
     return {video_id: videos[video_id] for video_id in dataset.video_ids}
 
 

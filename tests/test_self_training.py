@@ -69,6 +69,8 @@ def test_labels_of_a_case_by_hand():
     flat, peak = np.full(8, 0.3), np.eye(8)[4]
     labels = pseudo_labels(np.stack([activation, 0.1 + 0.2 * activation, flat, peak], axis=1))
     np.testing.assert_allclose(labels.T, [expected, expected, 0 * flat, 0 * peak])
+    relative = pseudo_labels(np.stack([activation, flat], axis=1), relative=True)
+    np.testing.assert_allclose(relative.T, [expected > 0, 0 * flat])
 
 
 def test_fusion_of_a_case_by_hand():
@@ -292,7 +294,7 @@ def test_self_training(data, runs, tmp_path, run_main):
     common = "--path-dataset", data, "--device", "cpu"
     status, text, error = run_main(write_labels, *(last(runs, name) for name in "ac"), *common, "--out", file)
     assert (status, error) == (0, "") and text.startswith("SIMULATED pseudo labels of 7 videos")
-    assert run_main(write_labels, last(runs, "a"), *common, "--out", other)[0] == 0
+    assert run_main(write_labels, last(runs, "a"), *common, "--out", other, "--relative")[0] == 0
     with h5py.File(file) as content:
         assert [name.decode() for name in content.attrs["checkpoints"]] == [str(last(runs, name)) for name in "ac"]
     run = tmp_path / "run"
@@ -363,7 +365,7 @@ def test_several_checkpoints(data, runs, tmp_path, run_main):
     words = "--path-dataset", data, "--device", "cpu", "--output-dir"
     paths = last(runs, "a"), last(runs, "b")
     status, text, error = run_main(evaluate, "--checkpoint", *paths, *words, tmp_path / "pooled")
-    assert (status, error) == (0, "") and "mean of 2" in text
+    assert (status, error) == (0, "") and "mean of 2          –   snippet" in text
     assert list(json.loads((tmp_path / "pooled/metrics.json").read_text())) == ["mean of 2"]
     curves = []
     for folder in (tmp_path / "pooled", runs / "a", runs / "b"):

@@ -45,14 +45,20 @@ def class_activation(cas: np.ndarray, attention: np.ndarray) -> np.ndarray:
     return attention[:, None].astype(np.float64) * softmax(cas.astype(np.float64))
 
 
-def pseudo_labels(activation: np.ndarray) -> np.ndarray:
-    """Return the pseudo labels (T, L) of one video from the activation (T, L) of its weak labels, S1 to S4."""
+def pseudo_labels(activation: np.ndarray, relative: bool = False) -> np.ndarray:
+    """Return the pseudo labels (T, L) of one video, S1 to S4.
+
+    Args:
+        activation: Activation (T, L) of its weak labels.
+        relative: Divide the labels of each class by the highest: a weak label is certain somewhere.
+    """
     low, high = activation.min(axis=0), activation.max(axis=0)
     normalized = (activation - low) / np.where(high > low, high - low, 1.0)  # S1
     labels = np.zeros_like(normalized)
     for column, values in zip(labels.T, normalized.T, strict=True):
         column[:] = snippet_labels(fuse_segments(*score_segments(values)), len(values))
-    return labels
+    highest = labels.max(axis=0)
+    return labels / np.where(highest > 0, highest, 1.0) if relative else labels
 
 
 def score_segments(activation: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
