@@ -27,6 +27,7 @@ setup(
     ],
     extras_require={
         "video": ["av>=15", "torchvision>=0.21", "opencv-contrib-python-headless>=4.10"],  # scripts/extract_features.py
+        "onnx": ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.3"],  # scripts/export.py
         "cluster": ["submitit>=1.5"],  # scripts/reproduce.py --slurm
         "dev": [
             "pytest>=8",

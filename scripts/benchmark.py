@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 
-from scripts.benchmarks import data, evaluation, infer, localization, memory, scaling, train
+from scripts.benchmarks import data, evaluation, extract, infer, localization, memory, scaling, train
 from scripts.benchmarks.machine import describe_machine, machine_line, usable_cores
 from scripts.benchmarks.measure import Settings, device_name
 from scripts.benchmarks.page import check_page, write_page
@@ -24,6 +24,7 @@ SUBJECTS = {
     "evaluation": evaluation.measure,
     "localization": localization.measure,
     "data": data.measure,
+    "extract": extract.measure,
     "memory": memory.measure,
     "scaling": scaling.measure,
 }
@@ -39,6 +40,8 @@ localization  from T-CAM and attention of 100 to 5,000 snippets to detections: r
               compared)
 data          one batch of 10 x 500 snippets of 2048 channels: ratio to a loop over its videos (results compared), and
               share of the machine's copy bandwidth
+extract       video to features: frames per second decoded, clips per second of I3D, and share of time in which the
+              backbone waits for frames; needs PyAV
 memory        main.py itself: peak memory and time until the first step, at THUMOS14's size and for 40,000 videos
 scaling       growth of cost with videos, snippets and classes; torchrun with 1 and 2 processes
 

@@ -1,6 +1,7 @@
 """scripts/benchmark.py: every subject runs, prints its table and counts what it says. No test depends on speed."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -38,6 +39,7 @@ from wsad_dataset import WeakVideoDataset
 CPU = torch.device("cpu")
 MACHINE = {"cpu": "Some CPU", "cores": 2, "threads": 2, "load": 0.0, "gpu": None}
 MACHINE |= dict.fromkeys(("python", "numpy", "torch"), "1.0")
+HAS_VIDEO = importlib.util.find_spec("av") is not None
 MINUTES = 600  # seconds after which a test gives up; a busy machine is slow, not wrong
 
 
@@ -60,7 +62,11 @@ def test_every_subject_prints_its_tables_and_agrees_with_the_plain_code(quick):
     for name in ("train", "train_split", "infer", "evaluation", "localization", "data", "memory", "scaling"):
         assert f"\n{name}: " in quick["stdout"]
         assert figures[name]
-    compared = ("infer", "evaluation", "localization", "data")
+    compared = ["infer", "evaluation", "localization", "data"]
+    if HAS_VIDEO:
+        compared.append("extract")
+        assert "SIMULATED video" in quick["stdout"]
+        assert 0 < figures["extract"][0]["share of time waiting"] < 1
     assert {row["results"] for name in compared for row in figures[name]} == {"equal"}
     assert all(row["difference"] < 1e-5 for row in figures["train"])
     assert [row["detections"] for row in figures["evaluation"]] == [2000, 2000]
@@ -98,6 +104,13 @@ def test_one_subject_alone(run_main):
     assert status == 0
     assert output.count("\n") < 15
     assert "evaluation" not in output
+
+
+def test_extraction_is_left_out_without_pyav(run_main, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    status, output, _ = run_main(benchmark.main, "extract", "--quick", "--threads", 1, "--device", "cpu")
+    assert status == 0
+    assert "not measured: reading videos needs PyAV" in output.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
     The correlation is computed QUERY_CHUNK rows at a time. Without autograd the memory is linear in T.
     """
-    chunks = queries.split(QUERY_CHUNK, dim=1)
+    # A loop over chunks would fix the number of snippets of an exported network.
+    chunks = [queries] if torch.compiler.is_compiling() else queries.split(QUERY_CHUNK, dim=1)
     return torch.cat([(chunk @ keys.transpose(1, 2)).softmax(dim=-1) @ values for chunk in chunks], dim=1)
 
 

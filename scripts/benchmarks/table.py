@@ -28,12 +28,14 @@ class ResultTable:
     def as_text(self) -> str:
         """Format the table for the screen."""
         notes = [f"  {note}" for note in self.notes] + [f"  not measured: {line}" for line in self.not_measured]
-        return "\n".join([f"{self.name}: {self.title}", format_table(self._cells()), *notes])
+        cells = [format_table(self._cells())] if self.rows else []
+        return "\n".join([f"{self.name}: {self.title}", *cells, *notes])
 
     def as_markdown(self) -> str:
         """Format the table as a section of a page."""
         notes = "".join(f"* {note}\n" for note in self.notes)
-        return f"### {self.name}: {self.title}\n\n{markdown_table(self._cells())}\n{notes}"
+        cells = markdown_table(self._cells()) if self.rows else "Not measured.\n"
+        return f"### {self.name}: {self.title}\n\n{cells}\n{notes}"
 
     def _cells(self) -> list[list[str]]:
         """Return headings and rows as text, without the columns that no row fills."""
