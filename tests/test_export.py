@@ -115,7 +115,7 @@ def test_example_of_the_page_gives_the_detections(onnxruntime, checkpoint_of, fi
     printed = capsys.readouterr().out.splitlines()
     assert names["localize"] is localize
     expected = load_detector(checkpoint_of("hamnet"), "cpu")("my_video.npy", 25 / 16)
-    lines = [f"{row.label}: {row.start:.2f} to {row.end:.2f} s, score {row.score:.3f}" for row in expected.itertuples()]
+    lines = [f"{row.label}: {row.start:.2f} to {row.end:.2f} s, {row.score:.3f}" for row in expected.itertuples()]
     assert lines and sorted(printed) == sorted(lines)
 
 
