@@ -231,7 +231,7 @@ class Evaluation:
         metrics: Content of metrics.json, as fractions: `classification_map`, and per protocol `classes`,
             `tiou_thresholds`, `ap` [threshold][class], `map` [threshold] and `average_map`. Datasets that measure
             snippet accuracy also have `snippet_accuracy`. `collapsed` is present only for a collapsed network; see
-            `collapse`.
+            `collapse`. Without ground truth it is empty.
         selection: Score that selects best.pt: snippet accuracy, or the mean mAP of the main range, first protocol.
     """
 
