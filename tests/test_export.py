@@ -40,7 +40,7 @@ def checkpoint_of(tmp_path_factory):
         words = ["--method", name, "--dataset", "thumos14", "--path-dataset", "nowhere", "--feature-scale", "0.25"]
         options = parse_args(words)
         torch.manual_seed(seed)
-        method = build_method(name, len(CLASSES), DIMS, **({"width": 8} if name == "audio_visual" else {}))
+        method = build_method(name, len(CLASSES), DIMS, **({"width": 8, "stages": 1} if name == "audio_visual" else {}))
         content = {"model": method.network.state_dict(), "architecture": method.architecture, "classes": CLASSES}
         torch.save({**content, "options": vars(options), **changes}, path)
         return path
