@@ -31,6 +31,7 @@ from utils.sampler import rank_rows
 from utils.training import Training, seed_everything
 from wsad_dataset import BatchLoader
 
+SIZE = 3  # ranks
 needs_processes = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
     reason="this PyTorch has no torch.distributed with gloo",
@@ -64,20 +65,18 @@ def single(dataset, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many(dataset, tmp_path_factory):
-    """Results of two and of three ranks, by number of ranks."""
+    """Results of three ranks."""
     out = tmp_path_factory.mktemp("many")
-    for size, tasks in ((2, "equality"), (3, "equality+resumed")):
-        done = torchrun(size, "tests/ranks.py", tasks, dataset, out)
-        assert done.returncode == 0, done.stderr
-    return {size: load(out / f"equality{size}.pt") for size in (2, 3)} | {"resumed": load(out / "resumed3.pt")}
+    done = torchrun(SIZE, "tests/ranks.py", "equality+resumed", dataset, out)
+    assert done.returncode == 0, done.stderr
+    return load(out / f"equality{SIZE}.pt") | {"resumed": load(out / f"resumed{SIZE}.pt")}
 
 
 @needs_processes
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("size", [2, 3])
-def test_ranks_on_parts_of_a_batch_equal_one_process_on_the_batch(single, many, size, case):
+def test_ranks_on_parts_of_a_batch_equal_one_process_on_the_batch(single, many, case):
     """Terms, gradients, and weights after three steps of Adam with weight decay agree up to float rounding."""
-    expected, result = single[case], many[size][case]
+    expected, result = single[case], many[case]
     torch.testing.assert_close(result["terms"], expected["terms"], rtol=1e-4, atol=1e-6)
     for name, gradient in expected["gradients"].items():
         of_ranks = result["gradients"][name]
@@ -97,10 +96,9 @@ def test_two_cases_have_parameters_without_a_gradient(single):
 
 
 @needs_processes
-@pytest.mark.parametrize("size", [2, 3])
-def test_shared_evaluation_equals_that_of_one_process(single, many, size):
+def test_shared_evaluation_equals_that_of_one_process(single, many):
     """Videos and their order are equal; outputs differ by the rounding of the weights."""
-    expected, result = single["evaluation"], many[size]["evaluation"]
+    expected, result = single["evaluation"], many["evaluation"]
     assert [result.video_id for result in result["results"]] == [result.video_id for result in expected["results"]]
     for one, other in zip(expected["results"], result["results"], strict=True):
         np.testing.assert_allclose(other.cas, one.cas, rtol=1e-3, atol=1e-3)
@@ -108,20 +106,18 @@ def test_shared_evaluation_equals_that_of_one_process(single, many, size):
 
 
 @needs_processes
-@pytest.mark.parametrize("size", [2, 3])
-def test_operations_over_ranks(many, size):
-    assert many[size]["operations"] == {
-        "gathered": [10, 11, 12][:size],
-        "on_rank_zero": [0] * size,
-        "max": size - 1,
-        "mean": [(size - 1) / 2, 2.0],
+def test_operations_over_ranks(many):
+    assert many["operations"] == {
+        "gathered": [10, 11, 12],
+        "on_rank_zero": [0] * SIZE,
+        "max": SIZE - 1,
+        "mean": [(SIZE - 1) / 2, 2.0],
     }
 
 
 @needs_processes
-@pytest.mark.parametrize("size", [2, 3])
-def test_nan_on_one_rank_skips_the_step_on_all(many, size):
-    assert many[size]["finite"] == [False] * size
+def test_nan_on_one_rank_skips_the_step_on_all(many):
+    assert many["finite"] == [False] * SIZE
 
 
 @needs_processes
