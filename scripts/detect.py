@@ -1,12 +1,12 @@
 """Detect actions in videos without labels.
 
-python scripts/detect.py FEATURES [...] --checkpoint runs/NAME/checkpoints/best.pt --output-dir OUT
+python scripts/detect.py INPUT [...] --checkpoint runs/NAME/checkpoints/best.pt --output-dir OUT
 """
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 
@@ -15,56 +15,124 @@ import pandas as pd
 from eval.csv_rows import SEGMENT_COLUMNS
 from eval.html_report.detection_files import annotations_of, open_detections
 from eval.html_report.page import render_detections
+from eval.html_report.player import add_segments, write_players
 from eval.outputs import write_outputs
-from eval.tables import format_table, localized_table, write_detections
+from eval.tables import format_table, localized_table, read_annotations, write_detections
 from options import ANY_RECIPE_HELP, LOCALIZATION_SETTINGS, add_localization_options
+from utils.annotations import Annotations
+from utils.datasets import Rate
 from utils.detector import Detector, assumed_rate, load_detector
 from utils.engine import VideoResult
 from utils.errors import InputError, OneLineParser, count_noun, exit_on_input_error
+from utils.features.convert import check_hdf5_names
 from utils.features.store import FeatureStore
-from utils.formats.files import save_figure, write_text
+from utils.formats.files import file_name, save_figure, write_text
 from utils.number_types import positive_float
 from utils.run.devices import memory_advice
+from utils.video.command import add_extraction_options, load_chosen_extractor
+from utils.video.decode import VIDEO_SUFFIXES, find_videos
+from utils.video.extract import extract_videos
+from utils.video.stored import read_recipe, require_weights
 
-MAX_PICTURES = 20
+MAX_PICTURES = 20  # also pages of videos that cannot be played
 MAX_ROWS = 20  # of the printed summary
 NAMED = 3  # videos that a message names
 
 
 def main() -> None:
-    """Run the command."""
+    """Run the command; the exit status is 1 if a video failed."""
+    args = parse_args()
+    if (args.output_dir / "options.yaml").exists():
+        raise InputError(f"--output-dir {args.output_dir} is the folder of a run, whose results would be lost")
+    settings = {name: value for name in LOCALIZATION_SETTINGS if (value := getattr(args, name)) is not None}
+    truth = args.annotations and read_annotations(args.annotations, None)[0]
+    paths = find_videos(args.video or [path for path in args.inputs if has_videos(path)])
+    if paths and not args.video and not all(map(has_videos, args.inputs)):
+        raise InputError("the inputs are videos and features; detect in each by a command of its own")
+    detector = load_detector(args.checkpoint, args.device, args.any_recipe, **settings)
+    if args.video or not paths:
+        stores, failed = [detector.open(path) for path in args.inputs], []
+        require_features(paths, stores)
+    else:
+        stores, failed = extract(detector, paths, args)
+    if stores:
+        rate = common_rate(detector, stores, args.snippet_rate)
+        with memory_advice("use --device cpu"):
+            results = detect(detector, stores, rate)
+        write(args.output_dir, detector, stores, results, rate)
+        write_pages(args, detector, stores, rate, settings, paths, truth)
+        print(summary(detector, [result for part in results for result in part], rate))
+        files = "detections.json, detections.csv, outputs.h5, pictures/, pages/, report.html"
+        print(f"the results are in {args.output_dir}: {files}")
+    for error in failed:
+        print(f"failed: {error}")
+    if failed:
+        raise SystemExit(1)
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = OneLineParser(
         prog="scripts/detect.py",
         description="Detect actions in videos without labels. Classes and settings come from the checkpoint. Writes "
         "detections.json (ActivityNet submission format, in seconds), detections.csv, outputs.h5 (attention and "
-        f"T-CAM), pictures/ (the first {MAX_PICTURES} videos) and report.html.",
+        f"T-CAM), pictures/ (the first {MAX_PICTURES} videos), pages/ (a player of each video beside its detections) "
+        "and report.html. Videos that cannot be used are listed at the end, with exit status 1.",
     )
     add = parser.add_argument
-    add("features", nargs="+", type=Path, metavar="FEATURES", help="feature files, or folders of them")
+    add("inputs", nargs="+", type=Path, metavar="INPUT", help="video files or feature files, or folders of them")
     add("--checkpoint", required=True, help="best.pt, selected.pt or last.pt of a run")
-    add("--output-dir", required=True, type=Path, help="folder for the detections and pictures")
-    add(
-        "--snippet-rate",
-        type=positive_float,
-        metavar="HZ",
-        help="snippets per second of features that do not store it (default: of the dataset of the checkpoint)",
-    )
+    add("--output-dir", required=True, type=Path, help="folder for the detections and pages")
+    help_text = "annotations.json, a dataset folder, or CSV, whose segments the pages show beside the detections"
+    add("--annotations", metavar="FILE", help=help_text)
+    help_text = "copy each video beside its page, so that the folder can be moved (default: a relative link)"
+    add("--copy-videos", action="store_true", help=help_text)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")
     add("--any-recipe", action="store_true", help=ANY_RECIPE_HELP)
+    group = parser.add_argument_group("features as INPUT")
+    help_text = "snippets per second of features that do not store it (default: of the dataset of the checkpoint)"
+    group.add_argument("--snippet-rate", type=positive_float, metavar="HZ", help=help_text)
+    help_text = "video files of the features, by their names, for the pages"
+    group.add_argument("--video", nargs="+", type=Path, default=[], metavar="FILE", help=help_text)
+    add_extraction_options(parser.add_argument_group("videos as INPUT, by the recipe that the checkpoint stores"))
     add_localization_options(parser, trained=True)
-    args = parser.parse_args()
-    if (args.output_dir / "options.yaml").exists():
-        raise InputError(f"--output-dir {args.output_dir} is the folder of a run, whose results would be lost")
-    settings = {name: value for name in LOCALIZATION_SETTINGS if (value := getattr(args, name)) is not None}
-    detector = load_detector(args.checkpoint, args.device, args.any_recipe, **settings)
-    stores = [detector.open(path) for path in args.features]
-    rate = common_rate(detector, stores, args.snippet_rate)
-    with memory_advice("use --device cpu"):
-        results = detect(detector, stores, rate)
-    write(args.output_dir, detector, stores, results, rate)
-    write_page(args.output_dir, detector, stores, rate, settings)
-    print(summary(detector, [result for part in results for result in part], rate))
-    print(f"the results are in {args.output_dir}: detections.json, detections.csv, outputs.h5, pictures/, report.html")
+    return parser.parse_args()
+
+
+def has_videos(path: Path) -> bool:
+    """Return True for a video file, or a folder of video files."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return any(file.suffix.lower() in VIDEO_SUFFIXES for file in files)
+
+
+def require_features(paths: Iterable[str], stores: Sequence[FeatureStore]) -> None:
+    """Raise an InputError for a video of --video without features."""
+    known = {video_id for store in stores for video_id in store.video_ids}
+    if unknown := [video_id for video_id in paths if video_id not in known]:
+        raise InputError(f"--video: no features of '{unknown[0]}'; they have {names(sorted(known))}")
+
+
+def extract(
+    detector: Detector, paths: Mapping[str, Path], args: argparse.Namespace
+) -> tuple[list[FeatureStore], list[str]]:
+    """Return the features of each video, and the errors of the others; print one line per video."""
+    check_hdf5_names(paths)
+    recipe = read_recipe(detector.recipe, detector.name)
+    stores, failed = {}, []
+    with memory_advice("lower --batch-size, or use --device cpu"):
+        extractor = load_chosen_extractor(recipe, args)
+        if not detector.any_recipe:
+            require_weights(extractor, recipe, detector.name)
+        for done, outcome in enumerate(extract_videos(extractor, paths, args.workers), 1):
+            line = f"failed: {outcome.error}"
+            if outcome.error:
+                failed.append(outcome.error)
+            else:
+                path, rate = paths[outcome.video_id], Rate(recipe.fps, recipe.stride)
+                store = stores[outcome.video_id] = detector.open_video(outcome.features, path, rate)
+                line = f"{path}: {count_noun(store.num_snippets(outcome.video_id), 'snippet')}"
+            print(f"[{done}/{len(paths)}] {line}", flush=True)
+    return [stores[video_id] for video_id in paths if video_id in stores], failed
 
 
 def common_rate(detector: Detector, stores: list[FeatureStore], snippet_rate: float | None) -> float:
@@ -140,24 +208,36 @@ def write(
     pictured = [(store, result) for store, part in zip(stores, results, strict=True) for result in part]
     for store, result in pictured[:MAX_PICTURES]:
         figure = detector.draw(store, [result], rate)
-        save_figure(figure, folder / "pictures" / f"{quote(result.video_id, safe=' ')}.png", dpi=110)
+        save_figure(figure, folder / "pictures" / f"{file_name(result.video_id)}.png", dpi=110)
 
 
-def write_page(
-    folder: Path, detector: Detector, stores: list[FeatureStore], rate: float, settings: dict[str, object]
+def write_pages(
+    args: argparse.Namespace,
+    detector: Detector,
+    stores: list[FeatureStore],
+    rate: float,
+    settings: Mapping[str, object],
+    paths: Mapping[str, Path],
+    truth: Annotations | None,
 ) -> None:
-    """Write the report of the detections in a folder."""
+    """Write report.html, and the page of each video that can be played and of the first others."""
     simulated = any(store.source.simulated for store in stores)
-    paths = names([str(store.source.path) for store in stores])
+    sources = names([str(store.source.path) for store in stores])
     facts = {
         "checkpoint": detector.name,
-        "features": f"{' + '.join(detector.modalities)}, {paths}{', SIMULATED' if simulated else ''}",
+        "features": f"{' + '.join(detector.modalities)}, {sources}{', SIMULATED' if simulated else ''}",
         "snippets per second": f"{rate:g}",
         "settings": ", ".join(f"{name} {value}" for name, value in settings.items()) or "as in training",
         "classes": names(detector.classes),
     }
-    runs = open_detections([folder], detector.spec, facts=facts, simulated=simulated, modalities=detector.modalities)
-    write_text(folder / "report.html", render_detections(runs, annotations_of(runs), None))
+    folder, spec = args.output_dir, detector.spec
+    [run] = open_detections([folder], spec, facts=facts, simulated=simulated, modalities=detector.modalities)
+    annotations = annotations_of([run])
+    write_text(folder / "report.html", render_detections([run], annotations, None))
+    if truth:
+        annotations = add_segments(annotations, truth, args.annotations)
+    shown = [video_id for n, video_id in enumerate(run.detections.videos) if n < MAX_PICTURES or video_id in paths]
+    write_players(folder / "pages", run, annotations, {name: paths.get(name) for name in shown}, args.copy_videos)
 
 
 def summary(detector: Detector, videos: list[VideoResult], rate: float) -> str:

@@ -4,7 +4,6 @@ python scripts/extract_features.py VIDEOS --out DIR --recipe r2plus1d_18 [--weig
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -17,27 +16,25 @@ from tqdm import tqdm
 
 from utils.errors import InputError, OneLineParser, count_noun, exit_on_input_error
 from utils.features.convert import check_hdf5_names
-from utils.number_types import non_negative_int, positive_float, positive_int
+from utils.number_types import positive_float, positive_int
 from utils.run.devices import memory_advice
 from utils.video.backbones import BACKBONES, RECIPES
-from utils.video.decode import Limits, find_videos, read_facts
-from utils.video.extract import Extractor, extract_videos, load_extractor
+from utils.video.command import add_extraction_options, load_chosen_extractor
+from utils.video.decode import find_videos, read_facts
+from utils.video.extract import Extractor, extract_videos
 from utils.video.flow import FLOWS
 from utils.video.folder import FeatureFolder
 from utils.video.recipe import Recipe
-
-MAX_WORKERS = 4
 
 
 def main() -> None:
     """Extract features; the exit status is 1 if a video failed."""
     args = parse_args()
-    limits = Limits(args.max_pixels, args.max_frames, args.max_hours)
     videos = find_videos(args.videos)
     check_hdf5_names(videos)
     recipe = chosen_recipe(args)
     with memory_advice("lower --batch-size, or use --device cpu"):
-        extractor = load_extractor(recipe, args.weights, args.flow_weights, args.device, args.batch_size, limits)
+        extractor = load_chosen_extractor(recipe, args)
         with FeatureFolder(args.out, extractor.recipe) as folder:
             failed = extract(extractor, videos, folder, args.workers)
     if failed:
@@ -57,21 +54,12 @@ def parse_args() -> argparse.Namespace:
     choice = parser.add_mutually_exclusive_group(required=True)
     choice.add_argument("--backbone", choices=list(BACKBONES), help="backbone, with its default recipe")
     choice.add_argument("--recipe", choices=list(RECIPES), help="published recipe")
-    add("--weights", nargs="+", type=Path, default=[], metavar="FILE", help="state dict of the backbone, RGB then flow")
     add("--flow", choices=FLOWS, help="optical flow, for backbones with a network for it; none: RGB alone")
-    add("--flow-weights", type=Path, metavar="FILE", help="state dict of RAFT (default: torchvision's download)")
     add("--fps", type=positive_float, help="frames per second (default: of the recipe)")
     add("--frames", type=positive_int, help="frames per clip (default: of the recipe)")
     add("--stride", type=positive_int, help="frames from one snippet to the next (default: of the recipe)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")
-    add("--batch-size", type=positive_int, default=8, metavar="N", help="clips per batch (default: %(default)s)")
-    workers = min(MAX_WORKERS, max(1, (os.cpu_count() or 1) - 1))
-    help_text = "processes that decode ahead of the backbone; 0: none (default here: %(default)s)"
-    add("--workers", type=non_negative_int, default=workers, metavar="N", help=help_text)
-    bounds = parser.add_argument_group("limits of a video, for untrusted files").add_argument
-    bounds("--max-pixels", type=positive_int, default=Limits.max_pixels, help="pixels per frame (%(default)s)")
-    bounds("--max-frames", type=positive_int, default=Limits.max_frames, help="stored frames (%(default)s)")
-    bounds("--max-hours", type=positive_float, default=Limits.max_hours, help="duration in hours (%(default)s)")
+    add_extraction_options(parser)
     return parser.parse_args()
 
 

@@ -53,7 +53,8 @@ class Detector:
         spec: Dataset of the training; its snippet rate is that of features that store none.
         name: Checkpoint, for titles.
         scale: Factor of all features, as in training.
-        recipe: Recipe that features must have, None for any; see utils/features/recipes.py.
+        recipe: Recipe of the training features, None if not stored; see utils/features/recipes.py.
+        any_recipe: Features may have another recipe.
     """
 
     def __init__(
@@ -65,9 +66,11 @@ class Detector:
         name: str,
         scale: float = 1.0,
         recipe: dict | None = None,
+        any_recipe: bool = False,
     ):
         self.method, self.classes, self.modalities = method, tuple(classes), tuple(modalities)
-        self.spec, self.name, self.scale, self.recipe = spec, name, scale, recipe
+        self.spec, self.name, self.scale = spec, name, scale
+        self.recipe, self.any_recipe = recipe, any_recipe
 
     def __call__(
         self, features: Features, snippet_rate: float | None = None, video_id: str | None = None
@@ -126,15 +129,30 @@ class Detector:
         """
         is_path = isinstance(features, str | Path)
         if is_path and (Path(features).suffix != ".npy" or str(features).endswith(JOINT_SUFFIX)):
-            store = open_features(features, self.modalities)
-        else:
-            store = FeatureStore(self._array_source(features, video_id), self.modalities)
+            return self._checked(open_features(features, self.modalities))
+        return self._checked(FeatureStore(self._array_source(features, video_id), self.modalities))
+
+    def open_video(self, features: Mapping[str, np.ndarray], path: Path, rate: Rate) -> FeatureStore:
+        """Return a store of the features of a video file, whose name without the extension is the video_id.
+
+        Args:
+            features: Array (T, D) by modality.
+            path: Video file.
+            rate: Rate of the snippets.
+
+        Raises:
+            InputError: The features do not fit the network.
+        """
+        return self._checked(FeatureStore(ArraySource(features, path.stem, path, rate), self.modalities))
+
+    def _checked(self, store: FeatureStore) -> FeatureStore:
         for modality, got, width in zip(self.modalities, store.modality_dims, self._dims, strict=True):
             if got != width:
                 raise InputError(
                     f"{store.source.path}: '{modality}' has {got} channels, {self.name} was trained on {width}"
                 )
-        require_recipe(store.recipe, {RECIPE: self.recipe}, store.source.path, self.name)
+        if not self.any_recipe:
+            require_recipe(store.recipe, {RECIPE: self.recipe}, store.source.path, self.name)
         return store.scaled(self.scale)
 
     def rate(self, store: FeatureStore, snippet_rate: float | None = None) -> tuple[float, bool]:
@@ -220,17 +238,17 @@ class ArraySource(Source):
     form = "arrays"
     simulated = False
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], video_id: str, path: Path):
+    def __init__(self, arrays: Mapping[str, np.ndarray], video_id: str, path: Path, rate: Rate | None = None):
         self.path, self.modalities = path, tuple(arrays)
-        self._arrays, self._video_id = arrays, video_id
+        self._arrays, self._video_id, self._rate = arrays, video_id, rate
 
     def video_ids(self, modality: str) -> list[str]:
         """Return the only video."""
         return [self._video_id]
 
     def rate(self, modality: str) -> Rate | None:
-        """Return None: an array has no rate."""
-        return None
+        """Return the rate, None for an array of the user."""
+        return self._rate
 
     def read(self, modality: str, video_id: str) -> np.ndarray:
         """Return the array of a modality."""
@@ -262,8 +280,7 @@ def load_detector(path: str | Path, device: str = "auto", any_recipe: bool = Fal
     method = load_method(checkpoint, path, options, classes, dims)
     method.network.to(choose_device(device)).eval()
     spec, scale = dataset_spec(vars(options)), stored_scale(checkpoint, path, options)
-    recipe = None if any_recipe else checkpoint.get(RECIPE)
-    return Detector(method, classes, options.modalities, spec, str(path), scale, recipe)
+    return Detector(method, classes, options.modalities, spec, str(path), scale, checkpoint.get(RECIPE), any_recipe)
 
 
 def load_method(

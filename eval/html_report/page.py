@@ -1,16 +1,13 @@
 """HTML page of runs in one file: settings, results, curves, classes, diagnosis and videos.
 
-Every text from a file is escaped: by jinja2 in the tables, by `_json_for_script` in the data block. Plotly interprets
+Every text from a file is escaped: by jinja2 in the tables, by `json_for_script` in the data block. Plotly interprets
 some HTML, so report.js escapes the texts for it.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -27,13 +24,13 @@ from eval.html_report.page_tables import (
     results_tables,
     run_facts,
 )
+from eval.html_report.template import embed, json_for_script, load_template
 from eval.html_report.videos import MAX_SHOWN, Verdicts, judge, read_curves, shown_detections, verdict_threshold
 from eval.protocols import PROTOCOLS, applicable_protocols
 from eval.tables import GroundTruth, read_ground_truth
 from utils.annotations import Annotations, load_annotations
 from utils.errors import count_noun
 
-HERE = Path(__file__).resolve().parent
 TOLERANCE = 1e-9  # between the mAP of detections.json, evaluated again, and that of metrics.json
 
 
@@ -64,10 +61,7 @@ def render_detections(runs: Sequence[FinishedRun], annotations: Annotations, tru
     evaluated = [None if truth is None else _evaluate(run, annotations, truth) for run in runs]
     scored = [(run, each) for run, each in zip(runs, evaluated, strict=True) if each is not None]
     tiou = verdict_threshold(spec.tiou_thresholds)
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.j2").render(
+    return load_template("report.html.j2").render(
         title=", ".join(run.name for run in runs),
         lead=_lead(runs, truth),
         runs=runs,
@@ -90,11 +84,10 @@ def render_detections(runs: Sequence[FinishedRun], annotations: Annotations, tru
         verdict_tiou=tiou,
         min_tiou=MIN_TIOU,
         max_shown=MAX_SHOWN,
-        data=_json_for_script(_page_data(runs, evaluated, annotations)),
-        # These three are texts of this project and of Plotly, not data.
-        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),  # nosec B704
-        script=Markup((HERE / "report.js").read_text(encoding="utf-8")),  # nosec B704
-        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),  # nosec B704
+        data=json_for_script(_page_data(runs, evaluated, annotations)),
+        style=embed("report.css"),
+        script=embed("common.js", "report.js"),
+        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),  # nosec B704 - not data
     )
 
 
@@ -182,7 +175,7 @@ def _page_data(runs: Sequence[FinishedRun], evaluated: Sequence[Evaluated | None
             }
             for run, each in zip(runs, evaluated, strict=True)
         ],
-        "videos": _videos(runs, evaluated, annotations),
+        "videos": video_data(runs, evaluated, annotations),
     }
 
 
@@ -206,7 +199,9 @@ def _log_point(record: dict, run: FinishedRun) -> dict:
     return {"iteration": record["iteration"], "losses": losses, "scores": curves}
 
 
-def _videos(runs: Sequence[FinishedRun], evaluated: Sequence[Evaluated | None], annotations: Annotations) -> list[dict]:
+def video_data(
+    runs: Sequence[FinishedRun], evaluated: Sequence[Evaluated | None], annotations: Annotations
+) -> list[dict]:
     """Return every video that a run has outputs or detections for, in the order of the annotations."""
     answers = [_video_answers(run, each, annotations) for run, each in zip(runs, evaluated, strict=True)]
     return [
@@ -277,11 +272,3 @@ def _answers(
     for video, answer in answers.items():
         answer["detections"] = detections.get(video, [])
     return answers
-
-
-def _json_for_script(content: dict) -> Markup:
-    """Return JSON for a <script> element, without any character that could end the element."""
-    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)  # nosec B704 - nothing in it can end the script any more

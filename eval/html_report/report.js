@@ -1,6 +1,5 @@
 /* Charts and the video viewer. Every text from a file goes through textContent, or through plain() before it
    reaches Plotly, which interprets some HTML. */
-"use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const RUN_COLORS = ["#1f5fa6", "#c2410c", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f"];
@@ -19,22 +18,9 @@
   const several = data.runs.length > 1;
   const charts = [];
 
-  const $ = (id) => document.getElementById(id);
   const runColor = (index) => RUN_COLORS[index % RUN_COLORS.length];
   const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const percent = (value) => (value === null || value === undefined ? "–" : (100 * value).toFixed(2));
-  const seconds = (value) => `${Number(value.toFixed(2))}`;
-
-  function element(name, attributes = {}, ...children) {
-    const node = document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) {
-      if (key === "style") Object.entries(value).forEach(([k, v]) => node.style.setProperty(k, v));
-      else if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-      else if (value !== null) node.setAttribute(key, value);
-    }
-    node.append(...children.map((child) => (child instanceof Node ? child : String(child))));
-    return node;
-  }
 
   function draw(target, traces, layout) {
     if (!charts.includes(target)) charts.push(target);
@@ -164,13 +150,6 @@
   const state = { video: 0, chosen: new Set(), range: [0, 1], list: { run: 0, column: "position", falling: false } };
   const order = data.videos.map((_, index) => index); // of the sorted list
 
-  function unpack(packed) {
-    const bytes = Uint8Array.from(atob(packed.steps), (character) => character.charCodeAt(0));
-    const view = new DataView(bytes.buffer);
-    const step = (packed.high - packed.low) / 65535;
-    return Array.from({ length: bytes.length / 2 }, (_, index) => packed.low + step * view.getUint16(2 * index, true));
-  }
-
   const annotated = (video) => [...new Set(video.truth.map((row) => row[0]))].sort((a, b) => a - b);
   const present = (video) => [...new Set([...annotated(video), ...video.runs.flatMap((run) => (run ? run.detections.map((row) => row[0]) : [])), ...video.runs.flatMap((run) => (run ? Object.keys(run.cas).map(Number) : []))])];
 
@@ -203,17 +182,6 @@
     if (event.target.checked) state.chosen.add(number);
     else state.chosen.delete(number);
     timeline();
-  }
-
-  /* Return for each detection, best first, the first lane where it overlaps no better detection. */
-  function lanes(rows) {
-    const ends = [];
-    return rows.map(([, start, end]) => {
-      let lane = ends.findIndex((taken) => taken.every(([a, b]) => end <= a || start >= b));
-      if (lane < 0) lane = ends.push([]) - 1;
-      ends[lane].push([start, end]);
-      return lane;
-    });
   }
 
   function rgba(color, alpha) {

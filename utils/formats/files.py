@@ -7,11 +7,13 @@ lists the file (utils/formats/checksums.py).
 
 import json
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import yaml
 
@@ -57,6 +59,11 @@ def sweep_partial(folder: Path) -> None:
     """Remove temporary files of killed processes; only for a folder that no other process writes to."""
     for path in folder.glob(f"*{PARTIAL}*"):
         path.unlink(missing_ok=True)
+
+
+def file_name(text: str) -> str:
+    """Return any text as a file name; characters that a file system may refuse are percent-encoded."""
+    return re.sub(r'[\x00-\x1f"%*/:<>?\\|]', lambda character: quote(character[0], safe=""), text)
 
 
 def write_text(path: str | Path, text: str) -> None:
