@@ -503,9 +503,9 @@ def test_unusable_labels_are_refused_in_one_line(rows, message, tmp_path, run_ma
     assert not (tmp_path / "out").exists()
 
 
-def simulated_dataset(folder: Path, recipe: Recipe) -> Path:
+def simulated_dataset(folder: Path, recipe: Recipe, dims: tuple[int, int] = (4, 3)) -> Path:
     """Write SIMULATED features with a recipe, as if they came from videos."""
-    simulate_features(parse_annotations(invent_timeline(16, 3), "timeline"), folder, (4, 3))
+    simulate_features(parse_annotations(invent_timeline(16, 3), "timeline"), folder, dims)
     store = open_features(folder, None)
     arrays = [(f"{name}/{v}", store.source.read(name, v)) for name in store.modalities for v in store.video_ids]
     rates = {name: {"fps": 25, "stride": 16} for name in store.modalities}

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from eval.html_report.page import render_report
 from eval.html_report.page_tables import results_tables
 from eval.outputs import write_outputs
 from eval.tables import read_ground_truth
+from tests.browser import open_browser, press, script, wait_until
 from utils.datasets import DATASETS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -397,46 +397,22 @@ def test_thresholds_without_one_half(dataset, detections, tmp_path):
 
 # ---- in a browser ----
 
-CHROMIUM_FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,900",
-)  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def browser(run, dataset, tmp_path_factory):
     """Headless Chromium on the report of two runs."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    chromedriver = shutil.which("chromedriver")
-    if not (chromium and chromedriver):
-        pytest.skip("no Chromium with its driver (Debian: apt-get install chromium chromium-driver)")
     folder = tmp_path_factory.mktemp("browser")
-    other = make_run(folder / "other", dataset, seed=1)
-    page = folder / "report.html"
-    page.write_text(render_report(read_runs([run, other])), encoding="utf-8")
-    for name, words in {"scored": ["--ground-truth", str(dataset)], "unscored": []}.items():
-        assert run_script(run / "detections.json", *words, "--out", folder / f"{name}.html").returncode == 0
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*CHROMIUM_FLAGS, f"--user-data-dir={folder / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(chromedriver))
-    driver.get(page.as_uri())
-    yield driver
-    driver.quit()
-
-
-def script(browser, code: str, *arguments):
-    return browser.execute_script(f"return {code}", *arguments)
-
-
-def wait_until(condition, seconds: float = 600) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "timeout"
-        time.sleep(0.05)
+    driver = open_browser(folder / "profile")
+    try:
+        other = make_run(folder / "other", dataset, seed=1)
+        page = folder / "report.html"
+        page.write_text(render_report(read_runs([run, other])), encoding="utf-8")
+        for name, words in {"scored": ["--ground-truth", str(dataset)], "unscored": []}.items():
+            assert run_script(run / "detections.json", *words, "--out", folder / f"{name}.html").returncode == 0
+        driver.get(page.as_uri())
+        yield driver
+    finally:
+        driver.quit()
 
 
 def shown_video(browser) -> str:
@@ -445,10 +421,6 @@ def shown_video(browser) -> str:
 
 def shown_range(browser) -> list[float]:
     return script(browser, "document.getElementById('timeline').layout.xaxis.range")
-
-
-def press(browser, *keys: str) -> None:
-    browser.find_element("tag name", "body").send_keys(*keys)
 
 
 def click(browser, name: str) -> None:

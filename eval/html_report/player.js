@@ -85,7 +85,7 @@
   /* ---- detections above the threshold ---- */
   function setUpThreshold() {
     const scores = data.detections.map((row) => row[3]);
-    if (scores.length === 0) $("threshold").disabled = true;
+    if (!scores.length) document.querySelectorAll(".threshold, .list-box").forEach((node) => { node.hidden = true; });
     const high = scores[0] ?? 1, low = scores[scores.length - 1] ?? 0;
     const digits = clamp(Math.ceil(2 - Math.log10(high - low || 1)), 2, 6), unit = 10 ** -digits;
     const floor = (value) => Number((Math.floor(value / unit) * unit).toFixed(digits));
