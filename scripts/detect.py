@@ -5,7 +5,7 @@ python scripts/detect.py INPUT [...] --checkpoint runs/NAME/checkpoints/best.pt 
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
@@ -15,7 +15,7 @@ import pandas as pd
 from eval.csv_rows import SEGMENT_COLUMNS
 from eval.html_report.detection_files import annotations_of, open_detections
 from eval.html_report.page import render_detections
-from eval.html_report.player import add_segments, write_players
+from eval.html_report.player import add_segments, require_annotated, write_players
 from eval.outputs import write_outputs
 from eval.tables import format_table, localized_table, read_annotations, write_detections
 from options import ANY_RECIPE_HELP, LOCALIZATION_SETTINGS, add_localization_options
@@ -23,7 +23,7 @@ from utils.annotations import Annotations
 from utils.datasets import Rate
 from utils.detector import Detector, assumed_rate, load_detector
 from utils.engine import VideoResult
-from utils.errors import InputError, OneLineParser, count_noun, exit_on_input_error
+from utils.errors import InputError, OneLineParser, count_noun, exit_on_input_error, shorten
 from utils.features.convert import check_hdf5_names
 from utils.features.store import FeatureStore
 from utils.formats.files import file_name, save_figure, write_text
@@ -46,21 +46,27 @@ def main() -> None:
         raise InputError(f"--output-dir {args.output_dir} is the folder of a run, whose results would be lost")
     settings = {name: value for name in LOCALIZATION_SETTINGS if (value := getattr(args, name)) is not None}
     truth = args.annotations and read_annotations(args.annotations, None)[0]
-    paths = find_videos(args.video or [path for path in args.inputs if has_videos(path)])
-    if paths and not args.video and not all(map(has_videos, args.inputs)):
+    videos = find_videos(path for path in args.inputs if has_videos(path))
+    players = find_videos(args.video) or videos
+    if videos and not all(map(has_videos, args.inputs)):
         raise InputError("the inputs are videos and features; detect in each by a command of its own")
+    if videos and (args.video or args.snippet_rate):
+        raise InputError("--video and --snippet-rate are for features as INPUT; leave them out")
     detector = load_detector(args.checkpoint, args.device, args.any_recipe, **settings)
-    if args.video or not paths:
-        stores, failed = [detector.open(path) for path in args.inputs], []
-        require_features(paths, stores)
-    else:
-        stores, failed = extract(detector, paths, args)
+    stores, failed = [] if videos else [detector.open(path) for path in args.inputs], []
+    known = list(videos) or [video_id for store in stores for video_id in store.video_ids]
+    if unknown := set(players) - set(known):
+        raise InputError(f"--video: no features of {shorten(min(unknown))}; they have {names(known)}")
+    if truth:
+        require_annotated(known, truth, args.annotations)
+    if videos:
+        stores, failed = extract(detector, videos, args)
     if stores:
         rate = common_rate(detector, stores, args.snippet_rate)
         with memory_advice("use --device cpu"):
             results = detect(detector, stores, rate)
         write(args.output_dir, detector, stores, results, rate)
-        write_pages(args, detector, stores, rate, settings, paths, truth)
+        write_pages(args, detector, stores, rate, settings, players, truth)
         print(summary(detector, [result for part in results for result in part], rate))
         files = "detections.json, detections.csv, outputs.h5, pictures/, pages/, report.html"
         print(f"the results are in {args.output_dir}: {files}")
@@ -105,34 +111,27 @@ def has_videos(path: Path) -> bool:
     return any(file.suffix.lower() in VIDEO_SUFFIXES for file in files)
 
 
-def require_features(paths: Iterable[str], stores: Sequence[FeatureStore]) -> None:
-    """Raise an InputError for a video of --video without features."""
-    known = {video_id for store in stores for video_id in store.video_ids}
-    if unknown := [video_id for video_id in paths if video_id not in known]:
-        raise InputError(f"--video: no features of '{unknown[0]}'; they have {names(sorted(known))}")
-
-
 def extract(
-    detector: Detector, paths: Mapping[str, Path], args: argparse.Namespace
+    detector: Detector, videos: Mapping[str, Path], args: argparse.Namespace
 ) -> tuple[list[FeatureStore], list[str]]:
     """Return the features of each video, and the errors of the others; print one line per video."""
-    check_hdf5_names(paths)
+    check_hdf5_names(videos)
     recipe = read_recipe(detector.recipe, detector.name)
     stores, failed = {}, []
     with memory_advice("lower --batch-size, or use --device cpu"):
         extractor = load_chosen_extractor(recipe, args)
         if not detector.any_recipe:
             require_weights(extractor, recipe, detector.name)
-        for done, outcome in enumerate(extract_videos(extractor, paths, args.workers), 1):
+        for done, outcome in enumerate(extract_videos(extractor, videos, args.workers), 1):
             line = f"failed: {outcome.error}"
             if outcome.error:
                 failed.append(outcome.error)
             else:
-                path, rate = paths[outcome.video_id], Rate(recipe.fps, recipe.stride)
+                path, rate = videos[outcome.video_id], Rate(recipe.fps, recipe.stride)
                 store = stores[outcome.video_id] = detector.open_video(outcome.features, path, rate)
                 line = f"{path}: {count_noun(store.num_snippets(outcome.video_id), 'snippet')}"
-            print(f"[{done}/{len(paths)}] {line}", flush=True)
-    return [stores[video_id] for video_id in paths if video_id in stores], failed
+            print(f"[{done}/{len(videos)}] {line}", flush=True)
+    return [stores[video_id] for video_id in videos if video_id in stores], failed
 
 
 def common_rate(detector: Detector, stores: list[FeatureStore], snippet_rate: float | None) -> float:
@@ -217,7 +216,7 @@ def write_pages(
     stores: list[FeatureStore],
     rate: float,
     settings: Mapping[str, object],
-    paths: Mapping[str, Path],
+    players: Mapping[str, Path],
     truth: Annotations | None,
 ) -> None:
     """Write report.html, and the page of each video that can be played and of the first others."""
@@ -235,9 +234,9 @@ def write_pages(
     annotations = annotations_of([run])
     write_text(folder / "report.html", render_detections([run], annotations, None))
     if truth:
-        annotations = add_segments(annotations, truth, args.annotations)
-    shown = [video_id for n, video_id in enumerate(run.detections.videos) if n < MAX_PICTURES or video_id in paths]
-    write_players(folder / "pages", run, annotations, {name: paths.get(name) for name in shown}, args.copy_videos)
+        annotations = add_segments(annotations, truth)
+    shown = [name for number, name in enumerate(run.detections.videos) if number < MAX_PICTURES or name in players]
+    write_players(folder / "pages", run, annotations, {name: players.get(name) for name in shown}, args.copy_videos)
 
 
 def summary(detector: Detector, videos: list[VideoResult], rate: float) -> str:

@@ -148,7 +148,7 @@ def changed(folder: Path, path: Path, change) -> Path:
         (lambda c: c.update(recipe={"how": "by hand"}), (), "the recipe of its features has no 'backbone'"),
         (lambda c: c["recipe"].update(backbone="huge"), (), "come from backbone 'huge', expected one of r2plus1d_18"),
         (lambda c: c["recipe"].update(weights={"rgb": "ab" * 32}), (), "expected the rgb weights of its training"),
-        (lambda c: None, ("--snippet-rate", "3"), "store 2.5 snippets per second, the rate given is 3"),
+        (lambda c: None, ("--snippet-rate", "3"), "--video and --snippet-rate are for features"),
         (lambda c: None, ("{folder}/data",), "the inputs are videos and features"),
         (lambda c: None, ("--annotations", "{folder}/data"), "none of the videos is annotated (a video: 'other'"),
         (lambda c: None, ("missing.mp4",), "missing.mp4: no such file"),
@@ -192,8 +192,8 @@ def test_features_have_a_page_with_their_video_or_without(folder, words, tmp_pat
     [
         ("backbone", 3), ("fps", 0), ("fps", float("nan")), ("fps", True), ("frames", 1.5), ("frames", 10**9),
         ("stride", 0), ("resize", [1, 2, 3]), ("resize", 128), ("crop", -1), ("mean", [0.5]), ("std", [0, 1, 1]),
-        ("antialias", 1), ("rounded", None), ("flow", "farneback"), ("flow", []), ("flow_bound", 0), ("weights", {"rgb": 3}),
-        ("further", 1), ("crop", 4096),
+        ("antialias", 1), ("rounded", None), ("flow", "farneback"), ("flow", []), ("flow_bound", 0),
+        ("weights", {"rgb": 3}), ("further", 1), ("crop", 4096),
     ],
 )  # fmt: skip
 def test_a_recipe_of_an_untrusted_checkpoint_is_checked(name, value):
@@ -233,7 +233,7 @@ def browser(tmp_path_factory):
         write_outputs(folder / "outputs.h5", [video], CLASSES, RATE)
         [run] = open_detections([folder], DATASETS["demo"], modalities=("rgb", "flow"))
         truth = {"database": {"clip": {"subset": "test", "annotations": [{"label": "Dive", "segment": [1, 2]}]}}}
-        annotations = add_segments(annotations_of([run]), parse_annotations(truth, "truth"), "truth")
+        annotations = add_segments(annotations_of([run]), parse_annotations(truth, "truth"))
         write_players(folder / "pages", run, annotations, {"clip": folder / "clip #1.webm"}, False)
         driver.get((folder / "pages/clip.html").as_uri())
         wait_until(lambda: script(driver, "document.getElementById('player').readyState > 1"), 120)

@@ -5,7 +5,7 @@ The page loads nothing but the video. Without a video it shows the time axis alo
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -19,21 +19,22 @@ from utils.errors import InputError, count_noun, shorten
 from utils.formats.files import atomic_write, file_name, write_text
 
 
-def add_segments(annotations: Annotations, truth: Annotations, where: str) -> Annotations:
-    """Return the videos of a page with their annotated segments.
+def require_annotated(video_ids: Collection[str], truth: Annotations, where: str) -> None:
+    """Raise an InputError if none of the videos is annotated.
 
     Args:
-        annotations: Videos without segments, and the classes of the detections.
-        truth: Annotated videos; other videos and classes are ignored.
+        video_ids: Videos of pages.
+        truth: Annotated videos.
         where: File of the annotated videos, for the message.
-
-    Raises:
-        InputError: None of the videos is annotated.
     """
-    annotated = {name: truth.videos[name] for name in annotations.videos if name in truth.videos}
-    if not annotated:
-        names = [shorten(next(iter(videos), "none")) for videos in (annotations.videos, truth.videos)]
+    if not any(video_id in truth.videos for video_id in video_ids):
+        names = [shorten(next(iter(videos), "none")) for videos in (video_ids, truth.videos)]
         raise InputError(f"{where}: none of the videos is annotated (a video: {names[0]}, annotated: {names[1]})")
+
+
+def add_segments(annotations: Annotations, truth: Annotations) -> Annotations:
+    """Return the videos of pages with their annotated segments; other annotated videos are left out."""
+    annotated = {name: truth.videos[name] for name in annotations.videos if name in truth.videos}
     used = [label for video in annotated.values() for label in video.segment_labels]
     return Annotations(tuple(dict.fromkeys((*annotations.classes, *used))), {**annotations.videos, **annotated})
 
