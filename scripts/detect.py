@@ -37,6 +37,7 @@ from utils.video.stored import read_recipe, require_weights
 MAX_PICTURES = 20  # also pages of videos that cannot be played
 MAX_ROWS = 20  # of the printed summary
 NAMED = 3  # videos that a message names
+PAGES = "pages"  # folder of the players
 
 
 def main() -> None:
@@ -232,11 +233,12 @@ def write_pages(
     folder, spec = args.output_dir, detector.spec
     [run] = open_detections([folder], spec, facts=facts, simulated=simulated, modalities=detector.modalities)
     annotations = annotations_of([run])
-    write_text(folder / "report.html", render_detections([run], annotations, None))
-    if truth:
-        annotations = add_segments(annotations, truth)
+    annotated = add_segments(annotations, truth) if truth else annotations
     shown = [name for number, name in enumerate(run.detections.videos) if number < MAX_PICTURES or name in players]
-    write_players(folder / "pages", run, annotations, {name: players.get(name) for name in shown}, args.copy_videos)
+    videos = {name: players.get(name) for name in shown}
+    pages = write_players(folder / PAGES, run, annotated, videos, args.copy_videos)
+    links = {name: f"{PAGES}/{address}" for name, address in pages.items()}
+    write_text(folder / "report.html", render_detections([run], annotations, None, links))
 
 
 def summary(detector: Detector, videos: list[VideoResult], rate: float) -> str:

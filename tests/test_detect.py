@@ -118,7 +118,8 @@ def test_a_video_gives_detections_and_a_page(folder, words, tmp_path, run_main):
     assert "<b>#1" not in page and "<i>class" not in page
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#|data:|\.\./)|url\(|@import""", page)
     assert len(re.findall("<script", page)) == 2 and "default-src 'none'" in page
-    assert (out / "report.html").exists() and (out / "detections.csv").exists()
+    players = page_data((out / "report.html").read_text(encoding="utf-8"))["players"]
+    assert players == {NAME: "pages/a%20%26%20%253Cb%253E%231.html", "other": "pages/other.html"}
 
 
 def test_bad_videos_are_one_line_each_and_the_others_go_on(folder, words, tmp_path, run_main):

@@ -4,7 +4,7 @@ Every text from a file is escaped: by jinja2 in the tables, by `json_for_script`
 some HTML, so report.js escapes the texts for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,13 +49,19 @@ def render_report(runs: Sequence[FinishedRun]) -> str:
     return render_detections(runs, annotations, read_ground_truth(runs[0].dataset, runs[0].spec.test_subset))
 
 
-def render_detections(runs: Sequence[FinishedRun], annotations: Annotations, truth: GroundTruth | None) -> str:
+def render_detections(
+    runs: Sequence[FinishedRun],
+    annotations: Annotations,
+    truth: GroundTruth | None,
+    players: Mapping[str, str] | None = None,
+) -> str:
     """Return the page of runs, or of detection files.
 
     Args:
         runs: Runs on one dataset, or detection files.
         annotations: Classes and videos.
         truth: Ground truth; None leaves out everything that needs it.
+        players: Address of the player of a video, by video_id.
     """
     spec = runs[0].spec
     evaluated = [None if truth is None else _evaluate(run, annotations, truth) for run in runs]
@@ -84,7 +90,7 @@ def render_detections(runs: Sequence[FinishedRun], annotations: Annotations, tru
         verdict_tiou=tiou,
         min_tiou=MIN_TIOU,
         max_shown=MAX_SHOWN,
-        data=json_for_script(_page_data(runs, evaluated, annotations)),
+        data=json_for_script({**_page_data(runs, evaluated, annotations), "players": dict(players or {})}),
         style=embed("report.css"),
         script=embed("common.js", "report.js"),
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),  # nosec B704 - not data

@@ -249,12 +249,19 @@
       const { left, width } = axis.querySelector(".overlay").getBoundingClientRect();
       seek(clamp(view[0] + ((event.clientX - left) / width) * (view[1] - view[0]), ...view));
     };
+    let down = [0, 0];
     axis.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
+      down = [event.clientX, event.clientY];
       axis.setPointerCapture(event.pointerId);
-      move(event);
+      if (event.pointerType !== "touch") move(event);
     });
-    axis.addEventListener("pointermove", (event) => { if (axis.hasPointerCapture(event.pointerId)) move(event); });
+    axis.addEventListener("pointermove", (event) => {
+      if (!axis.hasPointerCapture(event.pointerId)) return;
+      const [across, along] = [Math.abs(event.clientY - down[1]), Math.abs(event.clientX - down[0])];
+      if (event.pointerType !== "touch" || along > Math.max(8, across)) move(event); // a finger may scroll the page
+    });
+    axis.addEventListener("pointerup", (event) => { if (axis.hasPointerCapture(event.pointerId)) move(event); });
     axis.setAttribute("aria-valuemax", duration.toFixed(2));
   }
 

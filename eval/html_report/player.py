@@ -41,8 +41,8 @@ def add_segments(annotations: Annotations, truth: Annotations) -> Annotations:
 
 def write_players(
     folder: Path, run: FinishedRun, annotations: Annotations, paths: Mapping[str, Path | None], is_copied: bool
-) -> None:
-    """Write the page of each video as NAME.html.
+) -> dict[str, str]:
+    """Write the page of each video, and return its address, relative to the folder, by video_id.
 
     Args:
         folder: Folder of the pages.
@@ -56,8 +56,12 @@ def write_players(
     """
     folder.mkdir(parents=True, exist_ok=True)
     links = {video_id: path and _link(path, folder, is_copied) for video_id, path in paths.items()}
+    addresses = {}
     for video_id, page in render_players(run, annotations, links):
-        write_text(folder / f"{file_name(video_id)}.html", page)
+        path = folder / f"{file_name(video_id)}.html"
+        write_text(path, page)
+        addresses[video_id] = quote(path.name)
+    return addresses
 
 
 def _link(path: Path, folder: Path, is_copied: bool) -> str:

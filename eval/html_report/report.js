@@ -165,6 +165,7 @@
     $("video").value = String(index);
     const score = (answer) => (data.isScored ? `AP ${answer ? percent(answer.ap) : "–"}` : `${answer ? answer.total : 0} detections`);
     $("video-summary").replaceChildren(element("strong", {}, video.id), ` · ${seconds(video.duration)} s · `, data.isScored ? `${video.truth.length} segments · ` : "",
+      ...(data.players[video.id] ? [element("a", { href: data.players[video.id] }, "player"), " · "] : []),
       ...data.runs.flatMap((run, place) => [place ? " · " : "", `${several ? run.name + ": " : ""}${score(video.runs[place])}`]));
     const boxes = present(video).map((number) => {
       const box = element("input", { type: "checkbox", value: number, onchange: chooseClass });
