@@ -18,6 +18,7 @@
     const whole = Math.floor(value / 60), rest = (value % 60).toFixed(digits).padStart(digits ? 3 + digits : 2, "0");
     return whole < 60 ? `${whole}:${rest}` : `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}:${rest}`;
   };
+  const fixed = (score) => score.toFixed(2).replace("-0.00", "0.00").replace("-", "−");
   const span = ([, start, end]) => `${stamp(start)}–${stamp(end)}`;
 
   function shape(name, attributes, ...children) {
@@ -113,12 +114,12 @@
       svg.replaceChildren(...bars);
       svg.setAttribute("height", LANE * count);
       charts.find((chart) => chart[0] === svg)[1] = count;
-      note.textContent = rows.length ? `${rows.length} shown, best ${rows[0][3].toFixed(2)}` : "none shown";
+      note.textContent = rows.length ? `${rows.length} shown, best ${fixed(rows[0][3])}` : "none shown";
       group.hidden = !rows.length && !isAnnotated;
     });
     const items = [...shown].sort((a, b) => a[1] - b[1] || b[3] - a[3]).map((row) => {
       const button = element("button", { type: "button", onclick: () => seek(row[1]) },
-        element("b", {}, data.classes[row[0]]), element("span", {}, span(row)), element("span", {}, row[3].toFixed(2)));
+        element("b", {}, data.classes[row[0]]), element("span", {}, span(row)), element("span", {}, fixed(row[3])));
       const item = element("li", { "data-start": row[1] }, button);
       marks.get(row).push(item);
       return item;
@@ -183,7 +184,7 @@
       if (rows.includes(row)) item.setAttribute("aria-current", "true");
       else item.removeAttribute("aria-current");
     });
-    $("now").replaceChildren(...rows.map((row) => element("span", {}, `${data.classes[row[0]]} ${row[3].toFixed(2)}`)));
+    $("now").replaceChildren(...rows.map((row) => element("span", {}, `${data.classes[row[0]]} ${fixed(row[3])}`)));
     if (rows.length) scrollTo(marks.get(rows[0])[1]);
     return undefined;
   }
@@ -230,7 +231,7 @@
   function setUpPlayer() {
     const animate = () => { follow(); if (!player.paused) requestAnimationFrame(animate); };
     const showState = () => {
-      $("play").textContent = player.paused ? "▶" : "⏸";
+      $("play").textContent = player.paused ? "▶" : "❚❚";
       $("play").setAttribute("aria-label", player.paused ? "Play" : "Pause");
     };
     player.addEventListener("play", () => { showState(); animate(); });
