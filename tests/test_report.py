@@ -494,10 +494,14 @@ def test_browser_viewer_zooms_by_the_mouse(browser):
     mouse.move_to_element_with_offset(timeline, -200, 100).click_and_hold().move_by_offset(150, 0).release().perform()
     start, end = shown_range(browser)
     assert 0 < start < end < DURATION
-    script(browser, "arguments[0]._context.doubleClickDelay = 1e6", timeline)  # ms; a slow browser clicks slowly
-    mouse = chains.ActionChains(browser)
-    mouse.move_to_element_with_offset(timeline, -200, 100).double_click().perform()
-    wait_until(lambda: shown_range(browser) == [0, DURATION])
+
+    def zooms_out() -> bool:  # the clicks of a slow browser may be too far apart
+        if shown_range(browser) != [0, DURATION]:
+            mouse = chains.ActionChains(browser)
+            mouse.move_to_element_with_offset(timeline, -200, 100).double_click().perform()
+        return shown_range(browser) == [0, DURATION]
+
+    wait_until(zooms_out)
 
 
 def test_browser_viewer_draws_the_outputs_of_the_run(browser):
