@@ -209,7 +209,7 @@ def report(
         print("`selected` is the best on holdout training videos, by their video-level labels alone")
     print("`last` is the state after the last iteration")
     print(f"results in {run_dir}: metrics.json, detections.json (of `last`), outputs.h5, videos.png")
-    print(f"HTML report: python scripts/report.py {run_dir if evaluation.metrics else run_dir / 'detections.json'}")
+    print(f"HTML report: python scripts/report.py {run_dir}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def main() -> None:
         prog="scripts/report.py",
         description="Write an HTML page. Of finished runs: results beside published ones, curves, classes, an error "
         "diagnosis, and every test video on a time axis. Of detection files: the same without training, or only "
-        "the videos without --ground-truth. The page needs no network and no other file.",
+        "the videos without --ground-truth, as of a run without scores. The page needs no network and no other file.",
     )
     parser.add_argument(
         "runs",
@@ -46,7 +46,9 @@ def main() -> None:
         page, out = detections_page(args), detection_file(args.runs[0]).with_suffix(".html")
         out = args.runs[0] / "report.html" if args.runs[0].is_dir() else out
     elif any(map(is_detection_file, args.runs)):
-        raise InputError("runs and detection files cannot share a page; make a report of each")
+        raise InputError(
+            "runs with scores cannot share a page with detection files or runs without scores; make a report of each"
+        )
     elif args.ground_truth:
         raise InputError("--ground-truth is for detection files; the annotations of runs are in --path-dataset")
     else:

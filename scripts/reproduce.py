@@ -26,6 +26,7 @@ from scripts.reproduction.rivals import compare_methods, with_comparisons
 from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.features.convert import find_features
 from utils.features.simulate import simulate_demo
+from utils.run.slurm import slurm_parameter
 
 Pairs = list[tuple[Table, Setting]]
 
@@ -105,8 +106,7 @@ def main(argv: list[str] | None = None) -> None:
 
     failed = []
     if todo and args.slurm is not None:
-        parameters = dict(item.partition("=")[::2] for item in args.slurm)
-        failed = execute.run_on_slurm(todo, record, pairs[0][1].folder / "slurm", parameters)
+        failed = execute.run_on_slurm(todo, record, pairs[0][1].folder / "slurm", dict(args.slurm))
     elif todo:
         expected = cost.of(todo[:1]) if cost else 0.0
         failed = execute.run_here(todo, environments, record, deadline, expected)
@@ -165,6 +165,7 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--delete-runs", action="store_true", help="delete the folder of each finished run, to save disk space")
     add(
         "--slurm",
+        type=slurm_parameter,
         nargs="*",
         metavar="NAME=VALUE",
         help="submit the runs to a SLURM cluster, with these parameters of submitit's executor",
@@ -190,8 +191,6 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     for name in ("jobs", "runs_per_gpu"):
         if (number := getattr(args, name)) < 1:
             parser.error(f"--{name.replace('_', '-')} is {number}, expected at least 1")
-    if args.slurm and (wrong := [item for item in args.slurm if "=" not in item]):
-        parser.error(f"--slurm: expected NAME=VALUE, got '{wrong[0]}'")
     for name in (FIGURE5, RESULTS):
         if name in args.tables and len(args.tables) > 1:
             parser.error(f"{name} cannot be combined with other tables, got {' '.join(args.tables)}")

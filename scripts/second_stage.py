@@ -16,7 +16,7 @@ import torch
 from eval.proposals import FRACTIONAL, localize_proposals, proposal_scores
 from eval.tables import Table, read_detections, results_table, write_detections
 from main import open_subsets
-from options import parse_args, run_options
+from options import ANY_RECIPE_HELP, parse_args, run_options
 from utils.annotations import Annotations, load_annotations
 from utils.checkpoint import has_training_state, read_checkpoint, save_checkpoint
 from utils.datasets import DatasetSpec, dataset_spec
@@ -24,6 +24,7 @@ from utils.detector import load_method, stored_options, stored_scale
 from utils.engine import TABLE_PROTOCOLS, Evaluation, Evaluator, VideoResult, write_results
 from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.features import open_features
+from utils.features.recipes import require_recipe
 from utils.number_types import non_negative_float, positive_float, positive_int, seed
 from utils.run import RunFolder, RunLog
 from utils.run.devices import choose_device, memory_advice
@@ -60,6 +61,7 @@ def parse_second_stage_args(argv: list[str] | None = None) -> argparse.Namespace
     add("--proposals-test", metavar="FILE", help="proposals of the test videos")
     add("--config", help="config with dataset and modalities, for proposals of files")
     add("--path-dataset", help="folder with annotations.json and the features (default: as in the run)")
+    add("--any-recipe", action="store_true", help=ANY_RECIPE_HELP)
     add(
         "--drop-duplicates",
         action="store_true",
@@ -109,6 +111,8 @@ def run(args: argparse.Namespace, folder: RunFolder) -> None:
     # Data and proposals
     spec, annotations = dataset_spec(vars(options)), load_annotations(options.path_dataset)
     store = open_features(options.path_dataset, options.modalities)
+    if checkpoint and not args.any_recipe:
+        require_recipe(store.recipe, checkpoint, store.source.path, path)
     train_set, test_set, _ = open_subsets(options, spec, annotations, store, torch.device("cpu"))
     evaluator, rows = Evaluator(test_set, annotations, spec), []
     rate = evaluator.snippet_rate

@@ -23,6 +23,7 @@ import main
 from scripts.detect import main as detect
 from scripts.extract_features import main as extract
 from scripts.make_annotations import main as annotate
+from scripts.second_stage import main as second_stage
 from test import main as localize
 from tests.conftest import ROOT
 from utils.annotations import load_annotations, parse_annotations
@@ -423,15 +424,56 @@ def test_worker_processes_give_the_same_features_and_errors(tmp_path):
     assert alone["bad"].features is None and "cannot be decoded" in alone["bad"].error
 
 
-def test_one_process_writes_to_a_folder(tmp_path):
-    recipe = replace(TINY, weights={"rgb": "0"})
-    with (
-        FeatureFolder(tmp_path, recipe) as folder,
-        pytest.raises(InputError, match="another process"),
-        FeatureFolder(tmp_path, recipe),
-    ):
-        pass
-    assert folder.modalities == ("rgb",)
+@pytest.fixture
+def shared(tiny, tmp_path):
+    """Returns the words of an extraction of eight videos and a bad one, without --out."""
+    (tmp_path / "videos").mkdir()
+    for number in range(8):
+        write_video(tmp_path / f"videos/v{number}.mp4", steady(25, 30))
+    (tmp_path / "videos/bad.mp4").write_bytes(b"no video")
+    (tmp_path / "run.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{RUNNER}")
+    return (tmp_path / "videos", *tiny)
+
+
+def assert_equal_features(folder: Path, words, run_main) -> None:
+    assert run_main(extract, *words, "--out", folder.with_name("whole"))[0] == 1
+    shared, whole = features_in(folder), features_in(folder.with_name("whole"))
+    assert shared.keys() == whole.keys() and len(whole) == 8
+    assert all(shared[video_id].tobytes() == values.tobytes() for video_id, values in whole.items())
+    assert not (folder / ".extraction").exists()
+
+
+def test_processes_share_the_videos_and_the_last_one_assembles(shared, tmp_path, run_main):
+    out, extractor = tmp_path / "out", load_extractor(TINY, [tmp_path / "tiny.pt"], device="cpu")
+    mine = {f"v{number}": tmp_path / f"videos/v{number}.mp4" for number in (0, 3, 4)}
+    with FeatureFolder(out, extractor.recipe) as folder:
+        assert all(map(folder.claim, mine))
+        status, printed, error = run_main(extract, *shared, "--out", out)
+        assert status == 1 and not error and "1 other process at work" in printed
+        assert "extracted         5" in printed and "by other processes      3" in printed
+        assert len(list((out / ".extraction").glob("*.h5"))) == 5 and not (out / "features.h5").exists()
+        assert not folder.claim("v1")
+        for video_id, path in mine.items():
+            folder.add(video_id, extractor(path))
+        other = replace(extractor.recipe, fps=5)
+        with pytest.raises(InputError, match="extracts features by another recipe"), FeatureFolder(out, other):
+            pass
+        assert folder.assemble() == 0
+    assert_equal_features(out, shared, run_main)
+
+
+def test_two_slurm_jobs_equal_one_process(shared, tmp_path, run_main, monkeypatch):
+    pytest.importorskip("submitit", reason="submitit is not installed (pip install submitit)")
+    monkeypatch.setattr("scripts.extract_features.__file__", str(tmp_path / "run.py"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = (*shared, "--out", tmp_path / "out", "--jobs", 2, "--slurm", "cluster=local")
+    status, printed, error = run_main(extract, *words)
+    assert status == 2 and "2 of 2 jobs failed" in error  # both report the bad video
+    logs = "".join(path.read_text() for path in (tmp_path / "out/slurm").glob("*_log.out"))
+    assert "submitted 2 jobs" in printed and logs.count("videos/bad.mp4: ") >= 2
+    assert_equal_features(tmp_path / "out", shared, run_main)
+    status, _, error = run_main(extract, *words, "color")
+    assert status == 2 and "expected NAME=VALUE, got 'color'" in error
 
 
 @pytest.mark.parametrize(
@@ -533,6 +575,9 @@ def test_a_detector_refuses_features_of_another_recipe(tmp_path, run_main):
         status, _, error = run_main(*command, other, *end)
         assert status == 2 and "fps 12.5 instead of 10" in error and error.count("\n") == 1
     assert run_main(*score, other, *end, "--any-recipe")[0] == 0
+    status, _, error = run_main(second_stage, "--run", run, "--path-dataset", other, "--device", "cpu")
+    assert status == 2 and "fps 12.5 instead of 10" in error and error.count("\n") == 1
+    assert not (tmp_path / "run_pmil_s0").exists()
     assert load_detector(checkpoint, "cpu", any_recipe=True).open(other).recipe["fps"] == 12.5
     status, _, error = run_main(main.main, *train, other, "--resume", "--max-iter", "4")
     assert status == 2 and "was trained on features of another recipe" in error and error.count("\n") == 1

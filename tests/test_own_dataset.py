@@ -97,8 +97,10 @@ def test_training_without_annotated_segments_ends_without_scores(dataset, tmp_pa
     status, trained, error = run_main(main.main, *words, "--resume", "--max-iter", 4)
     assert status == 0, error
     assert json.loads((run / "metrics.json").read_text())["last"] == {"iteration": 4}
-    status, printed, error = run_main(report, run / "detections.json")
-    assert status == 0 and f"scripts/report.py {run / 'detections.json'}" in trained, error
+    status, printed, error = run_main(report, run)
+    assert status == 0 and f"scripts/report.py {run}\n" in trained, error
+    page = (run / "report.html").read_text()
+    assert "SIMULATED" in page and "mAP" not in page.split("<script")[0]
     words = ("--checkpoint", run / "checkpoints/selected.pt", "--path-dataset", dataset, "--device", "cpu")
     status, _, error = run_main(localize, *words, "--output-dir", tmp_path / "out", "--subset", "unseen")
     assert status == 0, error

@@ -8,20 +8,23 @@ import numpy as np
 
 from eval.command import Inputs
 from eval.detection import evaluate_detections
-from eval.html_report.finished_run import FinishedRun
+from eval.html_report.finished_run import FinishedRun, read_environment
 from eval.outputs import open_outputs
 from eval.tables import Table, read_annotations, read_detections
 from utils.annotations import Annotations, Video
 from utils.datasets import DatasetSpec
 from utils.errors import InputError, count_noun
+from utils.formats.files import read_json
 
 CHECKPOINT = "detections"  # name of the only column of scores
 PROTOCOL = "seconds"  # that the verdicts follow
 
 
 def is_detection_file(path: Path) -> bool:
-    """Return True for a file, and for a folder of scripts/detect.py or test.py."""
-    return path.is_file() or ((path / "detections.json").is_file() and not (path / "options.yaml").is_file())
+    """Return True for a file, and for a folder of scripts/detect.py or test.py, or of a run without scores."""
+    if not (path / "detections.json").is_file():
+        return path.is_file()
+    return not (path / "options.yaml").is_file() or _is_unscored(path / "metrics.json")
 
 
 def detection_file(path: Path) -> Path:
@@ -44,7 +47,7 @@ def open_detections(
         spec: Dataset with the thresholds of the evaluation.
         inputs: Ground truth, and the detections of these files with its names; None without ground truth.
         facts: Further facts for the first table.
-        simulated: True for simulated features, None if unknown.
+        simulated: True for simulated features; None for what environment.json beside a file states.
         modalities: Names for the curves.
 
     Raises:
@@ -61,7 +64,9 @@ def open_detections(
     for name, file, table in zip(names, files, tables, strict=True):
         run = _read_column(name, file, table, spec, inputs)
         options = {"modalities": list(modalities)} if modalities else {}
-        runs.append(replace(run, facts={**run.facts, **(facts or {})}, simulated=simulated, options=options))
+        if simulated is not None:
+            run = replace(run, simulated=simulated)
+        runs.append(replace(run, facts={**run.facts, **(facts or {})}, options=options))
     return runs
 
 
@@ -72,6 +77,7 @@ def _read_column(name: str, file: Path, table: Table, spec: DatasetSpec, inputs:
     if outputs and not inputs:
         with open_outputs(outputs) as content:
             rate = content.snippet_rate
+    environment = read_environment(file.with_name("environment.json"))
     metrics, notes, videos = {}, (), None
     if inputs:
         result = evaluate_detections(inputs.truth, table, spec.tiou_thresholds, protocol=PROTOCOL, videos=inputs.videos)
@@ -90,7 +96,7 @@ def _read_column(name: str, file: Path, table: Table, spec: DatasetSpec, inputs:
         outputs=outputs,
         snippet_rate=rate,
         dataset=None,
-        simulated=None,
+        simulated=environment.get("features", {}).get("simulated"),
         spec=spec,
         checkpoint=CHECKPOINT,
         is_trained=False,
@@ -98,6 +104,13 @@ def _read_column(name: str, file: Path, table: Table, spec: DatasetSpec, inputs:
         notes=notes,
         videos=videos,
     )
+
+
+def _is_unscored(path: Path) -> bool:
+    """Return True for the metrics.json of a run whose test videos have no annotated segments."""
+    metrics = read_json(path) if path.is_file() else None
+    checkpoints = list(metrics.values()) if isinstance(metrics, dict) else []
+    return bool(checkpoints) and all(isinstance(each, dict) and each.keys() == {"iteration"} for each in checkpoints)
 
 
 def annotations_of(

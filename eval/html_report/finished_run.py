@@ -75,7 +75,7 @@ def _read_run(folder: Path, name: str, path_dataset: str | Path | None) -> Finis
             )
     options = _read_options(folder / "options.yaml")
     metrics = _read_metrics(folder / "metrics.json")
-    environment = _read_environment(folder / "environment.json")
+    environment = read_environment(folder / "environment.json")
     with open_outputs(folder / "outputs.h5") as outputs:
         snippet_rate = outputs.snippet_rate
     return FinishedRun(
@@ -152,7 +152,12 @@ def _is_number(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53)
 
 
-def _read_environment(path: Path) -> dict:
+def read_environment(path: Path) -> dict:
+    """Return environment.json of a run folder, empty if there is none.
+
+    Raises:
+        InputError: The file is not the environment of a run.
+    """
     environment = read_json(path) if path.is_file() else {}
     types = {"features": dict, "command": list}
     if not (

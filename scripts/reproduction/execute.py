@@ -15,8 +15,8 @@ import torch
 from scripts.benchmarks.machine import usable_cores
 from scripts.reproduction.cost import format_duration, last_line
 from scripts.reproduction.plan import PlannedRun
-from utils.errors import InputError
 from utils.formats.files import read_json_lines
+from utils.run.slurm import run_jobs
 
 POLL = 0.2  # seconds
 STOP_SECONDS = 10  # time for runs to save their state before the end of the budget
@@ -172,39 +172,20 @@ def run_on_slurm(
     Args:
         runs: Runs to submit. Every node must see their folders.
         record: Called with each finished run.
-        folder: Folder for submitit's files. Every node must see it.
-        parameters: Parameters of submitit's AutoExecutor, for example slurm_partition=gpu. `cluster` selects
-            submitit's executor ("slurm", "local", or "debug").
+        folder: See `run_jobs`.
+        parameters: See `run_jobs`.
 
     Raises:
-        InputError: Submitit is not installed, finds no cluster, or does not know a parameter.
+        InputError: See `run_jobs`.
     """
-    try:
-        import submitit
-        from submitit.helpers import CommandFunction, as_completed
-    except ImportError:
-        raise InputError("--slurm needs submitit: pip install submitit") from None
-    values = {name: int(value) if value.isdigit() else value for name, value in parameters.items()}
-    try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=values.pop("cluster", "slurm"))
-        executor.update_parameters(name="reproduce", **values)
-    except (RuntimeError, NameError, TypeError, ValueError) as error:
-        raise InputError(f"--slurm: {' '.join(str(error).split())}") from None
-    with executor.batch():
-        jobs = [executor.submit(CommandFunction(list(run.command), verbose=False)) for run in runs]
-    by_id = {job.job_id: run for job, run in zip(jobs, runs, strict=True)}
-    print_with_time(f"submitted {len(jobs)} jobs as an array, first id {jobs[0].job_id}; output in {folder}")
     failed = []
-    try:
-        for number, job in enumerate(as_completed(jobs, poll_frequency=1), 1):
-            run, error = by_id[job.job_id], job.exception()
-            print_with_time(
-                f"[{number}/{len(jobs)}] {run.name} {'FAILED: ' + last_line(str(error)) if error else 'is done'}"
-            )
-            if error:
-                failed.append(run)
-            else:
-                record(run, None, 1)
-    except KeyboardInterrupt:
-        raise SystemExit("the jobs continue; `reproduce.py results` shows the finished ones") from None
+    advice = "the jobs continue; `reproduce.py results` shows the finished ones"
+    ends = run_jobs([run.command for run in runs], "reproduce", folder, parameters, advice)
+    for ended, (number, error) in enumerate(ends, 1):
+        run = runs[number]
+        print_with_time(f"[{ended}/{len(runs)}] {run.name} {f'FAILED: {last_line(error)}' if error else 'is done'}")
+        if error:
+            failed.append(run)
+        else:
+            record(run, None, 1)
     return failed

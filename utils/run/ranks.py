@@ -132,7 +132,7 @@ def join_ranks() -> Iterator[Ranks]:
     Raises:
         InputError: If another rank is lost; replaces PyTorch's own message.
     """
-    ranks = _ranks_from_environment()
+    ranks = ranks_from_environment()
     if ranks.size == 1:
         yield ranks
         return
@@ -151,7 +151,8 @@ def join_ranks() -> Iterator[Ranks]:
         os._exit(0)
 
 
-def _ranks_from_environment() -> Ranks:
+def ranks_from_environment() -> Ranks:
+    """Return this process among those of torchrun, without joining the others."""
     # Only LOCAL_RANK is specific to torchrun: clusters set the other names for their own jobs.
     if "LOCAL_RANK" not in os.environ:
         return SINGLE_PROCESS

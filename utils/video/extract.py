@@ -6,7 +6,7 @@ videos ahead of the backbone.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from utils.errors import InputError
 from utils.formats.checksums import sha256_of
 from utils.run.devices import choose_device, is_out_of_memory, to_device
+from utils.run.ranks import ranks_from_environment
 from utils.video.backbones import BACKBONES, CHANNELS
 from utils.video.decode import Limits, frames_at
 from utils.video.flow import CPU_FLOWS, RAFT_WEIGHTS, cpu_flow, load_raft, raft_flow
@@ -41,7 +42,7 @@ class Outcome(NamedTuple):
 
     video_id: str
     features: dict[str, np.ndarray] | None  # by modality, None after an error
-    error: str | None
+    error: str | None  # without features: None if the video was not claimed
     num_frames: int
     waited: float  # seconds that the backbone waited for frames
 
@@ -117,7 +118,7 @@ def load_extractor(
         recipe: Recipe; its `weights` are filled in.
         weights: State dict of each modality's network; none for torchvision's default download.
         flow_weights: State dict of RAFT; None for the download.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu` or `cuda`. Each process of torchrun has a GPU of its own.
         batch_size: Clips per batch.
         limits: Bounds of a video.
 
@@ -144,7 +145,8 @@ def load_extractor(
         raft, sums["raft"] = load_raft(path), sha256_of(path)
     elif recipe.flow in CPU_FLOWS:
         cpu_flow(recipe.flow)  # reports a missing library
-    extractor = Extractor(replace(recipe, weights=sums), networks, choose_device(device), raft, batch_size, limits)
+    place = ranks_from_environment().device(choose_device(device))
+    extractor = Extractor(replace(recipe, weights=sums), networks, place, raft, batch_size, limits)
     extractor.check()
     return extractor
 
@@ -244,43 +246,50 @@ class _Video:
 class _Frames(IterableDataset):
     """Frames of several videos. Worker i of N decodes every N-th video.
 
-    Yields the number of the video and a chunk, None after the last chunk, or the text of an error.
+    Yields the video and a chunk, None after the last chunk, the text of an error, or False for a video that cannot be
+    claimed.
     """
 
-    def __init__(self, paths: Sequence[Path], recipe: Recipe, limits: Limits):
-        self.paths, self.recipe, self.limits = paths, recipe, limits
+    def __init__(self, paths: Mapping[str, Path], recipe: Recipe, limits: Limits, claim: Callable[[str], bool] | None):
+        self.paths, self.recipe, self.limits, self.claim = paths, recipe, limits, claim
 
-    def __iter__(self) -> Iterator[tuple[int, Chunk | str | None]]:
+    def __iter__(self) -> Iterator[tuple[str, Chunk | str | bool | None]]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        for number in range(first, len(self.paths), step):
+        for video_id in list(self.paths)[first::step]:
+            if self.claim and not self.claim(video_id):
+                yield video_id, False
+                continue
             try:
-                for chunk in read_chunks(self.paths[number], self.recipe, self.limits):
-                    yield number, chunk
-                yield number, None
+                for chunk in read_chunks(self.paths[video_id], self.recipe, self.limits):
+                    yield video_id, chunk
+                yield video_id, None
             except InputError as error:
-                yield number, str(error)
+                yield video_id, str(error)
 
 
-def extract_videos(extractor: Extractor, paths: Mapping[str, Path], workers: int) -> Iterator[Outcome]:
+def extract_videos(
+    extractor: Extractor, paths: Mapping[str, Path], workers: int, claim: Callable[[str], bool] | None = None
+) -> Iterator[Outcome]:
     """Yield the result of each video, in the order in which videos end.
 
     Args:
         extractor: Backbone and recipe.
         paths: Videos by video_id.
         workers: Processes that decode ahead of the backbone, each another video; 0 decodes in this process.
+        claim: Function that claims a video just before it is decoded, see `FeatureFolder.claim`; None claims all.
 
     Raises:
         InputError: A worker process was killed.
     """
-    dataset = _Frames(list(paths.values()), extractor.recipe, extractor.limits)
+    dataset = _Frames(paths, extractor.recipe, extractor.limits, claim)
     ahead = {"prefetch_factor": _AHEAD} if workers else {}
     loader = DataLoader(dataset, batch_size=None, num_workers=min(workers, len(paths)), **ahead)
-    video_ids, videos, waited = list(paths), {}, dict.fromkeys(paths, 0.0)
+    videos, waited = {}, dict.fromkeys(paths, 0.0)
     clock, items = time.perf_counter(), iter(loader)
     while True:
         try:
-            number, item = next(items)
+            video_id, item = next(items)
         except StopIteration:
             return
         except RuntimeError as error:
@@ -290,13 +299,12 @@ def extract_videos(extractor: Extractor, paths: Mapping[str, Path], workers: int
                 "a worker process was killed, perhaps for its memory; the features of finished videos are stored, "
                 "run the command again with fewer --workers"
             ) from None
-        video_id = video_ids[number]
         waited[video_id] += time.perf_counter() - clock
         video = videos.setdefault(video_id, _Video(extractor, paths[video_id]))
         features, error = None, item if isinstance(item, str) else None
         if isinstance(item, Chunk):
             video.add(item)
-        elif error is None:
+        elif item is None:
             try:
                 features = video.finish()
             except InputError as problem:

@@ -1,7 +1,9 @@
-"""Dataset folder that receives the features of videos; an extraction can be killed at any moment."""
+"""Dataset folder that receives the features of videos, from processes that can be killed at any moment."""
 
 import hashlib
 import shutil
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,24 +19,35 @@ from utils.video.backbones import CHANNELS
 from utils.video.recipe import Recipe
 
 STAGING = ".extraction"  # folder of finished videos, until features.h5 has them
+POLL = 0.5  # seconds
+_PROCESS = "process-"
 
 
 class FeatureFolder:
-    """Dataset folder that receives the features of videos; a context manager that locks it.
+    """Dataset folder that receives the features of videos; a context manager.
 
     Each finished video is written to a file of its own in the subfolder STAGING, atomically. `assemble` moves all of
     them into features.h5, atomically too. So a process can be killed at any moment, and the next one continues.
 
+    Several processes may use the folder at the same time, also on several machines. Each extracts the videos that it
+    can `claim`, and the last one assembles. Their locks end with them.
+
+    Attributes:
+        claim: Function that returns True if no other process has extracted a video or extracts it.
+
     Raises:
-        InputError: Another process writes to the folder, or it has features of another recipe.
+        InputError: Another process extracts by another recipe, or the folder has features of another recipe.
     """
 
     def __init__(self, path: Path, recipe: Recipe):
         self.path, self._staging, self._recipe = path, path / STAGING, recipe
-        self._attributes = {"/": {RECIPE: recipe_to_text(recipe.as_dict())}}
+        text = recipe_to_text(recipe.as_dict())
+        self._attributes = {"/": {RECIPE: text}}
         self._attributes |= {name: {"fps": recipe.fps, "stride": recipe.stride} for name in self.modalities}
-        self._staging.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(path / f"{STAGING}.lock", timeout=0)
+        self._entrance = FileLock(path / f"{STAGING}.lock")  # for a moment, while a process comes or goes
+        self._process = self._staging / f"{_PROCESS}{hash_of(text)}-{uuid.uuid4().hex}.lock"
+        self._lock = FileLock(self._process)
+        self.claim = _Claims(self._staging)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -42,18 +55,32 @@ class FeatureFolder:
         return tuple(name for name in CHANNELS if name in self._recipe.weights)
 
     def __enter__(self) -> "FeatureFolder":
-        try:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._entrance:
+            self._staging.mkdir(exist_ok=True)
+            others = self._others()
+            if any(path.name.split("-")[1] != self._process.name.split("-")[1] for path in others):
+                raise InputError(
+                    f"{self.path}: another process extracts features by another recipe; choose another --out"
+                )
+            for folder in () if others else (self.path, self._staging):
+                sweep_partial(folder)
             self._lock.acquire()
-        except Timeout:
-            raise InputError(f"{self.path}: another process extracts features into this folder") from None
-        for folder in (self.path, self._staging):
-            sweep_partial(folder)
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._staging.is_dir() and not any(self._staging.iterdir()):
-            self._staging.rmdir()
-        self._lock.release()
+        with self._entrance:
+            self._leave()
+            if self._staging.is_dir() and not self._staged() and not self._others():
+                shutil.rmtree(self._staging)
+
+    def wait(self) -> None:
+        """Wait until no other process uses the folder."""
+        while True:
+            with self._entrance:
+                if not self._others():
+                    return
+            time.sleep(POLL)
 
     def finished(self) -> set[str]:
         """Return the videos whose features are stored.
@@ -73,21 +100,46 @@ class FeatureFolder:
 
     def add(self, video_id: str, features: Mapping[str, np.ndarray]) -> None:
         """Store the features of a video, (T, D) float32 by modality."""
-        name = hashlib.sha256(video_id.encode()).hexdigest()[:32]
-        with atomic_write(self._staging / f"{name}.h5") as partial:
+        with atomic_write(self._staging / f"{hash_of(video_id)}.h5") as partial:
             arrays = ((f"{modality}/{video_id}", values) for modality, values in features.items())
             write_features(partial, arrays, self._attributes)
 
-    def assemble(self) -> None:
-        """Write features.h5 with all stored videos, and SHA256SUMS."""
-        staged = {}
-        for path in self._staged():
-            if source := self._open(path):
-                staged |= dict.fromkeys(source.video_ids(self.modalities[0]), path)
-                source.close()
-        if staged:
-            write_dataset(self.path, self._arrays(staged), self._attributes, None)
-        shutil.rmtree(self._staging)
+    def assemble(self) -> int:
+        """Write features.h5 with all stored videos, and SHA256SUMS, unless other processes will.
+
+        Returns:
+            The number of other processes, the last of which assembles.
+        """
+        with self._entrance:
+            others = self._others()
+            self._leave()
+            if others:
+                return len(others)
+            staged = {}
+            for path in self._staged():
+                if source := self._open(path):
+                    staged |= dict.fromkeys(source.video_ids(self.modalities[0]), path)
+                    source.close()
+            if staged:
+                write_dataset(self.path, self._arrays(staged), self._attributes, None)
+            shutil.rmtree(self._staging)
+        return 0
+
+    def _others(self) -> list[Path]:
+        """Return the locks of the other processes; remove those of processes that ended."""
+        others = []
+        for path in set(self._staging.glob(f"{_PROCESS}*.lock")) - {self._process}:
+            if lock := try_lock(path):
+                path.unlink()
+                lock.release()
+            else:
+                others.append(path)
+        return others
+
+    def _leave(self) -> None:
+        self.claim.release()
+        self._process.unlink(missing_ok=True)
+        self._lock.release()
 
     def _arrays(self, staged: Mapping[str, Path]) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the arrays of features.h5 and of the staged files."""
@@ -114,5 +166,44 @@ class FeatureFolder:
         except InputError:
             if path.parent != self._staging:
                 raise
-            path.unlink()
+            path.unlink(missing_ok=True)
             return None
+
+
+class _Claims:
+    """Locks of the videos that a process or its worker extracts."""
+
+    def __init__(self, staging: Path):
+        self._staging, self._locks = staging, {}
+
+    def __call__(self, video_id: str) -> bool:
+        for name in [name for name in self._locks if self._is_stored(name)]:
+            self._locks.pop(name).release()
+        name = hash_of(video_id)
+        if self._is_stored(name) or (lock := try_lock(self._staging / f"{name}.lock")) is None:
+            return False
+        self._locks[name] = lock
+        return not self._is_stored(name)  # another process may just have stored it, and released its lock
+
+    def release(self) -> None:
+        """Release all locks."""
+        while self._locks:
+            self._locks.popitem()[1].release()
+
+    def _is_stored(self, name: str) -> bool:
+        return (self._staging / f"{name}.h5").exists()
+
+
+def hash_of(text: str) -> str:
+    """Return a name for a file."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def try_lock(path: Path) -> FileLock | None:
+    """Lock a file; return None if another process has locked it."""
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock
