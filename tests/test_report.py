@@ -432,7 +432,7 @@ def to_viewer(browser) -> None:
 
 
 def test_browser_opens_the_page_without_an_error(browser):
-    assert script(browser, "document.querySelectorAll('.chart .main-svg').length") > 10
+    wait_until(lambda: script(browser, "document.querySelectorAll('.chart .main-svg').length") > 10)
     assert script(browser, "performance.getEntriesByType('resource').length") == 0
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
 
