@@ -134,7 +134,7 @@ def extract(extractor: Extractor, videos: Mapping[str, Path], folder: FeatureFol
     print(f"\n{'extracted':12} {extracted:6}  {count_noun(snippets, 'snippet')} of {count_noun(frames, 'frame')}")
     print(f"{'stored before':12} {stored:6}")
     if others := len(videos) - extracted - stored - len(errors):
-        print(f"{'by other processes':12} {others:6}")
+        print(f"{'by others':12} {others:6}")
     print(f"{'failed':12} {len(errors):6}")
     if frames:
         share = f"the backbone waited for frames in {waited / elapsed:.0%} of the time"
