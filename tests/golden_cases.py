@@ -46,6 +46,27 @@ def assert_golden(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9 * scale)
 
 
+def released_shapes(classes, dim=1024):
+    """Return the shapes of CO2-Net's released parameters by name, for modalities of `dim` channels."""
+    weights = {}
+    for unit in ("vAttn", "fAttn"):
+        weights |= {
+            f"{unit}.bit_wise_attn.0": (dim, dim, 3),
+            f"{unit}.channel_conv.0": (dim, dim, 3),
+            f"{unit}.attention.0": (512, dim, 3),
+            f"{unit}.attention.3": (512, 512, 3),
+            f"{unit}.attention.5": (1, 512, 1),
+        }
+    weights |= {
+        "feat_encoder.0": (2 * dim, 2 * dim, 3),
+        "fusion.0": (2 * dim, 2 * dim, 1),
+        "classifier.1": (2 * dim, 2 * dim, 3),
+        "classifier.4": (classes + 1, 2 * dim, 1),
+    }
+    kinds = (("weight", slice(None)), ("bias", slice(1)))
+    return {f"{name}.{kind}": shape[part] for name, shape in weights.items() for kind, part in kinds}
+
+
 def recipe_labels(seed, batch, classes, multi, pairs=PAIRS):
     g, labels = rng(seed, "labels"), np.zeros((batch, classes))
     for pair in pairs.tolist():

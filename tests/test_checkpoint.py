@@ -7,26 +7,15 @@ import pytest
 import torch
 
 from model import CO2Net
+from tests.golden_cases import released_shapes
 from utils.checkpoint import RELEASED_MODULES, load_weights, read_checkpoint, save_checkpoint
 from utils.errors import InputError
 
 
 def released_state(classes=3):
     """Return a state dict with the released names and narrow layers."""
-    shapes = {}
-    for unit in ("vAttn", "fAttn"):
-        shapes |= {
-            f"{unit}.bit_wise_attn.0": (8, 8, 3),
-            f"{unit}.channel_conv.0": (8, 8, 3),
-            f"{unit}.attention.0": (512, 8, 3),
-            f"{unit}.attention.3": (512, 512, 3),
-            f"{unit}.attention.5": (1, 512, 1),
-        }
-    shapes |= {"feat_encoder.0": (16, 16, 3), "fusion.0": (16, 16, 1)}
-    shapes |= {"classifier.1": (16, 16, 3), "classifier.4": (classes + 1, 16, 1)}
     g = torch.Generator().manual_seed(0)
-    weights = {f"{name}.weight": torch.randn(shape, generator=g) for name, shape in shapes.items()}
-    return weights | {f"{name}.bias": torch.randn(shape[0], generator=g) for name, shape in shapes.items()}
+    return {name: torch.randn(shape, generator=g) for name, shape in released_shapes(classes, dim=8).items()}
 
 
 def assert_loaded(net, state):

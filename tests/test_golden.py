@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from eval.proposals import localize
-from tests.golden_cases import AMBIGUOUS, GoldenCase, assert_golden, golden_arrays, rng
+from tests.golden_cases import AMBIGUOUS, GoldenCase, assert_golden, golden_arrays, released_shapes, rng
 from utils.methods import build_method
 from utils.segments import seconds_to_snippets
 
@@ -32,23 +32,7 @@ class CO2NetCase(GoldenCase):
         return build_method("co2net", self.meta["classes"], (1024, 1024), temporal_pool=pool, topk_ratio=self.meta["k"])
 
     def shapes(self):
-        weights = {}
-        for unit in ("vAttn", "fAttn"):
-            weights |= {
-                f"{unit}.bit_wise_attn.0": (1024, 1024, 3),
-                f"{unit}.channel_conv.0": (1024, 1024, 3),
-                f"{unit}.attention.0": (512, 1024, 3),
-                f"{unit}.attention.3": (512, 512, 3),
-                f"{unit}.attention.5": (1, 512, 1),
-            }
-        weights |= {
-            "feat_encoder.0": (2048, 2048, 3),
-            "fusion.0": (2048, 2048, 1),
-            "classifier.1": (2048, 2048, 3),
-            "classifier.4": (self.meta["classes"] + 1, 2048, 1),
-        }
-        kinds = (("weight", slice(None)), ("bias", slice(1)))
-        return {f"{name}.{kind}": shape[part] for name, shape in weights.items() for kind, part in kinds}
+        return released_shapes(self.meta["classes"])
 
 
 @pytest.fixture(scope="module", params=MODEL_CASES)

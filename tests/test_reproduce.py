@@ -302,6 +302,11 @@ def test_only_the_newest_run_of_a_seed_counts(read_groups):
     assert dict(zip(group["key"], group["last/snippet/mean"], strict=True)) == {"co2net": 2, "table6_se": 3}
 
 
+def test_simulated_settings_come_last(read_groups):
+    rows = [ledger_row(base, "co2net", 0, 1, simulated=int(base == "b")) for base in "bca"]
+    assert [group.iloc[0]["base"] for group in read_groups(rows)] == ["a", "c", "b"]
+
+
 def test_rows_have_options_of_their_own(data, tmp_path):
     content = {"method": "co2net", "lr": 0.1}
     row = Row(
