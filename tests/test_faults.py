@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -145,8 +146,9 @@ def test_second_process_is_refused_and_sigterm_saves(dataset, whole, tmp_path): 
     process.terminate()
     process.send_signal(signal.SIGCONT)
     _, printed = process.communicate(timeout=600)
-    assert process.returncode == 143
-    assert "--resume continues the run" in printed and "Traceback" not in printed
+    assert process.returncode == 143 and "Traceback" not in printed
+    (stopped,) = re.findall(r"stopped after iteration (\d+); --resume continues the run", printed)
+    assert checkpoint(tmp_path / "run")["iteration"] == int(stopped)
     main.main(arguments(dataset, tmp_path / "run", *MORE, "--resume"))
     assert_same_run(tmp_path / "run", whole)
 
