@@ -25,8 +25,9 @@ def main() -> None:
     parser = OneLineParser(
         prog="scripts/report.py",
         description="Write an HTML page. Of finished runs: results beside published ones, curves, classes, an error "
-        "diagnosis, and every test video on a time axis. Of detection files: the same without training, or only "
-        "the videos without --ground-truth, as of a run without scores. The page needs no network and no other file.",
+        "diagnosis, and every test video on a time axis. Of detection files with --ground-truth: the same without the "
+        "training. Without it, and of runs without scores: only the videos. The page needs no network and no other "
+        "file.",
     )
     parser.add_argument(
         "runs",
