@@ -12,7 +12,7 @@ from utils.detector import load_pool, stored_options, stored_scale
 from utils.engine import TABLE_PROTOCOLS, Evaluator, write_results
 from utils.errors import InputError, count_noun, exit_on_input_error
 from utils.features import open_features
-from utils.features.recipes import require_recipe
+from utils.features.recipes import RECIPE, require_recipe
 from utils.run.devices import choose_device, memory_advice
 from wsad_dataset import WeakVideoDataset
 
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     store = open_features(args.path_dataset, options.modalities).scaled(scale)
     if not args.any_recipe:
         for path in checkpoints:
-            require_recipe(store.recipe, checkpoints[path], store.source.path, path)
+            require_recipe(store.recipe, checkpoints[path].get(RECIPE), store.source.path, path)
     test_set = WeakVideoDataset(
         annotations,
         store,

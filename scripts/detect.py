@@ -5,7 +5,7 @@ python scripts/detect.py INPUT [...] --checkpoint runs/NAME/checkpoints/best.pt 
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
@@ -23,7 +23,7 @@ from utils.annotations import Annotations
 from utils.datasets import Rate
 from utils.detector import Detector, assumed_rate, load_detector
 from utils.engine import VideoResult
-from utils.errors import InputError, OneLineParser, count_noun, exit_on_input_error, shorten
+from utils.errors import InputError, OneLineParser, count_noun, exit_on_input_error, name_some, shorten
 from utils.features.convert import check_hdf5_names
 from utils.features.store import FeatureStore
 from utils.formats.files import file_name, save_figure, write_text
@@ -34,9 +34,8 @@ from utils.video.decode import VIDEO_SUFFIXES, find_videos
 from utils.video.extract import extract_videos
 from utils.video.stored import read_recipe, require_weights
 
-MAX_PICTURES = 20  # also pages of videos that cannot be played
+MAX_PICTURES = 20  # also the number of pages without a player
 MAX_ROWS = 20  # of the printed summary
-NAMED = 3  # videos that a message names
 PAGES = "pages"  # folder of the players
 
 
@@ -46,7 +45,7 @@ def main() -> None:
     if (args.output_dir / "options.yaml").exists():
         raise InputError(f"--output-dir {args.output_dir} is the folder of a run, whose results would be lost")
     settings = {name: value for name in LOCALIZATION_SETTINGS if (value := getattr(args, name)) is not None}
-    truth = args.annotations and read_annotations(args.annotations, None)[0]
+    truth = args.ground_truth and read_annotations(args.ground_truth, None)[0]
     videos = find_videos(path for path in args.inputs if has_videos(path))
     players = find_videos(args.video) or videos
     if videos and not all(map(has_videos, args.inputs)):
@@ -57,9 +56,9 @@ def main() -> None:
     stores, failed = [] if videos else [detector.open(path) for path in args.inputs], []
     known = list(videos) or [video_id for store in stores for video_id in store.video_ids]
     if unknown := set(players) - set(known):
-        raise InputError(f"--video: no features of {shorten(min(unknown))}; they have {names(known)}")
+        raise InputError(f"--video: no features of {shorten(min(unknown))}; they have {name_some(known)}")
     if truth:
-        require_annotated(known, truth, args.annotations)
+        require_annotated(known, truth, args.ground_truth)
     if videos:
         stores, failed = extract(detector, videos, args)
     if stores:
@@ -90,8 +89,8 @@ def parse_args() -> argparse.Namespace:
     add("inputs", nargs="+", type=Path, metavar="INPUT", help="video files or feature files, or folders of them")
     add("--checkpoint", required=True, help="best.pt, selected.pt or last.pt of a run")
     add("--output-dir", required=True, type=Path, help="folder for the detections and pages")
-    help_text = "annotations.json, a dataset folder, or CSV, whose segments the pages show beside the detections"
-    add("--annotations", metavar="FILE", help=help_text)
+    help_text = "annotations.json, a dataset folder, or CSV; the pages show its segments beside the detections"
+    add("--ground-truth", metavar="FILE", help=help_text)
     help_text = "copy each video beside its page, so that the folder can be moved (default: a relative link)"
     add("--copy-videos", action="store_true", help=help_text)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")
@@ -99,9 +98,9 @@ def parse_args() -> argparse.Namespace:
     group = parser.add_argument_group("features as INPUT")
     help_text = "snippets per second of features that do not store it (default: of the dataset of the checkpoint)"
     group.add_argument("--snippet-rate", type=positive_float, metavar="HZ", help=help_text)
-    help_text = "video files of the features, by their names, for the pages"
+    help_text = "videos of the features, for the pages; a file name without its extension is the name of the video"
     group.add_argument("--video", nargs="+", type=Path, default=[], metavar="FILE", help=help_text)
-    add_extraction_options(parser.add_argument_group("videos as INPUT, by the recipe that the checkpoint stores"))
+    add_extraction_options(parser.add_argument_group("videos as INPUT; the checkpoint stores their recipe"))
     add_localization_options(parser, trained=True)
     return parser.parse_args()
 
@@ -169,7 +168,8 @@ def detect(detector: Detector, stores: list[FeatureStore], rate: float) -> list[
             seconds, found_here = len(result.attention) / rate, count_noun(len(result.detections), "detection")
             print(f"[{done}/{total}] {result.video_id}: {seconds:.1f} s, {found_here}")
         if empty := [video_id for video_id in store.video_ids if video_id not in found]:
-            print(f"{store.source.path}: {count_noun(len(empty), 'video')} without snippets, left out ({names(empty)})")
+            problem = f"{count_noun(len(empty), 'video')} without snippets"
+            print(f"{store.source.path}: {problem}, left out ({name_some(empty)})")
         results.append([found[video_id] for video_id in store.video_ids if video_id in found])
     return results
 
@@ -179,12 +179,7 @@ def print_left_out(store: FeatureStore) -> None:
     listed = [video_id for modality in store.stored_modalities for video_id in store.source.video_ids(modality)]
     if partial := [video_id for video_id in dict.fromkeys(listed) if video_id not in store]:
         problem = f"{count_noun(len(partial), 'video')} without all of {', '.join(store.stored_modalities)}"
-        print(f"{store.source.path}: {problem}, left out ({names(partial)})")
-
-
-def names(values: Sequence[str]) -> str:
-    """Return the first names of a list."""
-    return ", ".join(values[:NAMED]) + (", ..." if len(values) > NAMED else "")
+        print(f"{store.source.path}: {problem}, left out ({name_some(partial)})")
 
 
 def write(
@@ -222,13 +217,13 @@ def write_pages(
 ) -> None:
     """Write report.html, and the page of each video that can be played and of the first others."""
     simulated = any(store.source.simulated for store in stores)
-    sources = names([str(store.source.path) for store in stores])
+    sources = name_some(str(store.source.path) for store in stores)
     facts = {
         "checkpoint": detector.name,
         "features": f"{' + '.join(detector.modalities)}, {sources}{', SIMULATED' if simulated else ''}",
         "snippets per second": f"{rate:g}",
         "settings": ", ".join(f"{name} {value}" for name, value in settings.items()) or "as in training",
-        "classes": names(detector.classes),
+        "classes": name_some(detector.classes),
     }
     folder, spec = args.output_dir, detector.spec
     [run] = open_detections([folder], spec, facts=facts, simulated=simulated, modalities=detector.modalities)

@@ -37,7 +37,7 @@ def main() -> None:
         return
     videos = find_videos(args.videos)
     check_hdf5_names(videos)
-    recipe = chosen_recipe(args)
+    recipe = choose_recipe(args)
     with memory_advice("lower --batch-size, or use --device cpu"):
         extractor = load_chosen_extractor(recipe, args)
         with FeatureFolder(args.out, extractor.recipe) as folder:
@@ -88,8 +88,8 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_args(), command
 
 
-def chosen_recipe(args: argparse.Namespace) -> Recipe:
-    """Return the recipe of the options."""
+def choose_recipe(args: argparse.Namespace) -> Recipe:
+    """Return the recipe that the options name, with their changes."""
     recipe = RECIPES[args.recipe] if args.recipe else BACKBONES[args.backbone].recipe
     given = {name: getattr(args, name) for name in ("flow", "fps", "frames", "stride")}
     return replace(recipe, **{name: value for name, value in given.items() if value is not None})
@@ -97,7 +97,7 @@ def chosen_recipe(args: argparse.Namespace) -> Recipe:
 
 def extract(extractor: Extractor, videos: Mapping[str, Path], folder: FeatureFolder, workers: int) -> dict[str, str]:
     """Extract the videos that the folder lacks, print a summary, and return the errors by video."""
-    done = folder.finished()
+    done = folder.list_finished()
     durations, errors = {}, {}
     for video_id, path in videos.items():
         try:

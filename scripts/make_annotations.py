@@ -4,7 +4,6 @@ python scripts/make_annotations.py VIDEOS --labels labels.csv --out DIR [--test-
 """
 
 import argparse
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
@@ -17,9 +16,9 @@ from tqdm import tqdm
 
 from eval.csv_rows import read_rows
 from utils.annotations import parse_annotations
-from utils.errors import InputError, OneLineParser, count_noun, exit_on_input_error, name_some
+from utils.errors import InputError, OneLineParser, count_noun, exit_on_input_error, name_some, shorten
 from utils.features.convert import ANNOTATIONS, write_files
-from utils.number_types import fraction_below_one, seed
+from utils.number_types import fraction_below_one, non_negative_float, seed
 from utils.video.decode import NO_LIMITS, VIDEO_SUFFIXES, find_videos, measure_duration
 
 TRAIN, TEST = "train", "test"
@@ -31,8 +30,7 @@ def main() -> None:
         prog="scripts/make_annotations.py",
         description="Write DIR/annotations.json for videos and their labels. The CSV file has a header `video,label` "
         "and one row per video and class. Optional columns: `start` and `end` (seconds) of an action, which are needed "
-        "to score test videos, and `subset`. Durations are read from the videos.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "to score test videos, and `subset`, for every video or for none. Durations are read from the videos.",
     )
     add = parser.add_argument
     add("videos", nargs="+", type=Path, metavar="VIDEO", help="video files, or folders that are searched for videos")
@@ -54,7 +52,7 @@ def main() -> None:
             del database[video_id]
     if not database:
         raise InputError(f"no video can be read: {failed[0]}")
-    if not all("subset" in video for video in database.values()):
+    if not any("subset" in video for video in database.values()):
         split(database, args.test_share, args.seed)
     classes = sorted({label for video in database.values() for label in video["labels"]})
     content = {"classes": classes, "database": database}
@@ -77,7 +75,8 @@ def read_labels(path: Path, videos: Mapping[str, Path]) -> dict[str, dict]:
     """Return the entries of the videos in a CSV file, without their durations.
 
     Raises:
-        InputError: The file cannot be used, names a video that does not exist, or gives a video two subsets.
+        InputError: The file cannot be used, names a video that does not exist, gives a video two subsets, or gives only
+            some videos a subset.
     """
     database: dict[str, dict] = {}
     for place, (name, label, start, end, subset) in read_rows(
@@ -93,29 +92,30 @@ def read_labels(path: Path, videos: Mapping[str, Path]) -> dict[str, dict]:
         if label not in entry["labels"]:
             entry["labels"].append(label)
         if start or end:
-            entry["annotations"].append({"label": label, "segment": [seconds(start, place), seconds(end, place)]})
+            segment = [parse_seconds(time, place) for time in (start, end)]
+            entry["annotations"].append({"label": label, "segment": segment})
         if subset and entry.setdefault("subset", subset) != subset:
             raise InputError(f"{place}: is in the subsets '{entry['subset']}' and '{subset}'; expected one")
     if not database:
         raise InputError(f"{path}: has no rows")
+    if len({"subset" in entry for entry in database.values()}) > 1:
+        without = next(video_id for video_id, entry in database.items() if "subset" not in entry)
+        raise InputError(f"{path}: {shorten(without)} has no subset; give one for every video, or for none")
     return database
 
 
-def seconds(text: str | None, place: str) -> float:
+def parse_seconds(text: str | None, place: str) -> float:
     """Convert a time in seconds; InputError for anything else."""
     try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise InputError(f"{place}: expected start and end in seconds, got '{text or ''}'")
-    return value
+        return non_negative_float(text or "")
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"{place}: expected start and end in seconds, but {error}") from None
 
 
 def split(database: dict[str, dict], test_share: float, seed: int) -> None:
-    """Put a share of each class's videos into the test subset, at random and the same for a seed.
+    """Put a share of each class's videos into the test subset, at random. Each class has at least one training video.
 
-    A video with several labels counts for the first one in alphabetical order. A class has at least one training video.
+    A video with several labels counts for the first one in alphabetical order.
     """
     groups = defaultdict(list)
     for video_id in sorted(database):

@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
+from options import ANY_RECIPE_HELP
 from utils.annotations import Annotations, load_annotations
 from utils.checkpoint import read_checkpoint
 from utils.datasets import dataset_spec
@@ -20,7 +21,7 @@ from utils.detector import load_method, stored_options, stored_scale
 from utils.engine import network_outputs
 from utils.errors import InputError, OneLineParser, count_noun, exit_on_input_error
 from utils.features import open_features
-from utils.features.recipes import require_recipe
+from utils.features.recipes import RECIPE, require_recipe
 from utils.formats.checksums import sha256_of
 from utils.pseudo_labels import class_activation, pseudo_labels, write_pseudo_labels
 from utils.run.devices import choose_device, memory_advice
@@ -39,11 +40,12 @@ def main() -> None:
     add("--path-dataset", required=True, help="folder with annotations.json and the features")
     add("--out", required=True, type=Path, metavar="FILE", help="HDF5 file to write")
     add("--relative", action="store_true", help="divide the labels by the highest one of each video and class")
+    add("--any-recipe", action="store_true", help=ANY_RECIPE_HELP)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")
     args = parser.parse_args()
     device = choose_device(args.device)
     annotations = load_annotations(args.path_dataset)
-    networks, datasets = open_checkpoints(args.checkpoints, annotations, args.path_dataset)
+    networks, datasets = open_checkpoints(args.checkpoints, annotations, args.path_dataset, args.any_recipe)
     with memory_advice("use --device cpu"):
         videos = label_videos([network.to(device) for network in networks], datasets, args.relative)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +60,7 @@ def main() -> None:
 
 
 def open_checkpoints(
-    paths: Sequence[str], annotations: Annotations, path_dataset: str
+    paths: Sequence[str], annotations: Annotations, path_dataset: str, any_recipe: bool
 ) -> tuple[list[nn.Module], list[WeakVideoDataset]]:
     """Return the network of each checkpoint, and the training videos with the features that it was trained on.
 
@@ -70,7 +72,8 @@ def open_checkpoints(
         checkpoint = read_checkpoint(path)
         options = stored_options(checkpoint, path, "use a checkpoint of main.py")
         store = open_features(path_dataset, options.modalities).scaled(stored_scale(checkpoint, path, options))
-        require_recipe(store.recipe, checkpoint, store.source.path, path)
+        if not any_recipe:
+            require_recipe(store.recipe, checkpoint.get(RECIPE), store.source.path, path)
         spec = dataset_spec(vars(options))
         subset = subset or spec.train_subset
         dataset = WeakVideoDataset(

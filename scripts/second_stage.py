@@ -24,7 +24,7 @@ from utils.detector import load_method, stored_options, stored_scale
 from utils.engine import TABLE_PROTOCOLS, Evaluation, Evaluator, VideoResult, write_results
 from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.features import open_features
-from utils.features.recipes import require_recipe
+from utils.features.recipes import RECIPE, require_recipe
 from utils.number_types import non_negative_float, positive_float, positive_int, seed
 from utils.run import RunFolder, RunLog
 from utils.run.devices import choose_device, memory_advice
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace, folder: RunFolder) -> None:
     spec, annotations = dataset_spec(vars(options)), load_annotations(options.path_dataset)
     store = open_features(options.path_dataset, options.modalities)
     if checkpoint and not args.any_recipe:
-        require_recipe(store.recipe, checkpoint, store.source.path, path)
+        require_recipe(store.recipe, checkpoint.get(RECIPE), store.source.path, path)
     train_set, test_set, _ = open_subsets(options, spec, annotations, store, torch.device("cpu"))
     evaluator, rows = Evaluator(test_set, annotations, spec), []
     rate = evaluator.snippet_rate

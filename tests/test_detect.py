@@ -20,17 +20,16 @@ from main import main as train
 from scripts.detect import main as detect
 from tests.browser import open_browser, press, script, wait_until
 from tests.conftest import ROOT
+from tests.videos import TINY, TINY_BACKBONE, Tiny, simulated_dataset, steady, write_video
 from utils.annotations import parse_annotations
 from utils.datasets import DATASETS
 from utils.detector import Detector, load_detector
 from utils.errors import InputError
 from utils.formats.checksums import sha256_of
-from utils.formats.files import file_name
 from utils.video.backbones import BACKBONES
+from utils.video.extract import Extractor
 from utils.video.stored import read_recipe
 
-extraction = pytest.importorskip("tests.test_extract", reason="PyAV is not installed (pip install -e '.[video]')")
-TINY = extraction.TINY
 NAME = "a & <b>#1"  # of a video: needs escapes in HTML, in an address and in a file name
 RATE = TINY.snippet_rate
 
@@ -44,18 +43,18 @@ def no_pictures(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def tiny_backbone(monkeypatch):
-    monkeypatch.setitem(BACKBONES, "tiny", extraction.TINY_BACKBONE)
+    monkeypatch.setitem(BACKBONES, "tiny", TINY_BACKBONE)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Folder with weights, two clips, and a checkpoint trained on SIMULATED features with the recipe of the weights."""
     folder = tmp_path_factory.mktemp("detect")
-    torch.save(extraction.Tiny().state_dict(), folder / "tiny.pt")
+    torch.save(Tiny().state_dict(), folder / "tiny.pt")
     for name in (NAME, "other"):
-        extraction.write_video(folder / f"{name}.mp4", extraction.steady(10, 80))
+        write_video(folder / f"{name}.mp4", steady(10, 80))
     recipe = replace(TINY, weights={"rgb": sha256_of(folder / "tiny.pt")})
-    data = extraction.simulated_dataset(folder / "data", recipe, (3, 3))
+    data = simulated_dataset(folder / "data", recipe, (3, 3))
     train(
         f"--config {ROOT}/configs/demo.yaml --path-dataset {data} --run-dir {folder}/run --modalities rgb rgb_diff "
         "--num-snippets 12 --max-iter 1 --eval-every 1 --no-evaluate-untrained --device cpu".split()
@@ -94,11 +93,11 @@ def annotate(path: Path, video_id: str) -> Path:
 def test_a_video_gives_detections_and_a_page(folder, words, tmp_path, run_main):
     truth = annotate(tmp_path / "truth.json", NAME)
     clip = folder / f"{NAME}.mp4"
-    status, printed, error = run_main(detect, clip, folder / "other.mp4", *words, "--annotations", truth)
+    status, printed, error = run_main(detect, clip, folder / "other.mp4", *words, "--ground-truth", truth)
     assert (status, error) == (0, "") and f"[1/2] {clip}: 20 snippets" in printed
     out = tmp_path / "out"
 
-    extractor = extraction.Extractor(TINY, {"rgb": extraction.Tiny()}, torch.device("cpu"))
+    extractor = Extractor(TINY, {"rgb": Tiny()}, torch.device("cpu"))
     expected = load_detector(folder / "last.pt", "cpu")(extractor(clip), RATE)
     rows = json.loads((out / "detections.json").read_text())["results"][NAME]
     got = pd.DataFrame({"label": row["label"], "score": row["score"], "start": row["segment"][0]} for row in rows)
@@ -151,7 +150,7 @@ def changed(folder: Path, path: Path, change) -> Path:
         (lambda c: c["recipe"].update(weights={"rgb": "ab" * 32}), (), "expected the rgb weights of its training"),
         (lambda c: None, ("--snippet-rate", "3"), "--video and --snippet-rate are for features"),
         (lambda c: None, ("{folder}/data",), "the inputs are videos and features"),
-        (lambda c: None, ("--annotations", "{folder}/data"), "none of the videos is annotated (a video: 'other'"),
+        (lambda c: None, ("--ground-truth", "{folder}/data"), "none of the videos is annotated (a video: 'other'"),
         (lambda c: None, ("missing.mp4",), "missing.mp4: no such file"),
     ],
 )
@@ -204,12 +203,6 @@ def test_a_recipe_of_an_untrusted_checkpoint_is_checked(name, value):
         read_recipe(content, "last.pt")
 
 
-def test_file_names_differ_for_different_texts():
-    texts = ["a/b", "a%2Fb", "a:b", "a b", "ä", "a\n"]
-    names = [file_name(text) for text in texts]
-    assert len(set(names)) == len(texts) and names[3:5] == texts[3:5] and all("/" not in name for name in names)
-
-
 # ---- in a browser ----
 
 CLASSES = ["Dive", "<img src=x onerror=alert(1)>"]
@@ -223,7 +216,7 @@ def browser(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     driver = open_browser(folder / "profile")
     try:
-        extraction.write_video(folder / "clip #1.webm", extraction.steady(10, 80), codec="libvpx")
+        write_video(folder / "clip #1.webm", steady(10, 80), codec="libvpx")
         rows = [{"label": label, "segment": [a, b], "score": score} for label, a, b, score in DETECTIONS]
         (folder / "detections.json").write_text(json.dumps({"results": {"clip": rows}}))
         rng, snippets = np.random.default_rng(0), int(DURATION * RATE)
@@ -237,7 +230,7 @@ def browser(tmp_path_factory):
         annotations = add_segments(annotations_of([run]), parse_annotations(truth, "truth"))
         write_players(folder / "pages", run, annotations, {"clip": folder / "clip #1.webm"}, False)
         driver.get((folder / "pages/clip.html").as_uri())
-        wait_until(lambda: script(driver, "document.getElementById('player').readyState > 1"), 120)
+        wait_until(lambda: script(driver, "document.getElementById('player').readyState > 1"))
         yield driver
     finally:
         driver.quit()
@@ -255,16 +248,18 @@ def moment(browser) -> tuple[float, float, list[str]]:
 
 def test_browser_plays_and_the_time_axis_follows(browser):
     playing = "!document.getElementById('player').paused"
-    for start, expected in ((1.2, "Dive"), (5.1, CLASSES[1])):
+    # So slow that it plays for half a minute from the second start to the end of the clip.
+    script(browser, "(document.getElementById('player').playbackRate = 0.1)")
+    for start in (1.2, 5.1):
         script(browser, "(document.getElementById('player').currentTime = arguments[0])", start)
         press(browser, " ")
-        wait_until(lambda: script(browser, playing) and moment(browser)[0] > start + 0.2)  # noqa: B023
+        wait_until(lambda: moment(browser)[0] > start + 0.02)  # noqa: B023
         press(browser, " ")
         wait_until(lambda: not script(browser, playing))
         wait_until(lambda: abs(moment(browser)[0] - moment(browser)[1]) < 0.01)
         time, _, marked = moment(browser)
         at_head = [label for label, first, last, _ in DETECTIONS if first <= time < last]
-        assert marked == list(dict.fromkeys(at_head)) and (expected in marked or time > start + 1.5)
+        assert start < time < DURATION and marked == list(dict.fromkeys(at_head))
         assert script(browser, "document.querySelectorAll('rect.current').length") == len(marked)
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
 
@@ -288,7 +283,8 @@ def test_browser_seeks_by_keys_and_clicks(browser):
     middle = script(browser, "Number(document.getElementById('axis').getAttribute('aria-valuemax'))") / 2
     wait_until(lambda: at(middle))
     press(browser, "+")
-    assert script(browser, "document.querySelector('.track svg').viewBox.baseVal.width") == pytest.approx(middle)
+    width = "document.querySelector('.track svg').viewBox.baseVal.width"
+    wait_until(lambda: abs(script(browser, width) - middle) < 0.01)
     press(browser, "0")
 
 

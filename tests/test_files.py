@@ -8,6 +8,7 @@ from utils.errors import InputError, shorten
 from utils.formats.checksums import SUMS, format_checksums, sha256_of, verify_checksum
 from utils.formats.files import (
     atomic_write,
+    file_name,
     read_json,
     read_json_lines,
     read_yaml,
@@ -130,3 +131,9 @@ def test_shortened_value_stays_short():
     assert len(shorten(deep)) <= 80
     assert shorten("a" * 1000).startswith("'aaa")
     assert shorten([0, "b"]) == "[0, 'b']"
+
+
+def test_file_names_differ_for_different_texts():
+    texts = ["a/b", "a%2Fb", "a:b", "a b", "ä", "a\n"]
+    names = [file_name(text) for text in texts]
+    assert len(set(names)) == len(texts) and names[3:5] == texts[3:5] and all("/" not in name for name in names)

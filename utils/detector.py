@@ -122,7 +122,7 @@ class Detector:
         return figure
 
     def open(self, features: Features, video_id: str | None = None) -> FeatureStore:
-        """Open features of any kind, and check that their widths fit the network, and their recipe the training.
+        """Open features of any kind, and check that their widths fit the network and their recipe the training.
 
         Raises:
             InputError: The features do not fit the network or cannot be read.
@@ -152,7 +152,7 @@ class Detector:
                     f"{store.source.path}: '{modality}' has {got} channels, {self.name} was trained on {width}"
                 )
         if not self.any_recipe:
-            require_recipe(store.recipe, {RECIPE: self.recipe}, store.source.path, self.name)
+            require_recipe(store.recipe, self.recipe, store.source.path, self.name)
         return store.scaled(self.scale)
 
     def rate(self, store: FeatureStore, snippet_rate: float | None = None) -> tuple[float, bool]:

@@ -97,7 +97,7 @@
   }
 
   function select() {
-    $("threshold-value").textContent = threshold;
+    $("threshold-value").textContent = String(threshold).replace("-", "−");
     shown = data.detections.filter((row) => row[3] >= threshold);
     $("count").textContent = `${shown.length} of ${data.total} detections`;
     const top = Math.max(1e-9, shown.length ? shown[0][3] : 0);

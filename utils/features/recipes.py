@@ -1,7 +1,7 @@
 """Recipe of features: all that they depend on besides the videos, as a JSON object in the attributes of features.h5.
 
 `utils/video/recipe.py` defines the recipes of scripts/extract_features.py. Here a recipe is any JSON object, so that
-features of other extractors may have one, too.
+features of other extractors can have one too.
 """
 
 import json
@@ -9,8 +9,7 @@ from pathlib import Path
 
 from utils.errors import InputError, name_some, shorten
 
-RECIPE = "recipe"  # attribute of the file
-_CHANGE = 40  # characters of a value in a message
+RECIPE = "recipe"  # attribute of a feature file, and entry of a checkpoint
 
 
 def recipe_to_text(recipe: dict) -> str:
@@ -31,52 +30,46 @@ def parse_recipe(text: str) -> dict:
 
 def describe_recipe(recipe: dict) -> list[str]:
     """Return one line `name: value` per entry of a recipe."""
-    return [f"{shorten(name)[1:-1]}: {shorten(_plain(value), 200)}" for name, value in recipe.items()]
+    return [f"{_show(name)}: {_show(value, 200)}" for name, value in recipe.items()]
 
 
 def recipe_difference(recipe: dict | None, trained: dict | None) -> str | None:
-    """Describe the first differences of features from those of a training: `fps 25 instead of 30`.
+    """Describe the first differences between two recipes, as in `fps 25 instead of 30`.
+
+    Args:
+        recipe: Recipe of features, None if not stored.
+        trained: Recipe of the training features, None if not stored.
 
     Returns:
-        A text for messages. None if the recipes are equal, or if one of them is not known.
+        A text for messages. None if the recipes are equal, or if one of them is not stored.
     """
     if recipe is None or trained is None or recipe == trained:
         return None
     names = [name for name in {**trained, **recipe} if recipe.get(name) != trained.get(name)]
-    parts = (f"{name} {_brief(recipe.get(name))} instead of {_brief(trained.get(name))}" for name in names)
+    parts = (f"{name} {_show(recipe.get(name))} instead of {_show(trained.get(name))}" for name in names)
     return name_some(parts)
 
 
-def require_recipe(recipe: dict | None, checkpoint: dict, where: Path, path: str | Path) -> None:
-    """Check that features have the recipe of those that a checkpoint was trained on, if both store one.
+def require_recipe(recipe: dict | None, trained: dict | None, where: Path, path: str | Path) -> None:
+    """Check that features have the recipe of the training features, if both are stored.
 
     Args:
-        recipe: Recipe of the features.
-        checkpoint: Content of the checkpoint.
-        where: Path of the features.
-        path: Path of the checkpoint.
+        recipe: Recipe of the features, None if not stored.
+        trained: Recipe that the checkpoint stores, None if it stores none.
+        where: Path of the features, for the message.
+        path: Path of the checkpoint, for the message.
 
     Raises:
         InputError: The recipes differ.
     """
-    if difference := recipe_difference(recipe, checkpoint.get(RECIPE)):
+    if difference := recipe_difference(recipe, trained):
         raise InputError(
-            f"{where}: the recipe of the features is not that of the training of {path} ({difference}); extract the "
-            "features by that recipe, or accept these with --any-recipe"
+            f"{where}: the features have another recipe than the training features of {path} ({difference}); extract "
+            "them by the recipe of the training, or accept them with --any-recipe"
         )
 
 
-def _brief(value: object) -> str:
-    return shorten(_plain(value), _CHANGE)
-
-
-def _plain(value: object) -> object:
-    """Return a number, or a text without quotes."""
-    return _Text(value) if isinstance(value, str) else value
-
-
-class _Text(str):
-    """Text that is shown without quotes."""
-
-    def __repr__(self) -> str:
-        return str(self) if self.isprintable() else ascii(str(self))
+def _show(value: object, length: int = 40) -> str:
+    """Return a value for messages; texts have no quotes."""
+    text = shorten(value, length)
+    return text[1:-1] if isinstance(value, str) else text

@@ -97,7 +97,7 @@ def measure_duration(path: Path, limits: Limits) -> float:
     """Return the duration of a video in seconds, by the times of all its packets and without decoding.
 
     Raises:
-        InputError: See `frames_at`.
+        InputError: See `read_frames`.
     """
     first, last, count = math.inf, -math.inf, 0
     with _open_stream(path, limits) as (container, stream):
@@ -113,7 +113,7 @@ def measure_duration(path: Path, limits: Limits) -> float:
     return last - first
 
 
-def frames_at(path: Path, fps: float, limits: Limits) -> Iterator[np.ndarray]:
+def read_frames(path: Path, fps: float, limits: Limits) -> Iterator[np.ndarray]:
     """Yield the frames of a video at a constant rate: frame k is the stored frame nearest to k / fps seconds.
 
     Args:

@@ -21,8 +21,8 @@ from utils.formats.checksums import sha256_of
 from utils.run.devices import choose_device, is_out_of_memory, to_device
 from utils.run.ranks import ranks_from_environment
 from utils.video.backbones import BACKBONES, CHANNELS
-from utils.video.decode import Limits, frames_at
-from utils.video.flow import CPU_FLOWS, RAFT_WEIGHTS, cpu_flow, load_raft, raft_flow
+from utils.video.decode import Limits, read_frames
+from utils.video.flow import CPU_FLOWS, RAFT_WEIGHTS, build_cpu_flow, compute_raft_flow, load_raft
 from utils.video.recipe import Recipe, crop_frames, normalize_clips, normalize_flow, resize_frame
 from utils.video.weights import download_weights, load_network
 
@@ -38,17 +38,17 @@ class Chunk(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Result of one video."""
+    """Result of one video: features, an error, or neither if another process claimed it."""
 
     video_id: str
-    features: dict[str, np.ndarray] | None  # by modality, None after an error
-    error: str | None  # without features: None if the video was not claimed
+    features: dict[str, np.ndarray] | None  # (T, D) float32 by modality
+    error: str | None
     num_frames: int
     waited: float  # seconds that the backbone waited for frames
 
 
 class Extractor:
-    """Backbone on a device, with the recipe that it needs; see `load_extractor`.
+    """Networks of a backbone on a device, with their recipe; see `load_extractor`.
 
     Attributes:
         recipe: Recipe with the SHA-256 of all weights.
@@ -72,7 +72,7 @@ class Extractor:
         """Return the features of one video, {modality: (T, D) float32}.
 
         Raises:
-            InputError: The video cannot be used; see `frames_at`.
+            InputError: The video cannot be used; see `read_frames`.
         """
         video = _Video(self, path)
         for chunk in read_chunks(path, self.recipe, self.limits):
@@ -144,7 +144,7 @@ def load_extractor(
         path = flow_weights or download_weights(RAFT_WEIGHTS)
         raft, sums["raft"] = load_raft(path), sha256_of(path)
     elif recipe.flow in CPU_FLOWS:
-        cpu_flow(recipe.flow)  # reports a missing library
+        build_cpu_flow(recipe.flow)  # reports a missing library
     place = ranks_from_environment().device(choose_device(device))
     extractor = Extractor(replace(recipe, weights=sums), networks, place, raft, batch_size, limits)
     extractor.check()
@@ -155,11 +155,11 @@ def read_chunks(path: Path, recipe: Recipe, limits: Limits) -> Iterator[Chunk]:
     """Yield the frames of a video by the recipe, with their flow if OpenCV computes it.
 
     Raises:
-        InputError: See `frames_at`.
+        InputError: See `read_frames`.
     """
-    flow = cpu_flow(recipe.flow) if recipe.flow in CPU_FLOWS else None
+    flow = build_cpu_flow(recipe.flow) if recipe.flow in CPU_FLOWS else None
     frames, flows, previous = [], [], None
-    for image in frames_at(path, recipe.fps, limits):
+    for image in read_frames(path, recipe.fps, limits):
         frame = resize_frame(image, recipe)
         if flow is not None and previous is not None:
             flows.append(flow(previous, frame))
@@ -197,7 +197,7 @@ class _Video:
             frames = chunk.rgb if self._previous is None else torch.cat([self._previous[None], chunk.rgb])
             self._previous = chunk.rgb[-1]
             if len(frames) > 1:
-                flow = raft_flow(self._extractor.raft, to_device(frames, self._extractor.device))
+                flow = compute_raft_flow(self._extractor.raft, to_device(frames, self._extractor.device))
                 self._store("flow", flow.cpu())
         elif chunk.flow is not None:
             self._store("flow", chunk.flow)
@@ -207,8 +207,6 @@ class _Video:
 
     def finish(self) -> dict[str, np.ndarray]:
         """Return the features, (T, D) float32 per modality, after the last frame."""
-        if not self.num_frames:
-            raise InputError(f"{self._path}: has no frames")
         flows = self._buffers.get("flow")
         if flows is not None:  # the flow of the last frame
             flows.append(flows[-1] if flows else torch.zeros(2, self._recipe.crop, self._recipe.crop))
@@ -216,7 +214,7 @@ class _Video:
             self._run(min(rest, self._extractor.batch_size))
         features = {modality: np.concatenate(parts) for modality, parts in self._features.items()}
         if not all(np.isfinite(values).all() for values in features.values()):
-            raise InputError(f"{self._path}: its features are not finite; are the weights right?")
+            raise InputError(f"{self._path}: its features contain NaN or infinite values; check the weights")
         return features
 
     def _store(self, modality: str, frames: Tensor) -> None:
@@ -243,29 +241,32 @@ class _Video:
         self._first += drop
 
 
-class _Frames(IterableDataset):
-    """Frames of several videos. Worker i of N decodes every N-th video.
+class _End(NamedTuple):
+    """End of a video: after its last chunk, at an error, or at once if another process claimed it."""
 
-    Yields the video and a chunk, None after the last chunk, the text of an error, or False for a video that cannot be
-    claimed.
-    """
+    is_whole: bool
+    error: str | None = None
+
+
+class _Frames(IterableDataset):
+    """Frames of several videos, as (video_id, chunk) and at last (video_id, end). Worker i of N decodes every N-th."""
 
     def __init__(self, paths: Mapping[str, Path], recipe: Recipe, limits: Limits, claim: Callable[[str], bool] | None):
         self.paths, self.recipe, self.limits, self.claim = paths, recipe, limits, claim
 
-    def __iter__(self) -> Iterator[tuple[str, Chunk | str | bool | None]]:
+    def __iter__(self) -> Iterator[tuple[str, Chunk | _End]]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         for video_id in list(self.paths)[first::step]:
             if self.claim and not self.claim(video_id):
-                yield video_id, False
+                yield video_id, _End(is_whole=False)
                 continue
             try:
                 for chunk in read_chunks(self.paths[video_id], self.recipe, self.limits):
                     yield video_id, chunk
-                yield video_id, None
+                yield video_id, _End(is_whole=True)
             except InputError as error:
-                yield video_id, str(error)
+                yield video_id, _End(is_whole=False, error=str(error))
 
 
 def extract_videos(
@@ -277,10 +278,11 @@ def extract_videos(
         extractor: Backbone and recipe.
         paths: Videos by video_id.
         workers: Processes that decode ahead of the backbone, each another video; 0 decodes in this process.
-        claim: Function that claims a video just before it is decoded, see `FeatureFolder.claim`; None claims all.
+        claim: Function that returns False to leave out a video, called just before its decoding; see
+            `FeatureFolder.claim`. None leaves out none.
 
     Raises:
-        InputError: A worker process was killed.
+        InputError: A process that decodes videos was killed.
     """
     dataset = _Frames(paths, extractor.recipe, extractor.limits, claim)
     ahead = {"prefetch_factor": _AHEAD} if workers else {}
@@ -296,19 +298,18 @@ def extract_videos(
             if "killed by signal" not in str(error) and "exited unexpectedly" not in str(error):
                 raise
             raise InputError(
-                "a worker process was killed, perhaps for its memory; the features of finished videos are stored, "
-                "run the command again with fewer --workers"
+                "a process that decodes videos was killed, perhaps for its memory; run the command again with fewer "
+                "--workers"
             ) from None
         waited[video_id] += time.perf_counter() - clock
         video = videos.setdefault(video_id, _Video(extractor, paths[video_id]))
-        features, error = None, item if isinstance(item, str) else None
         if isinstance(item, Chunk):
             video.add(item)
-        elif item is None:
+        else:
+            features, error = None, item.error
             try:
-                features = video.finish()
+                features = video.finish() if item.is_whole else None
             except InputError as problem:
                 error = str(problem)
-        if not isinstance(item, Chunk):
             yield Outcome(video_id, features, error, videos.pop(video_id).num_frames, waited[video_id])
         clock = time.perf_counter()

@@ -1,6 +1,6 @@
 """Optical flow between consecutive frames: DIS or TV-L1 by OpenCV, RAFT by torchvision.
 
-The flow of a frame leads to the next frame. The last frame repeats the flow before it.
+The flow of frame k is the motion from frame k to frame k + 1. The last frame repeats the flow of the one before.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ CPU_FLOWS = ("dis", "tvl1")  # computed while decoding, in the worker processes
 RAFT_WEIGHTS = "Raft_Large_Weights"
 
 
-def cpu_flow(method: str) -> Callable[[Tensor, Tensor], Tensor]:
+def build_cpu_flow(method: str) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a function of two frames (3, H, W) in [0, 255] that gives their flow (2, H, W), x first, in pixels.
 
     Args:
@@ -58,7 +58,7 @@ def load_raft(path: Path) -> nn.Module:
 
 
 @torch.inference_mode()
-def raft_flow(net: nn.Module, frames: Tensor) -> Tensor:
+def compute_raft_flow(net: nn.Module, frames: Tensor) -> Tensor:
     """Return the flow from each frame to the next by RAFT, (K + 1, 3, H, W) in [0, 255] -> (K, 2, H, W)."""
     height, width = frames.shape[-2:]
     # RAFT needs multiples of 8 from 128 pixels on.

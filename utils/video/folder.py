@@ -1,4 +1,4 @@
-"""Dataset folder that receives the features of videos, from processes that can be killed at any moment."""
+"""Dataset folder that receives the features of videos; its processes can be killed at any moment."""
 
 import hashlib
 import shutil
@@ -33,7 +33,8 @@ class FeatureFolder:
     can `claim`, and the last one assembles. Their locks end with them.
 
     Attributes:
-        claim: Function that returns True if no other process has extracted a video or extracts it.
+        claim: Function that reserves a video for this process. It returns False if another process has reserved or
+            finished the video.
 
     Raises:
         InputError: Another process extracts by another recipe, or the folder has features of another recipe.
@@ -44,9 +45,9 @@ class FeatureFolder:
         text = recipe_to_text(recipe.as_dict())
         self._attributes = {"/": {RECIPE: text}}
         self._attributes |= {name: {"fps": recipe.fps, "stride": recipe.stride} for name in self.modalities}
-        self._entrance = FileLock(path / f"{STAGING}.lock")  # for a moment, while a process comes or goes
-        self._process = self._staging / f"{_PROCESS}{hash_of(text)}-{uuid.uuid4().hex}.lock"
-        self._lock = FileLock(self._process)
+        self._entrance = _lock(path / f"{STAGING}.lock")  # taken briefly, when a process starts or ends
+        self._process = self._staging / f"{_PROCESS}{_hash(text)}-{uuid.uuid4().hex}.lock"
+        self._lock = _lock(self._process)
         self.claim = _Claims(self._staging)
 
     @property
@@ -82,7 +83,7 @@ class FeatureFolder:
                     return
             time.sleep(POLL)
 
-    def finished(self) -> set[str]:
+    def list_finished(self) -> set[str]:
         """Return the videos whose features are stored.
 
         Raises:
@@ -100,7 +101,7 @@ class FeatureFolder:
 
     def add(self, video_id: str, features: Mapping[str, np.ndarray]) -> None:
         """Store the features of a video, (T, D) float32 by modality."""
-        with atomic_write(self._staging / f"{hash_of(video_id)}.h5") as partial:
+        with atomic_write(self._staging / f"{_hash(video_id)}.h5") as partial:
             arrays = ((f"{modality}/{video_id}", values) for modality, values in features.items())
             write_features(partial, arrays, self._attributes)
 
@@ -129,7 +130,7 @@ class FeatureFolder:
         """Return the locks of the other processes; remove those of processes that ended."""
         others = []
         for path in set(self._staging.glob(f"{_PROCESS}*.lock")) - {self._process}:
-            if lock := try_lock(path):
+            if lock := _try_lock(path):
                 path.unlink()
                 lock.release()
             else:
@@ -179,8 +180,8 @@ class _Claims:
     def __call__(self, video_id: str) -> bool:
         for name in [name for name in self._locks if self._is_stored(name)]:
             self._locks.pop(name).release()
-        name = hash_of(video_id)
-        if self._is_stored(name) or (lock := try_lock(self._staging / f"{name}.lock")) is None:
+        name = _hash(video_id)
+        if self._is_stored(name) or (lock := _try_lock(self._staging / f"{name}.lock")) is None:
             return False
         self._locks[name] = lock
         return not self._is_stored(name)  # another process may just have stored it, and released its lock
@@ -194,14 +195,19 @@ class _Claims:
         return (self._staging / f"{name}.h5").exists()
 
 
-def hash_of(text: str) -> str:
-    """Return a name for a file."""
+def _hash(text: str) -> str:
+    """Return a file name for any text."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def try_lock(path: Path) -> FileLock | None:
+def _lock(path: Path, timeout: float = -1) -> FileLock:
+    """Return a lock that ends with its process; where the file system has none, it cannot be acquired."""
+    return FileLock(path, timeout, fallback_to_soft=False)
+
+
+def _try_lock(path: Path) -> FileLock | None:
     """Lock a file; return None if another process has locked it."""
-    lock = FileLock(path, timeout=0)
+    lock = _lock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout:
