@@ -59,7 +59,7 @@ def run_on_slurm(command: list[str], args: argparse.Namespace) -> None:
 
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
-    """Return the options, and the words of the command line without those for SLURM."""
+    """Return the options, and the command line without those for SLURM."""
     starter = OneLineParser(prog="scripts/extract_features.py", add_help=False)
     add = starter.add_argument_group("jobs of a SLURM cluster").add_argument
     parameters = {"type": slurm_parameter, "nargs": "*", "metavar": "NAME=VALUE"}
@@ -69,8 +69,8 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     parser = OneLineParser(
         prog="scripts/extract_features.py",
         description="Extract features from videos into DIR/features.h5, video by video. The command can be stopped at "
-        "any moment; repeated, it continues. Several processes share the videos. Those that cannot be used are listed "
-        "at the end, with exit status 1.",
+        "any moment; the same command continues. Several processes that run it share the videos. Videos that cannot "
+        "be used are listed at the end, with exit status 1.",
         parents=[starter],
     )
     add = parser.add_argument
@@ -79,10 +79,11 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     choice = parser.add_mutually_exclusive_group(required=True)
     choice.add_argument("--backbone", choices=list(BACKBONES), help="backbone, with its default recipe")
     choice.add_argument("--recipe", choices=list(RECIPES), help="published recipe")
-    add("--flow", choices=FLOWS, help="optical flow, for backbones with a network for it; none: RGB alone")
-    add("--fps", type=positive_float, help="frames per second (default: of the recipe)")
-    add("--frames", type=positive_int, help="frames per clip (default: of the recipe)")
-    add("--stride", type=positive_int, help="frames from one snippet to the next (default: of the recipe)")
+    help_text = "optical flow, for backbones with a flow network; none: RGB alone (default: the recipe's)"
+    add("--flow", choices=FLOWS, help=help_text)
+    add("--fps", type=positive_float, help="frames per second (default: the recipe's)")
+    add("--frames", type=positive_int, help="frames per clip (default: the recipe's)")
+    add("--stride", type=positive_int, help="frames from one snippet to the next (default: the recipe's)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")
     add_extraction_options(parser)
     return parser.parse_args(), command

@@ -36,7 +36,7 @@ def main() -> None:
     add("videos", nargs="+", type=Path, metavar="VIDEO", help="video files, or folders that are searched for videos")
     add("--labels", type=Path, required=True, metavar="CSV", help="file with the columns video and label")
     add("--out", type=Path, required=True, metavar="DIR", help="dataset folder to write annotations.json into")
-    help_text = f"share of each class's videos in the subset `{TEST}`, without a column subset (default: %(default)s)"
+    help_text = f"share of each class's videos in the subset `{TEST}`, if no subset is given (default: %(default)s)"
     add("--test-share", type=fraction_below_one, default=0.3, metavar="SHARE", help=help_text)
     add("--seed", type=seed, default=0, help="random seed of the split (default: %(default)s)")
     args = parser.parse_args()

@@ -10,6 +10,7 @@ import pytest
 
 import main
 from scripts.detect import main as detect
+from scripts.pseudo_labels import main as pseudo_labels
 from scripts.second_stage import main as second_stage
 from test import main as localize
 from tests.conftest import ROOT
@@ -55,6 +56,10 @@ def test_a_detector_refuses_features_of_another_recipe(tmp_path, run_main):
     status, _, error = run_main(second_stage, "--run", run, "--path-dataset", other, "--device", "cpu")
     assert status == 2 and "fps 12.5 instead of 10" in error and error.count("\n") == 1
     assert not (tmp_path / "run_pmil_s0").exists()
+    label = (pseudo_labels, checkpoint, "--path-dataset", other, "--out", tmp_path / "labels.h5", "--device", "cpu")
+    status, _, error = run_main(*label)
+    assert status == 2 and "fps 12.5 instead of 10" in error and error.count("\n") == 1
+    assert run_main(*label, "--any-recipe")[0] == 0
     assert load_detector(checkpoint, "cpu", any_recipe=True).open(other).recipe["fps"] == 12.5
     status, _, error = run_main(main.main, *train, other, "--resume", "--max-iter", "4")
     assert status == 2 and "was trained on features of another recipe" in error and error.count("\n") == 1

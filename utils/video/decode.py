@@ -1,7 +1,7 @@
 """Frames of video files with exact times, by PyAV.
 
-Time 0 is the first frame. A frame rate is reached by time, without re-encoding: frame k is the one nearest to k / fps.
-So variable frame rates need nothing special. A phone's rotation is applied, any pixel format becomes 8-bit RGB.
+Time 0 is the first frame. At a frame rate, frame k is the stored frame nearest to k / fps seconds. So variable frame
+rates need nothing special, and nothing is encoded again. Frames are turned upright and converted to 8-bit RGB.
 
 Untrusted files: only single-file formats are opened, never a playlist, and `Limits` bounds memory and time.
 """
@@ -33,7 +33,7 @@ _THREADS = 2  # per decoder; several videos are decoded at a time
 _MAX_ASPECT = 10  # longer side over shorter side; a thin frame would grow without bound where its short side is resized
 _TRUNCATED_SECONDS, _TRUNCATED_SHARE = 1.0, 0.02  # of the duration in the header that may be missing at the end
 _NO_FRAME = "has a video stream but no frame that can be decoded"
-_MAX_STEP_BACK = 1.0  # seconds; frames that are late by less are left out
+_MAX_STEP_BACK = 1.0  # seconds; a frame with an earlier time than the one before is left out up to this step
 
 
 @dataclass(frozen=True)
