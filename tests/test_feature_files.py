@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from utils.errors import InputError
-from utils.features.sources import HDF5Source
+from utils.features.hdf5_source import HDF5Source
 from utils.features.store import open_features, open_source
 
 VALUES = np.random.default_rng(0).random((40, 4)).astype(np.float32)

@@ -18,10 +18,11 @@ from tqdm import tqdm
 from utils.annotations import annotations_to_json, load_annotations
 from utils.datasets import Rate
 from utils.errors import InputError, shorten
+from utils.features.hdf5_source import HDF5Source
 from utils.features.layouts import TRANSPOSED, Arrangement, array_files, looks_transposed
 from utils.features.recipes import RECIPE, recipe_to_text
 from utils.features.shards import shard_name
-from utils.features.sources import JOINT_SUFFIX, HDF5Source, Source
+from utils.features.sources import JOINT_SUFFIX, Source
 from utils.features.store import FeatureStore, open_features
 from utils.formats.checksums import SUMS, format_checksums, read_checksums
 from utils.formats.files import atomic_write, write_json, write_text

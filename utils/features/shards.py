@@ -14,7 +14,8 @@ import numpy as np
 
 from utils.datasets import Rate
 from utils.errors import InputError
-from utils.features.sources import HDF5Source, Source
+from utils.features.hdf5_source import HDF5Source
+from utils.features.sources import Source
 
 MAX_OPEN = 16  # files
 _NAME = re.compile(r"features-(\d{1,6})-of-(\d{1,6})\.h5", re.ASCII)

@@ -1,7 +1,7 @@
 """Feature store: precomputed snippet features by video, in any supported format.
 
 `open_features(path, modalities)` returns a `FeatureStore`; `store[video_id]` is (T, D) float32, the requested
-modalities side by side. Supported formats (utils/features/sources.py):
+modalities side by side. Supported formats:
 
 * HDF5 with datasets `/<modality>/<video_id>` (T, D). Attributes `fps` and `stride` (frames per snippet), of the
   modality's group or of the file, give the snippet rate. One file, or shards of one (utils/features/shards.py).
@@ -25,6 +25,7 @@ import numpy as np
 
 from utils.annotations import load_annotations
 from utils.errors import InputError, name_some, shorten
+from utils.features.hdf5_source import HDF5Source
 from utils.features.layouts import Arrangement, parse_split
 from utils.features.shards import ShardedSource, is_shard
 from utils.features.sources import (
@@ -33,7 +34,6 @@ from utils.features.sources import (
     ArrangedSource,
     AveSource,
     FolderSource,
-    HDF5Source,
     JointSource,
     Source,
     read_settings,

@@ -12,8 +12,8 @@ from filelock import FileLock, Timeout
 
 from utils.errors import InputError
 from utils.features.convert import FEATURES, write_dataset, write_features
+from utils.features.hdf5_source import HDF5Source
 from utils.features.recipes import RECIPE, recipe_to_text
-from utils.features.sources import HDF5Source
 from utils.formats.files import atomic_write, sweep_partial
 from utils.video.backbones import CHANNELS
 from utils.video.recipe import Recipe
