@@ -66,6 +66,16 @@ def test_rows_equal_those_of_the_whole_video_bit_for_bit(sources, data, snippets
     np.testing.assert_array_equal(rows, store["v"][snippets])
 
 
+def test_pytorch_converts_every_dtype_as_numpy_does(sources):
+    """Batches are converted by PyTorch, whole videos by NumPy."""
+    rows = np.repeat(np.arange(0, LENGTH, 3), 2)
+    for store in sources.values():
+        parts = [torch.empty(len(rows), width) for width in store.modality_dims]
+        for part, values in zip(parts, store.parts("v", rows), strict=True):
+            part.copy_(torch.from_numpy(values))
+        np.testing.assert_array_equal(torch.cat(parts, dim=1), store["v"][rows])
+
+
 @pytest.mark.parametrize("write", [write_hdf5, write_folders, write_joint])
 @pytest.mark.parametrize("modalities", [("rgb", "flow"), ("rgb_diff", "flow"), ("flow", "flow_diff")])
 def test_rows_of_short_videos_in_every_format(tmp_path, write, modalities):
@@ -87,21 +97,30 @@ def test_rows_outside_the_video_are_refused(sources, snippets):
             store.rows("v", np.array(snippets))
 
 
-def test_only_requested_rows_are_read_and_checked(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"chunks": (3, 4), "fletcher32": True}])
+def test_the_first_read_of_a_video_checks_all_of_it(tmp_path, options):
     values = np.ones((9, 4), dtype=np.float32)
     values[6, 2] = np.nan
-    for number, options in enumerate(({}, {"chunks": (3, 4), "fletcher32": True})):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        with h5py.File(folder / "features.h5", "w") as file:
-            file.create_dataset("rgb/v", data=values, **options)
-        store = open_features(folder, ("rgb",))
-        assert store.rows("v", np.arange(6)).shape == (6, 4)
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        file.create_dataset("rgb/v", data=values, **options)
+    store = open_features(tmp_path, ("rgb",))
+    for _ in range(2):
         with pytest.raises(InputError, match=r"features\.h5: 'rgb' of video 'v' has NaN .* first in row 6"):
-            store.rows("v", np.array([1, 6, 6, 8]))
+            store.rows("v", np.array([1, 2]))
 
 
-def test_damage_in_a_chunk_is_reported_when_it_is_read(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"chunks": (3, 4), "fletcher32": True}])
+def test_later_reads_take_only_the_rows(tmp_path, monkeypatch, options):
+    values = np.random.default_rng(0).random((9, 4)).astype(np.float32)
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        file.create_dataset("rgb/v", data=values, **options)
+    store = open_features(tmp_path, ("rgb",))
+    store.rows("v", np.array([8]))
+    monkeypatch.setattr(store.source, "read", None)
+    np.testing.assert_array_equal(store.rows("v", np.array([1, 6, 6, 8])), values[[1, 6, 6, 8]])
+
+
+def test_damage_in_a_chunk_is_reported(tmp_path):
     values = np.random.default_rng(0).random((9, 4)).astype(np.float32)
     with h5py.File(tmp_path / "features.h5", "w") as file:
         file.create_dataset("rgb/v", data=values, chunks=(3, 4), fletcher32=True)
@@ -110,9 +129,8 @@ def test_damage_in_a_chunk_is_reported_when_it_is_read(tmp_path):
     place = content.index(values[7].tobytes())
     path.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
     store = open_features(tmp_path, ("rgb",))
-    np.testing.assert_array_equal(store.rows("v", np.arange(6)), values[:6])
     with pytest.raises(InputError, match=r"features\.h5: 'rgb/v' cannot be read"):
-        store.rows("v", np.array([8]))
+        store.rows("v", np.array([1]))
 
 
 def test_a_truncated_file_gives_no_rows(tmp_path):
@@ -133,19 +151,21 @@ def test_blocks_contain_all_rows_in_order(rows, length):
 
 
 class RowStore(MemoryStore):
-    """A MemoryStore with `rows`, which counts its reads."""
+    """A MemoryStore with `parts`, which counts its reads."""
 
     def __init__(self, lengths):
         super().__init__(lengths)
-        self.whole = self.parts = 0
+        self.whole = self.partial = 0
 
     def __getitem__(self, video_id):
         self.whole += 1
         return super().__getitem__(video_id)
 
-    def rows(self, video_id, snippets):
-        self.parts += 1
-        return MemoryStore.__getitem__(self, video_id)[snippets]
+    def parts(self, video_id, snippets):
+        self.partial += 1
+        return np.split(MemoryStore.__getitem__(self, video_id)[snippets], [self.modality_dims[0]], axis=1)
+
+    def multiply(self, features, video_id): ...
 
 
 def dataset(device="cpu", store=None) -> WeakVideoDataset:
@@ -177,7 +197,7 @@ def test_every_cache_gives_the_same_batches(device, prefetch):
         assert_equal([[part.cpu() for part in first]], [second])
         assert batches.video_ids == expected.video_ids
     batches.close()
-    assert (store.whole, store.parts > 0) == ((0, True) if device is None else (5, False))
+    assert (store.whole, store.partial > 0) == ((0, True) if device is None else (5, False))
 
 
 @pytest.mark.parametrize("device", ["cpu", None, cuda])
@@ -228,10 +248,10 @@ def test_a_resumed_loader_with_prefetching_returns_the_same_batches(device):
 
 
 class DamagedStore(RowStore):
-    def rows(self, video_id, snippets):
-        if self.parts >= 9:  # in the second batch of six
+    def parts(self, video_id, snippets):
+        if self.partial >= 9:  # in the second batch of six
             raise InputError("features.h5: damaged")
-        return super().rows(video_id, snippets)
+        return super().parts(video_id, snippets)
 
 
 @pytest.mark.parametrize("prefetch", [False, True])

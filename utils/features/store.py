@@ -16,7 +16,7 @@ Modalities with different rates are aligned in time, to the snippets of the firs
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -69,11 +69,16 @@ class FeatureStore:
         return [video_id for video_id in listed[self.stored_modalities[0]] if video_id in shared]
 
     @cached_property
-    def _known(self) -> frozenset[str]:
-        return frozenset(self.video_ids)
+    def _numbers(self) -> dict[str, int]:
+        return {video_id: number for number, video_id in enumerate(self.video_ids)}
+
+    @cached_property
+    def _checked(self) -> dict[str, np.ndarray]:
+        """Per stored modality (N,) bool, the videos whose values are checked."""
+        return {stored: np.zeros(len(self.video_ids), dtype=bool) for stored in self.stored_modalities}
 
     def __contains__(self, video_id: object) -> bool:
-        return video_id in self._known
+        return video_id in self._numbers
 
     @property
     def simulated_prefix(self) -> str:
@@ -170,32 +175,36 @@ class FeatureStore:
         return {stored: min(length, math.ceil(shortest * rates[stored] - 1e-6)) for stored, length in lengths.items()}
 
     def __getitem__(self, video_id: str) -> np.ndarray:
-        return self._features(video_id, None)
+        return self.rows(video_id)
 
-    def rows(self, video_id: str, snippets: np.ndarray) -> np.ndarray:
-        """Return `self[video_id][snippets]`, reading as little else as the format allows.
+    def rows(self, video_id: str, snippets: np.ndarray | None = None) -> np.ndarray:
+        """Return (N, D) float32, `self[video_id][snippets]`; see `parts` for arguments and errors."""
+        features = np.concatenate(list(self.parts(video_id, snippets)), axis=1, dtype=np.float32, casting="same_kind")
+        self.multiply(features, video_id)
+        return features
+
+    def parts(self, video_id: str, snippets: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """Yield the features of each modality, not yet multiplied by `scale`.
+
+        The first call for a video reads and checks all of its values, later ones read little more than the snippets.
 
         Args:
             video_id: The video.
-            snippets: Sorted indices in [0, T); they may repeat.
+            snippets: (N,) sorted indices in [0, T), which may repeat; None for all.
+
+        Yields:
+            (N, D) floats of any width in native byte order, finite as float32.
 
         Raises:
-            InputError: The features cannot be used; only values that are read are checked.
+            InputError: The features cannot be used.
             IndexError: The indices are not sorted or not in [0, T).
         """
-        return self._features(video_id, np.asarray(snippets))
-
-    def _features(self, video_id: str, snippets: np.ndarray | None) -> np.ndarray:
-        """Return the features of a video, at these snippets or (None) at all of them."""
         lengths = self._lengths(video_id)
         total = lengths[self.stored_modalities[0]]
         if snippets is not None:
             _require_sorted(snippets, total)
-        count = total if snippets is None else len(snippets)
-        features = np.empty((count, sum(self.modality_dims)), dtype=np.float32)
-        parts = np.split(features, np.cumsum(self.modality_dims)[:-1], axis=1)
-        columns = (parts, self.modalities, self.stored_modalities, self._snippet_rates)
-        for part, modality, stored, rate in zip(*columns, strict=True):
+        columns = (self.modalities, self.stored_modalities, self._snippet_rates)
+        for modality, stored, rate in zip(*columns, strict=True):
             rows, length = snippets, lengths[stored]
             if rate != self.snippet_rate:
                 aligned = aligned_snippets(total, self.snippet_rate, length, rate)
@@ -203,9 +212,17 @@ class FeatureStore:
             elif snippets is None and length < self.shape(stored, video_id)[0]:
                 rows = np.arange(length)
             if modality == stored:
-                part[:] = self.stored_values(stored, video_id, rows)
+                values = self.stored_values(stored, video_id, rows)
+                yield values.astype(values.dtype.newbyteorder("="), copy=False)
             else:
-                part[:] = self._differences(stored, video_id, length, rows)
+                yield self._differences(stored, video_id, length, rows)
+
+    def multiply(self, features: np.ndarray, video_id: str) -> None:
+        """Multiply float32 features of a video by `scale`, in place.
+
+        Raises:
+            InputError: The products are not finite.
+        """
         if self.scale != 1:
             with np.errstate(over="ignore"):
                 features *= np.float32(self.scale)
@@ -214,7 +231,6 @@ class FeatureStore:
                     f"{self.source.path}: video '{video_id}' times the feature scale {self.scale:g} is not finite as "
                     "float32; lower --feature-scale"
                 )
-        return features
 
     def _differences(self, stored: str, video_id: str, length: int, rows: np.ndarray | None) -> np.ndarray:
         """Return `mean_difference` of a stored modality with `length` snippets, at these rows or at all of them."""
@@ -228,23 +244,29 @@ class FeatureStore:
     def stored_values(self, stored: str, video_id: str, rows: np.ndarray | None = None) -> np.ndarray:
         """Return a stored modality of a video in its own dtype, at these sorted rows or at all of them.
 
+        The first call for a video reads and checks all of its values.
+
         Raises:
             InputError: The values are not floats, or not finite as float32.
         """
-        name = f"{self.source.path}: '{stored}' of video '{video_id}'"
-        if len(self.source.shape(stored, video_id)) == 3:  # (1, T, D)
-            values = self.source.read(stored, video_id)[0]
-            values = values if rows is None else values[rows]
-        else:
-            values = self.source.read(stored, video_id) if rows is None else self.source.rows(stored, video_id, rows)
+        checked, number = self._checked[stored], self._numbers[video_id]
+        is_nested = len(self.source.shape(stored, video_id)) == 3  # (1, T, D)
+        if checked[number] and rows is not None and not is_nested:
+            return self.source.rows(stored, video_id, rows)
+        values = self.source.read(stored, video_id)
+        values = values[0] if is_nested else values
+        if not checked[number]:
+            self._check_values(values, f"{self.source.path}: '{stored}' of video '{video_id}'")
+            checked[number] = True
+        return values if rows is None else values[rows]
+
+    def _check_values(self, values: np.ndarray, name: str) -> None:
         if values.dtype.kind != "f":
             raise InputError(f"{name} has dtype {values.dtype}, expected float16 or float32")
         finite = is_finite(values)
         if not finite.all():
             row = int(np.flatnonzero(~finite.all(axis=1))[0])
-            row = row if rows is None else int(rows[row])
             raise InputError(f"{name} has NaN or infinite values, first in row {row}")
-        return values
 
     def shards(self, video_ids: Sequence[str]) -> np.ndarray:
         """Return (N,), the number of the shard that contains each video.
