@@ -126,6 +126,7 @@ class CO2Net(nn.Module):
         self.num_classes = num_classes
         self.modality_dims = tuple(modality_dims)
         self.temporal_pool = temporal_pool
+        self.channels_last = False  # memory order (B, T, D) in training; see utils/run/fast_cpu.py
         dim = sum(self.modality_dims)
         self.consensus = consensus(*self.modality_dims)
         self.attention_units = nn.ModuleList(
@@ -161,14 +162,17 @@ class CO2Net(nn.Module):
         Raises:
             ValueError: If the features have another shape.
         """
-        enhanced = torch.cat(self.consensus(*self.split(features)), dim=1)  # (B, D1 + D2, T)
+        enhanced = join(self.consensus(*self.split(features)))  # (B, D1 + D2, T)
         return self.outputs(enhanced, self.attend(enhanced))
 
     def split(self, features: Tensor) -> list[Tensor]:
         """Return both modalities (B, D1, T) and (B, D2, T); ValueError if the features have another shape."""
         check_shape(features, sum(self.modality_dims))
         # Contiguous once: otherwise every convolution copies its input.
-        return [x.transpose(1, 2).contiguous() for x in features.split(self.modality_dims, dim=-1)]
+        modalities = features.split(self.modality_dims, dim=-1)
+        if self.channels_last and self.training:
+            return [x.contiguous().transpose(1, 2) for x in modalities]
+        return [x.transpose(1, 2).contiguous() for x in modalities]
 
     def attend(self, enhanced: Tensor) -> Tensor:
         """Return the attention of each modality (B, 2, T), Eq. 4, from both (B, D1 + D2, T)."""
@@ -188,6 +192,13 @@ class CO2Net(nn.Module):
             "modality_attention": modality_attention,
             "features": fused.transpose(1, 2),  # (B, T, D1 + D2)
         }
+
+
+def join(modalities: Sequence[Tensor]) -> Tensor:
+    """Return both modalities (B, D1, T) and (B, D2, T) as one (B, D1 + D2, T), in the same memory order."""
+    if modalities[0].is_contiguous():
+        return torch.cat(modalities, dim=1)
+    return torch.cat([x.transpose(1, 2) for x in modalities], dim=-1).transpose(1, 2)
 
 
 def pool_over_time(x: Tensor, kernel: int) -> Tensor:

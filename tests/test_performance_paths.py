@@ -24,8 +24,9 @@ from utils.engine import BATCH_SNIPPETS, BatchLoss, equal_length_batches, networ
 from utils.errors import InputError
 from utils.fusion import CONSENSUS, consensus_factory
 from utils.losses import CO2Loss
+from utils.methods import build_method
 from utils.methods.audio_visual import AudioVisualNet
-from utils.run.fast_cpu import LEVELS, FastDropout, use_fast_dropout
+from utils.run.fast_cpu import LEVELS, ChannelsLastConv1d, FastDropout, use_channels_last, use_fast_dropout
 from utils.training import StepOutcome, Training
 from wsad_dataset import Batch
 
@@ -35,6 +36,7 @@ NETWORKS = {
 NETWORKS["co2net_pooled"] = lambda: CO2Net(3, (6, 6), temporal_pool=5)
 NETWORKS["audio_visual"] = lambda: AudioVisualNet(3, (6, 6), width=8)
 NETWORKS["audio_visual_ccm"] = lambda: AudioVisualNet(3, (6, 6), consensus="ccm", width=8)
+METHODS = ["hamnet", "um", "tfe_dcn", "ddg_net"]
 
 
 def made_batch(videos: int = 4, snippets: int = 9, channels: int = 7, classes: int = 2) -> Batch:
@@ -115,6 +117,55 @@ def test_fast_dropout_changes_no_parameter_and_no_evaluation(name):
     for output, other in zip(net(features).values(), fast(features).values(), strict=True):
         assert torch.equal(output, other)
     assert all(torch.isfinite(value).all() for value in fast.train()(features).values())
+
+
+@pytest.mark.parametrize("snippets", [1, 9])
+@pytest.mark.parametrize("name", [*NETWORKS, *METHODS])
+def test_channels_last_changes_memory_order_and_nothing_else(name, snippets):
+    """Parameter names, outputs and gradients stay; features between convolutions are (B, T, D) in memory."""
+    torch.manual_seed(0)
+    net = NETWORKS[name]() if name in NETWORKS else build_method(name, 3, (6, 6)).network
+    net.double()
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    fast = copy.deepcopy(net)
+    use_channels_last(fast)
+    assert list(fast.state_dict()) == list(net.state_dict())
+    features = torch.rand(2, snippets, 12, dtype=torch.float64)
+    outputs, fast_outputs = net.train()(features), fast.train()(features)
+    for key, value in outputs.items():
+        torch.testing.assert_close(fast_outputs[key], value, rtol=1e-9, atol=1e-9)
+    results = [
+        torch.autograd.grad(of["cas"].square().sum() + of["attention"].sum(), [*module.parameters()], allow_unused=True)
+        for of, module in ((outputs, net), (fast_outputs, fast))
+    ]
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_features_are_channels_last_in_training_and_not_in_evaluation():
+    net = CO2Net(3, (6, 6))
+    use_channels_last(net)
+    layouts = []
+    for module in net.modules():
+        if isinstance(module, ChannelsLastConv1d):
+            module.register_forward_hook(lambda _module, _inputs, y: layouts.append(y.transpose(1, 2).is_contiguous()))
+    features = torch.rand(2, 9, 12)
+    net.train()(features)
+    assert len(layouts) == 13
+    assert all(layouts)
+    layouts.clear()
+    net.eval()(features)  # evaluation is float32, for which the usual order is faster
+    assert layouts.count(False) == 9  # the other layers have one snippet or one channel, and both orders are the same
+
+
+def test_dropout_of_channels_last_features_keeps_the_memory_order():
+    x = torch.rand(3, 50, 40).transpose(1, 2).requires_grad_()
+    y = FastDropout(0.3, slope=0.2)(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert y.stride() == gradient.stride() == x.stride()
+    torch.testing.assert_close(gradient, (y / x).detach())
 
 
 @given(lengths=st.lists(st.integers(1, 30), max_size=60), max_snippets=st.integers(1, 90))

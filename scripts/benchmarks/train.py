@@ -20,7 +20,7 @@ from utils.engine import BatchLoss, train_step
 from utils.features.store import FeatureStore
 from utils.losses import CO2Loss
 from utils.run.devices import choose_device
-from utils.run.fast_cpu import use_fast_dropout
+from utils.run.fast_cpu import use_fast_layers
 from wsad_dataset import Batch, BatchLoader, WeakVideoDataset
 
 SIZES = ((1024, 500), (512, 320))  # channels per modality, snippets per video
@@ -64,7 +64,7 @@ def fast_trainee(dim: int, num_classes: int, precision: str, device: torch.devic
     """Build the step of main.py."""
     net, objective = CO2Net(num_classes, (dim, dim)).to(device).train(), CO2Loss()
     if device.type == "cpu":
-        use_fast_dropout(net)
+        use_fast_layers(net, precision)
     optimizer = torch.optim.Adam(net.parameters(), **ADAM, fused=True)
     step = partial(train_step, BatchLoss(net, objective, precision, compiled), optimizer)
     return Trainee(net, objective, optimizer, step)

@@ -28,7 +28,7 @@ from utils.features import open_features
 from utils.formats.files import atomic_write, read_json
 from utils.methods import build_method
 from utils.run.devices import choose_device
-from utils.run.fast_cpu import use_fast_dropout
+from utils.run.fast_cpu import use_fast_layers
 from wsad_dataset import Batch
 
 FILE = "rivals.csv"
@@ -144,7 +144,7 @@ def cost(run: PlannedRun) -> dict[str, float]:
     labels = torch.eye(num_classes)[torch.arange(options.batch_size) // 2 % num_classes]
     batch = Batch(features, labels, pairs)
     if device.type == "cpu":
-        use_fast_dropout(network)
+        use_fast_layers(network, options.precision)
     optimizer = torch.optim.Adam(network.parameters(), options.lr, weight_decay=options.weight_decay, fused=True)
     step = BatchLoss(network.train(), method.objective, options.precision)
     (seconds,) = time_in_turns(lambda: train_step(step, optimizer, batch), budget=STEP_BUDGET, rounds=STEPS)

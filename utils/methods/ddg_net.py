@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model import CO2Net
+from model import CO2Net, join
 from utils.methods.base import Definition
 from utils.methods.delu import DELULoss
 
@@ -151,7 +151,7 @@ class DDGNet(CO2Net):
             average, convolved = x @ graph.adjacency, convolutions(x, graph)  # G4, G5
             enhanced.append(INPUT_SHARE * x + (1 - INPUT_SHARE) * (average + convolved) / 2)  # G6
             distances.append(torch.linalg.vector_norm(average - convolved, dim=1))
-        enhanced = torch.cat(enhanced, dim=1)  # (B, D1 + D2, T)
+        enhanced = join(enhanced)  # (B, D1 + D2, T)
         return {
             **self.outputs(enhanced, self.attend(enhanced)),
             "first_attention": first_attention,
@@ -162,7 +162,7 @@ class DDGNet(CO2Net):
     def first_pass(self, modalities: Sequence[Tensor]) -> Tensor:
         """Return the attention (B, 2, T) of both modalities, (B, D1, T) and (B, D2, T), before the graph."""
         if self.first_pass_dropout:
-            return self.attend(torch.cat(modalities, dim=1))
+            return self.attend(join(modalities))
         logits = [unit.layers[:-1](x) for unit, x in zip(self.attention_units, modalities, strict=True)]
         return torch.cat(logits, dim=1).sigmoid()
 

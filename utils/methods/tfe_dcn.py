@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from model import CO2Net, GlobalContext, activation
+from model import CO2Net, GlobalContext, activation, join
 from utils.checkpoint import RELEASED_MODULES
 from utils.losses import CO2Loss, mil_loss, mutual_loss, norm_loss, opposition_loss
 from utils.methods.base import Definition
@@ -76,7 +76,7 @@ class TFEDCN(CO2Net):
         attend_first, attend_second = self.attention_units
         second_attention = torch.stack([attend_second(x) for x in second]).mean(dim=0)  # T3
         attention = torch.stack([attend_first(first), second_attention], dim=1)  # (B, 2, T)
-        return self.outputs(torch.cat([first, second[-1]], dim=1), attention)
+        return self.outputs(join([first, second[-1]]), attention)
 
 
 class TFEDCNLoss(CO2Loss):

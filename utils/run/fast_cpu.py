@@ -14,14 +14,60 @@ def speed_up_cpu(net: nn.Module, precision: str, reuse_memory: bool) -> None:
     """Prepare this process and a network for fast training on a CPU.
 
     Args:
-        net: Network; its dropout layers are replaced.
+        net: Network; some of its layers are replaced.
         precision: Precision of the step. Prints a warning for `bf16` on a CPU that can only emulate it.
         reuse_memory: See `set_malloc_policy`.
     """
     set_malloc_policy(reuse_memory)
-    use_fast_dropout(net)
+    use_fast_layers(net, precision)
     if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         print("warning: this CPU has no bfloat16 instructions, so steps are slow; use --precision float32")
+
+
+def use_fast_layers(net: nn.Module, precision: str) -> None:
+    """Replace the dropout layers of a network, and for `bf16` its convolutions."""
+    use_fast_dropout(net)
+    if precision == "bf16":
+        use_channels_last(net)
+
+
+def use_channels_last(net: nn.Module) -> None:
+    """Keep the features of a network in the memory order (B, T, D) in training.
+
+    In bf16 with AMX instructions, convolutions of 3 taps are then 1.2 to 1.5 times as fast, those of 1 tap 1.8 times.
+    With AVX512-BF16 both orders take the same time. In float32 the order (B, D, T) is faster.
+    """
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Conv1d:
+                setattr(module, name, ChannelsLastConv1d(child).train(child.training))
+        if isinstance(module, nn.LeakyReLU):
+            module.inplace = False  # autograd copies the output of a channels-last convolution that changes in place
+        if hasattr(module, "channels_last"):
+            module.channels_last = True
+
+
+class ChannelsLastConv1d(nn.Conv1d):
+    """Convolution over time (B, D, T) that writes its output in the memory order (B, T, D) in training.
+
+    Args:
+        conv: Convolution to replace; its parameters are shared.
+    """
+
+    def __init__(self, conv: nn.Conv1d):
+        options = conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias is not None
+        super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, *options, device="meta")
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution (B, D_out, T)."""
+        if not self.training:
+            return super().forward(x)
+        # Only 2D convolutions have a channels-last order in PyTorch.
+        weight = self.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        padding, dilation = (0, *self.padding), (1, *self.dilation)
+        y = F.conv2d(x.unsqueeze(2), weight, self.bias, 1, padding, dilation, self.groups)
+        return y.squeeze(2)
 
 
 def use_fast_dropout(net: nn.Module) -> None:
@@ -43,7 +89,7 @@ def use_fast_dropout(net: nn.Module) -> None:
 
 
 class FastDropout(nn.Dropout):
-    """Dropout with cheap random numbers on a CPU, optionally after an in-place LeakyReLU.
+    """Dropout with cheap random numbers on a CPU, optionally after a LeakyReLU.
 
     PyTorch draws one number per element, on one thread. Here one draw of 64 bits decides four elements. The keep
     probability is rounded to a multiple of 1/LEVELS, and kept elements are scaled by the rounded one.
@@ -74,11 +120,7 @@ class _LeakyDropout(torch.autograd.Function):
     def forward(context, x: Tensor, slope: float, keep_level: int) -> Tensor:
         context.slope, context.keep_level = slope, keep_level
         mask = random_mask(x, keep_level)
-        if slope == 1:  # out of place: the input may be needed elsewhere
-            y = mask.mul_(x)
-        else:
-            context.mark_dirty(x)
-            y = F.leaky_relu_(x, slope).mul_(mask)
+        y = mask.mul_(x if slope == 1 else F.leaky_relu(x, slope))
         context.save_for_backward(y)
         return y
 
@@ -96,7 +138,9 @@ def random_mask(x: Tensor, keep_level: int) -> Tensor:
     """Return LEVELS / keep_level with probability keep_level / LEVELS, else 0, for each element of x."""
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits are random
     is_kept = draws.view(torch.int16)[: x.numel()] < keep_level - LEVELS // 2
-    return is_kept.view(x.shape).to(x.dtype).mul_(LEVELS / keep_level)
+    mask = torch.empty_like(x)
+    mask.as_strided((x.numel(),), (1,)).copy_(is_kept)  # in the memory order of x
+    return mask.mul_(LEVELS / keep_level)
 
 
 def set_malloc_policy(reuse: bool) -> None:
