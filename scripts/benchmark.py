@@ -14,7 +14,7 @@ from scripts.benchmarks import data, evaluation, extract, infer, localization, m
 from scripts.benchmarks.machine import describe_machine, machine_line, usable_cores
 from scripts.benchmarks.measure import Settings, device_name
 from scripts.benchmarks.page import check_page, write_page
-from utils.errors import OneLineParser, exit_on_input_error
+from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.formats.files import write_json
 from utils.run.devices import choose_device
 
@@ -46,8 +46,9 @@ memory        main.py itself: peak memory and time until the first step, at THUM
 scaling       growth of cost with videos, snippets and classes; torchrun with 1 and 2 processes
 
 Seconds vary between machines and between hours. Compare ratios and shares: both sides are measured in turns in one
-run. All data are simulated. The whole command takes about ten minutes on two cores, 4 GB of memory and 1 GB of a
-temporary folder. With --quick the sizes are small; its figures mean nothing.
+run. A row that is slower than plain code is an error, reported after all tables. All data are simulated. The whole
+command takes about ten minutes on two cores, 4 GB of memory and 1 GB of a temporary folder. With --quick the sizes are
+small; its figures mean nothing.
 
   python scripts/benchmark.py data
   python scripts/benchmark.py all --out docs/performance.md
@@ -76,6 +77,9 @@ def main() -> None:
         if args.out:
             not_run = [name for name in SUBJECTS if name not in names[:number]]
             write_page(args.out, tables, not_run, machine, sys.argv[1:], (time.monotonic() - began) / 60)
+    slower = [line for table in tables for line in table.slower_rows()]
+    if slower and not args.quick:
+        raise InputError("slower than plain code: " + "; ".join(slower))
 
 
 def _parse_args() -> argparse.Namespace:

@@ -348,6 +348,17 @@ def test_goals_stand_beside_what_was_measured():
     assert not any("float32" in row[1] and row[0] == "train" for row in gpu)
 
 
+def test_a_row_slower_than_plain_code_is_an_error(monkeypatch, capsys):
+    rows = [{"size": "small", "ratio": 1.5}, {"size": "large", "mode": "eager", "ratio": 0.9}, {"size": "other"}]
+    monkeypatch.setitem(benchmark.SUBJECTS, "data", lambda settings: [ResultTable("data", "a table", rows)])
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "data", "--device", "cpu"])
+    with pytest.raises(InputError, match=r"^slower than plain code: data, large, eager \(ratio 0\.90\)$"):
+        benchmark.main()
+    assert "small" in capsys.readouterr().out  # the tables come first
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "data", "--device", "cpu", "--quick"])
+    benchmark.main()  # figures of small sizes mean nothing
+
+
 def write_small_page(path, gpu: str | None, value: str) -> str:
     table = ResultTable("data", "a table", [{"first": value}], ["a note"], ["something"])
     write_page(path, [table], ["train"], {**MACHINE, "gpu": gpu}, ["data", "--out", str(path)], 1.0)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import CO2Net
 from scripts.benchmarks.plain_step import PlainCO2Net, PlainLoss, plain_adam, plain_train_step
@@ -24,6 +25,7 @@ from utils.engine import BATCH_SNIPPETS, BatchLoss, equal_length_batches, networ
 from utils.errors import InputError
 from utils.fusion import CONSENSUS, consensus_factory
 from utils.losses import CO2Loss
+from utils.methods import METHODS as METHOD_NAMES
 from utils.methods import build_method
 from utils.methods.audio_visual import AudioVisualNet
 from utils.run.fast_cpu import LEVELS, ChannelsLastConv1d, FastDropout, use_channels_last, use_fast_dropout
@@ -273,6 +275,56 @@ def test_a_compiled_step_is_the_plain_step():
     plain = Plain(net)
     terms = trained(net, compiled=True)
     assert_same_training(net, plain.net, terms, [plain.step(made_batch()) for _ in range(3)], 1e-4)
+
+
+class HostReads(TorchDispatchMode):
+    """Records the operations for which the host would wait for a GPU, because it needs their values."""
+
+    OPERATIONS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "bincount")
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.removeprefix("aten::")
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        if name in self.OPERATIONS or any(index is not None and index.dtype == torch.bool for index in indices):
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("read", [Tensor.item, bool, Tensor.nonzero, Tensor.unique, lambda x: x[x > 1]])
+def test_the_spy_sees_what_the_host_reads(read):
+    with HostReads() as reads:
+        read(torch.ones(()))
+    assert len(reads.names) == 1
+
+
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_the_host_reads_nothing_during_a_step(name):
+    method = build_method(name, 2, (4, 4))
+    step = partial(train_step, BatchLoss(method.network.train(), method.objective), adam(method.network))
+    batch = made_batch(channels=8)
+    step(batch)  # creates the state of Adam
+    with HostReads() as reads:
+        step(batch, progress=0.5)
+    assert reads.names == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_the_host_never_waits_for_a_gpu_during_a_step(name):
+    method = build_method(name, 2, (4, 4))
+    step = partial(train_step, BatchLoss(method.network.cuda().train(), method.objective), adam(method.network))
+    batch = Batch(*(part.cuda() for part in made_batch(channels=8)))
+    step(batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(batch, progress=0.5)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu

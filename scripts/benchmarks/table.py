@@ -37,6 +37,15 @@ class ResultTable:
         cells = markdown_table(self._cells()) if self.rows else "Not measured.\n"
         return f"### {self.name}: {self.title}\n\n{cells}\n{notes}"
 
+    def slower_rows(self) -> list[str]:
+        """Return a description of each row whose ratio to plain code is below 1."""
+        slower = []
+        for row in self.rows:
+            if row.get("ratio") is not None and row["ratio"] < 1:
+                words = [value for value in row.values() if isinstance(value, str)]
+                slower.append(f"{self.name}, {', '.join(words)} (ratio {row['ratio']:.2f})")
+        return slower
+
     def _cells(self) -> list[list[str]]:
         """Return headings and rows as text, without the columns that no row fills."""
         headings = dict.fromkeys(key for row in self.rows for key in row)
