@@ -58,11 +58,11 @@ class WeakVideoDataset:
         device: torch.device | str | None = "cpu",
     ):
         min_snippets = max(1, min_snippets)
-        videos = {video.video_id: video for video in annotations.subset(subset)}
+        videos = annotations.subset_ids(subset)
         if video_ids is not None:
-            if unknown := [video_id for video_id in video_ids if video_id not in videos]:
-                raise InputError(f"subset '{subset}': video '{unknown[0]}' not found ({len(unknown)} such ids)")
-            videos = {video_id: videos[video_id] for video_id in video_ids}
+            if unknown := set(video_ids).difference(videos):
+                raise InputError(f"subset '{subset}': video '{min(unknown)}' not found ({len(unknown)} such ids)")
+            videos = video_ids
         if not videos:
             raise InputError(f"subset '{subset}': no video is left to use; lower --holdout")
         self.skipped = [video_id for video_id in videos if video_id not in store]
@@ -72,20 +72,19 @@ class WeakVideoDataset:
                 f"{len(self.skipped)} of the {len(videos)} videos of subset '{subset}' have no features ({names}); "
                 "extract them, or leave them out with --missing-features skip"
             )
-        lengths = {video_id: store.num_snippets(video_id) for video_id in videos if video_id in store}
-        self.video_ids = [video_id for video_id, length in lengths.items() if length >= min_snippets]
-        self.too_short = [video_id for video_id, length in lengths.items() if length < min_snippets]
+        present = [video_id for video_id in videos if video_id in store] if self.skipped else videos
+        lengths = store.lengths(present)
+        is_long = lengths >= min_snippets
+        self.video_ids = list(itertools.compress(present, is_long))
+        self.too_short = list(itertools.compress(present, ~is_long))
         if not self.video_ids:
             raise InputError(
                 f"subset '{subset}': no video can be used; {len(self.skipped)} have no features, "
                 f"{len(self.too_short)} have fewer than {min_snippets} snippets"
             )
-        self.lengths = np.array([lengths[video_id] for video_id in self.video_ids])
+        self.lengths = lengths[is_long]
         self.classes = annotations.classes
-        order = {name: index for index, name in enumerate(self.classes)}
-        self.labels = np.zeros((len(self), len(self.classes)), dtype=bool)
-        for row, video_id in zip(self.labels, self.video_ids, strict=True):
-            row[[order[label] for label in videos[video_id].labels]] = True
+        self.labels = annotations.videos.label_matrix(self.video_ids, self.classes)
         self.store = store
         self.modality_dims = store.modality_dims
         self.snippet_rate = store.snippet_rate
@@ -318,7 +317,7 @@ def auto_scale(dataset: WeakVideoDataset) -> float:
 
 def split_holdout(annotations: Annotations, subset: str, fraction: float, seed: int) -> tuple[list[str], list[str]]:
     """Split the video ids of a subset at random into training and holdout videos, both in file order."""
-    video_ids = [video.video_id for video in annotations.subset(subset)]
+    video_ids = annotations.subset_ids(subset)
     generator = np.random.default_rng([seed, 2])  # independent of the streams of the batches
     count = round(fraction * len(video_ids))
     if fraction and not 0 < count < len(video_ids):

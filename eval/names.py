@@ -196,7 +196,7 @@ def require_matches(detections: Table, truth: GroundTruth, where: str = "detecti
 
 def _advice(what: str, found: Sequence[str], expected: Sequence[str], truth: GroundTruth) -> str:
     """Describe how the names found differ from those expected, and the option to use."""
-    if what == "videos" and (subsets := {truth.subsets[name] for name in found if name in truth.subsets}):
+    if what == "videos" and (subsets := {truth.annotated[name].subset for name in found if name in truth.annotated}):
         return f"found {list_names(found)} of another subset; choose --subset {shlex.quote(sorted(subsets)[0])}"
     if (difference := find_difference(found, expected)) is not None:
         return str(difference)

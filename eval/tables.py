@@ -64,7 +64,7 @@ class GroundTruth:
     segments: Table
     ambiguous: Table  # segments that some protocols do not judge, all of one nameless class
     durations: Mapping[str, float] = field(default_factory=dict)  # seconds, of the videos where it is known
-    subsets: Mapping[str, str] = field(default_factory=dict)  # of all annotated videos, other subsets included
+    annotated: Mapping[str, Video] = field(default_factory=dict)  # all annotated videos, other subsets included
     class_numbers: Mapping[int, str] = field(default_factory=dict)  # names by number, empty if the file has no order
 
 
@@ -164,7 +164,7 @@ def read_ground_truth(source: GroundTruthSource, subset: str | None) -> GroundTr
         make_table(segments, names, classes),
         make_table(ambiguous, names, ("",)),
         durations={video.video_id: video.duration for video in videos if video.duration},
-        subsets={video.video_id: video.subset for video in annotations.videos.values()},
+        annotated=annotations.videos,
         class_numbers=class_numbers,
     )
 

@@ -19,16 +19,16 @@ class MemoryStore:
     snippet_rate = 2.0
 
     def __init__(self, lengths: dict[str, int]):
-        self.lengths = lengths
+        self.counts = lengths
 
     def __contains__(self, video_id):
-        return video_id in self.lengths
+        return video_id in self.counts
 
-    def num_snippets(self, video_id):
-        return self.lengths[video_id]
+    def lengths(self, video_ids):
+        return np.array([self.counts[video_id] for video_id in video_ids])
 
     def __getitem__(self, video_id):
-        values = 1000 * int(video_id[1:]) + np.arange(self.lengths[video_id], dtype=np.float32)
+        values = 1000 * int(video_id[1:]) + np.arange(self.counts[video_id], dtype=np.float32)
         return np.repeat(values[:, None], 5, axis=1)
 
 

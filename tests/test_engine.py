@@ -22,17 +22,17 @@ class Store:
     snippet_rate = 30 / 16
 
     def __init__(self, lengths: dict[str, int], dims: tuple[int, int] = (4, 3)):
-        self.lengths, self.modality_dims = lengths, dims
+        self.counts, self.modality_dims = lengths, dims
 
     def __contains__(self, video_id):
-        return video_id in self.lengths
+        return video_id in self.counts
 
-    def num_snippets(self, video_id):
-        return self.lengths[video_id]
+    def lengths(self, video_ids):
+        return np.array([self.counts[video_id] for video_id in video_ids])
 
     def __getitem__(self, video_id):
         generator = np.random.default_rng(len(video_id))
-        return generator.random((self.lengths[video_id], sum(self.modality_dims)), dtype=np.float32)
+        return generator.random((self.counts[video_id], sum(self.modality_dims)), dtype=np.float32)
 
 
 def dataset_of(videos: dict[str, int], ambiguous=(), min_snippets=1, classes=("a", "b"), dims=(4, 3)):

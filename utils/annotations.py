@@ -19,27 +19,11 @@ from utils.errors import InputError, name_some, shorten
 from utils.formats.ave import is_ave, read_ave
 from utils.formats.files import read_json, read_text
 from utils.formats.npy import decode_names, load_names, load_rows, load_video_ids
+from utils.video_table import Video, VideoTable
 
 RELEASE_SUFFIX = "-Annotations"
 FEATURE_SUFFIXES = (".h5", ".hdf5", ".npy", ".npz")
 _NOT_VIDEOS = ("classes", "version", "taxonomy", "database")  # keys of a file without `database`
-
-
-@dataclass(frozen=True)
-class Video:
-    """One annotated video."""
-
-    video_id: str
-    subset: str
-    duration: float | None  # seconds
-    labels: tuple[str, ...]  # weak labels in class order; training reads nothing else
-    segments: np.ndarray  # (N, 2) float64, [start, end] in seconds
-    segment_labels: tuple[str, ...]  # (N,)
-    ambiguous: np.ndarray  # (M, 2) float64, seconds
-
-    def is_in(self, subset: str) -> bool:
-        """Return True if the video belongs to a subset, or to one of several (`val+test`)."""
-        return self.subset.casefold() in subset_names(subset)
 
 
 class InvertedSegments(InputError):
@@ -58,35 +42,37 @@ class Annotations:
     """Videos in file order, and classes in label order."""
 
     classes: tuple[str, ...]
-    videos: dict[str, Video]
+    videos: VideoTable  # any mapping is packed
     num_dropped: int = 0  # segments that end before they start and were left out
     where: str = "annotations"  # file or folder, for messages
 
+    def __post_init__(self):
+        if not isinstance(self.videos, VideoTable):
+            object.__setattr__(self, "videos", VideoTable.pack(self.videos.values()))
+
     def subset(self, name: str) -> list[Video]:
-        """Return the videos of one subset, or of several (`val+test`), in file order; upper and lower case are equal.
+        """Return the videos of one subset, see `subset_ids`."""
+        return [self.videos[video_id] for video_id in self.subset_ids(name)]
+
+    def subset_ids(self, name: str) -> list[str]:
+        """Return the ids of one subset, or of several (`val+test`), in file order; upper and lower case are equal.
 
         Raises:
             InputError: The subset has no video.
         """
-        videos = [video for video in self.videos.values() if video.is_in(name)]
-        if not videos:
+        video_ids = self.videos.in_subset(name)
+        if not video_ids:
             present = name_some(map(repr, self.subsets), 8)
             raise InputError(
                 f"{self.where}: no video of subset '{name}'; subsets present: {present}; choose another subset, or "
                 "another --dataset"
             )
-        return videos
+        return video_ids
 
     @property
     def subsets(self) -> list[str]:
         """Names of the subsets with videos, as written and sorted."""
-        return sorted({video.subset for video in self.videos.values()})
-
-
-def subset_names(name: str) -> set[str]:
-    """Return the subsets that a name stands for, in lower case: `val+test` is itself, `val` and `test`."""
-    name = name.casefold()
-    return {name, *name.split("+")}
+        return sorted(self.videos.subsets)
 
 
 def load_annotations(path: str | Path, drop_inverted: bool = False) -> Annotations:

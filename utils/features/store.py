@@ -136,6 +136,10 @@ class FeatureStore:
         """
         return self._lengths(video_id)[self.stored_modalities[0]]
 
+    def lengths(self, video_ids: Sequence[str]) -> np.ndarray:
+        """Return T of each video, (N,) int64, see `num_snippets`."""
+        return np.array([self.num_snippets(video_id) for video_id in video_ids], dtype=np.int64)
+
     def _lengths(self, video_id: str) -> dict[str, int]:
         """Return the number of snippets that are used of each stored modality, at its own rate."""
         if video_id not in self:

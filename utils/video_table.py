@@ -1,0 +1,122 @@
+"""Annotated videos in columns: about 100 bytes per video, where objects take a kilobyte."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Video:
+    """One annotated video."""
+
+    video_id: str
+    subset: str
+    duration: float | None  # seconds
+    labels: tuple[str, ...]  # weak labels in class order; training reads nothing else
+    segments: np.ndarray  # (N, 2) float64, [start, end] in seconds
+    segment_labels: tuple[str, ...]  # (N,)
+    ambiguous: np.ndarray  # (M, 2) float64, seconds
+
+    def is_in(self, subset: str) -> bool:
+        """Return True if the video belongs to a subset, or to one of several (`val+test`)."""
+        return self.subset.casefold() in subset_names(subset)
+
+
+def subset_names(name: str) -> set[str]:
+    """Return the subsets that a name stands for, in lower case: `val+test` is itself, `val` and `test`."""
+    name = name.casefold()
+    return {name, *name.split("+")}
+
+
+class VideoTable(Mapping[str, Video]):
+    """Videos by id, in order; an item is made when it is asked for.
+
+    Args:
+        video_ids: The N videos.
+        subsets: Names of subsets.
+        classes: Names of labels.
+        columns: Arrays by name. Per video, `subset` (N,) and `duration` (N,), NaN if unknown. Its labels, segments and
+            ambiguous segments are the rows `starts[n]` to `starts[n + 1]` of `labels`, `segments` with
+            `segment_labels`, and `ambiguous`, with `label_starts`, `segment_starts` and `ambiguous_starts`.
+    """
+
+    def __init__(
+        self, video_ids: list[str], subsets: Sequence[str], classes: Sequence[str], columns: Mapping[str, np.ndarray]
+    ):
+        self.video_ids, self.subsets, self.classes, self.columns = video_ids, subsets, classes, columns
+        self._numbers = {video_id: number for number, video_id in enumerate(video_ids)}
+
+    @classmethod
+    def pack(cls, videos: Iterable[Video]) -> "VideoTable":
+        """Return a table of videos."""
+        videos = list(videos)
+        subsets, classes = _numbered(v.subset for v in videos), _numbered(chain(*(v.labels for v in videos)))
+        classes |= _numbered(chain(classes, *(v.segment_labels for v in videos)))
+        durations = [np.nan if v.duration is None else v.duration for v in videos]
+        columns = {
+            "subset": np.array([subsets[v.subset] for v in videos], np.uint32),
+            "duration": np.array(durations, np.float64),
+            "labels": np.array([classes[label] for v in videos for label in v.labels], np.uint32),
+            "label_starts": _starts(len(v.labels) for v in videos),
+            "segments": np.concatenate([np.empty((0, 2)), *(v.segments for v in videos)]),
+            "segment_labels": np.array([classes[label] for v in videos for label in v.segment_labels], np.uint32),
+            "segment_starts": _starts(len(v.segments) for v in videos),
+            "ambiguous": np.concatenate([np.empty((0, 2)), *(v.ambiguous for v in videos)]),
+            "ambiguous_starts": _starts(len(v.ambiguous) for v in videos),
+        }
+        return cls([v.video_id for v in videos], list(subsets), list(classes), columns)
+
+    def __len__(self) -> int:
+        return len(self.video_ids)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.video_ids)
+
+    def __contains__(self, video_id: object) -> bool:
+        return video_id in self._numbers
+
+    def __getitem__(self, video_id: str) -> Video:
+        number = self._numbers[video_id]
+        labels, segments, ambiguous = (
+            slice(*self.columns[f"{name}_starts"][number : number + 2].tolist())
+            for name in ("label", "segment", "ambiguous")
+        )
+        duration = float(self.columns["duration"][number])
+        return Video(
+            video_id,
+            self.subsets[self.columns["subset"][number]],
+            None if np.isnan(duration) else duration,
+            tuple(self.classes[label] for label in self.columns["labels"][labels].tolist()),
+            self.columns["segments"][segments],
+            tuple(self.classes[label] for label in self.columns["segment_labels"][segments].tolist()),
+            self.columns["ambiguous"][ambiguous],
+        )
+
+    def in_subset(self, name: str) -> list[str]:
+        """Return the videos of a subset, or of several (`val+test`)."""
+        chosen = [number for number, subset in enumerate(self.subsets) if subset.casefold() in subset_names(name)]
+        return [self.video_ids[row] for row in np.flatnonzero(np.isin(self.columns["subset"], chosen)).tolist()]
+
+    def label_matrix(self, video_ids: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+        """Return the multi-hot weak labels (len(video_ids), len(classes)) bool."""
+        rows = np.fromiter(map(self._numbers.__getitem__, video_ids), np.int64, len(video_ids))
+        starts = self.columns["label_starts"]
+        first, counts = starts[rows].astype(np.int64), starts[rows + 1] - starts[rows]
+        owners = np.repeat(np.arange(len(rows)), counts)  # row of the matrix that each label belongs to
+        labels = self.columns["labels"][np.arange(len(owners)) + np.repeat(first - _starts(counts)[:-1], counts)]
+        order = _numbered(classes)
+        matrix = np.zeros((len(rows), len(classes)), dtype=bool)
+        matrix[owners, np.array([order.get(name, 0) for name in self.classes], np.int64)[labels]] = True
+        return matrix
+
+
+def _numbered(names: Iterable[str]) -> dict[str, int]:
+    """Return the number of each name in order of first appearance."""
+    return {name: number for number, name in enumerate(dict.fromkeys(names))}
+
+
+def _starts(counts: Iterable[int]) -> np.ndarray:
+    """Return where the rows of each video start, and where the last ones end."""
+    return np.cumsum([0, *counts], dtype=np.uint32)
