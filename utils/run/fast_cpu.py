@@ -137,9 +137,9 @@ class _LeakyDropout(torch.autograd.Function):
 def random_mask(x: Tensor, keep_level: int) -> Tensor:
     """Return LEVELS / keep_level with probability keep_level / LEVELS, else 0, for each element of x."""
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits are random
-    is_kept = draws.view(torch.int16)[: x.numel()] < keep_level - LEVELS // 2
-    mask = torch.empty_like(x)
-    mask.as_strided((x.numel(),), (1,)).copy_(is_kept)  # in the memory order of x
+    draws, mask = draws.view(torch.int16)[: x.numel()], torch.empty_like(x)
+    # In the memory order of x. Written as numbers at once: conversion from bool takes four times as long.
+    torch.lt(draws, keep_level - LEVELS // 2, out=mask.as_strided((x.numel(),), (1,)))
     return mask.mul_(LEVELS / keep_level)
 
 
