@@ -4,9 +4,10 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -34,16 +35,52 @@ and memory, not accuracy.
   CPU (AVX2), a step of 10 x 320 snippets and 1024 channels took 43 s in bf16 and 2.7 s in float32.
 """
 STEP, FULL = "1024+1024, T 500", "THUMOS14's size"
-GOALS = (  # kinds of device, table, values that name its row, figure, goal
-    (KINDS[:1], "train", {"size": STEP, "precision": "float32"}, "share of mm", "at least 75%"),
-    (KINDS[:1], "train", {"size": STEP, "precision": "bf16"}, "share of mm", "at least 45%"),
-    (KINDS[1:], "train", {"size": STEP, "precision": "bf16", "mode": "compiled"}, "seconds", "at most 0.005"),
-    (KINDS[1:], "train", {"size": STEP, "precision": "bf16"}, "peak MB", "at most 6,000"),
-    (KINDS[1:], "memory", {"data": FULL, "cache": "device"}, "seconds", "at most 60"),
-    (KINDS, "infer", {}, "other seconds", "at most 2"),
-    (KINDS, "data", {"features in": "memory"}, "ms", "at most 2"),
-    (KINDS, "memory", {"data": FULL, "cache": "none", "precision": "float32"}, "peak MB", "at most 1,500"),
-    (KINDS, "memory", {"data": FULL, "cache": "none", "precision": "bf16"}, "peak MB", "at most 1,500"),
+
+
+class Goal(NamedTuple):
+    """Goal for one figure of a table.
+
+    Attributes:
+        kinds: Kinds of device that it applies to.
+        table: Name of the table.
+        row: Values that identify the row.
+        figure: Heading of the figure.
+        bound: Largest value, or smallest value of a share or ratio.
+        reason: Known reason why some machines miss it.
+    """
+
+    kinds: tuple[str, ...]
+    table: str
+    row: Mapping[str, str]
+    figure: str
+    bound: float
+    reason: str = ""
+
+    @property
+    def is_minimum(self) -> bool:
+        """True if the bound is the smallest value."""
+        return self.figure.startswith(("share", "ratio"))
+
+    def is_missed(self, value: float | None) -> bool:
+        """Return True if a figure was measured and misses the bound."""
+        return value is not None and (value < self.bound if self.is_minimum else value > self.bound)
+
+
+CPU_STEP = (
+    "The elements between the convolutions are read and written from memory: dropout, LeakyReLU, losses and Adam take "
+    "the time that the convolutions leave."
+)
+GOALS = (
+    Goal(KINDS[:1], "train", {"size": STEP, "precision": "float32"}, "share of best", 0.9, CPU_STEP),
+    Goal(KINDS[:1], "train", {"size": STEP, "precision": "bf16"}, "share of best", 0.6, CPU_STEP),
+    Goal(KINDS[1:], "train", {"size": STEP, "precision": "bf16", "mode": "compiled"}, "seconds", 0.002),
+    Goal(KINDS[1:], "train", {"size": STEP, "precision": "bf16", "mode": "eager"}, "seconds", 0.005),
+    Goal(KINDS[1:], "train", {"size": STEP, "precision": "bf16"}, "peak MB", 4000),
+    Goal(KINDS[1:], "memory", {"data": FULL, "cache": "device"}, "seconds", 30),
+    Goal(KINDS, "infer", {}, "other seconds", 2),
+    Goal(KINDS, "data", {"features in": "memory"}, "ms", 2),
+    Goal(KINDS, "memory", {"data": FULL, "cache": "none", "precision": "float32"}, "peak MB", 1500),
+    Goal(KINDS, "memory", {"data": FULL, "cache": "none", "precision": "bf16"}, "peak MB", 1500),
 )
 NEVER_MEASURED = (
     "trainings on real features: docs/results.md has the time of each finished run",
@@ -90,7 +127,9 @@ def write_page(
         picture = path.with_name(f"{path.stem}_{kind.lower()}.png")
         draw_split(picture, split)
         parts.append(f"![Milliseconds of each part of a training step, fast and plain]({picture.name})\n")
-    parts.append(f"### Goals\n\n{markdown_table(goal_rows(kind, rows))}")
+    missed = [goal for goal, value in measured_goals(kind, rows) if goal.is_missed(value)]
+    reasons = "".join(f"* {reason}\n" for reason in dict.fromkeys(goal.reason for goal in missed if goal.reason))
+    parts.append(f"### Goals\n\n{markdown_table(goal_rows(kind, rows))}" + (f"\n{reasons}" if reasons else ""))
     parts += [table.as_markdown() for table in tables]
     missing = [f"{subject}: not asked for" for subject in not_run]
     missing += [f"{table.name}: {line}" for table in tables for line in table.not_measured]
@@ -109,12 +148,19 @@ def goal_rows(kind: str, tables: Mapping[str, Sequence[dict]]) -> list[list[str]
         tables: Rows by the name of their table.
     """
     lines = [["table", "row", "figure", "goal", "measured"]]
-    for kinds, name, chosen, heading, goal in GOALS:
-        if kind in kinds:
-            rows = (row for row in tables.get(name, ()) if chosen.items() <= row.items())
-            value = next((row.get(heading) for row in rows), None)
-            lines.append([name, ", ".join(chosen.values()), heading, goal, format_value(heading, value)])
+    for goal, value in measured_goals(kind, tables):
+        bound = f"at {'least' if goal.is_minimum else 'most'} {format_value(goal.figure, goal.bound)}"
+        value_text = format_value(goal.figure, value) + (" (missed)" if goal.is_missed(value) else "")
+        lines.append([goal.table, ", ".join(goal.row.values()), goal.figure, bound, value_text])
     return lines
+
+
+def measured_goals(kind: str, tables: Mapping[str, Sequence[dict]]) -> Iterator[tuple[Goal, float | None]]:
+    """Yield each goal for a kind of device, with its figure or None."""
+    for goal in GOALS:
+        if kind in goal.kinds:
+            rows = (row for row in tables.get(goal.table, ()) if goal.row.items() <= row.items())
+            yield goal, next((row.get(goal.figure) for row in rows), None)
 
 
 def draw_split(path: Path, rows: Sequence[dict]) -> None:
