@@ -22,6 +22,8 @@ setup(
         "plotly>=7,<8",
         "jinja2>=3.1,<4",
         "pandas>=2.2,<4",
+        "orjson>=3.10,<4",
+        "pyarrow>=17",
         "scipy>=1.11",
         "tabulate>=0.9",
     ],

@@ -4,20 +4,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from eval.sorting import number_order
+
 SAME_TIOU = 1e-9  # for means over thresholds, 0.3 and linspace's 0.30000000000000004 are the same
-
-
-def score_order(scores: np.ndarray) -> np.ndarray:
-    """Return the rows (N,) by falling score; among equal scores the later row comes first.
-
-    This is a stable ascending sort read backwards, which equals ActivityNet's reversed argsort on small input. On
-    large input, ActivityNet's order of equal scores depends on the processor.
-    """
-    order = np.argsort(scores)  # much faster than a stable sort, and equal if no score is repeated
-    ascending = scores[order]
-    if (ascending[1:] == ascending[:-1]).any():
-        order = np.argsort(scores, kind="stable")
-    return order[::-1]
 
 
 def average_precisions(labels: np.ndarray, matched: np.ndarray, positives: np.ndarray) -> np.ndarray:
@@ -64,8 +53,7 @@ def average_precision(ranks: np.ndarray, num_positives: int) -> float:
 
 def _class_ranks(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Return the rank of each row within its class (N,), counted from 1."""
-    # numpy sorts 8- and 16-bit integers by radix, ten times faster than others.
-    by_class = np.argsort(labels.astype(np.min_scalar_type(num_classes)), kind="stable")
+    by_class = number_order(labels, num_classes)
     first = np.searchsorted(labels[by_class], np.arange(num_classes))
     ranks = np.empty(len(labels), dtype=np.int64)
     ranks[by_class] = np.arange(1, len(labels) + 1) - first[labels[by_class]]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.average_precision import score_order
+from eval.sorting import score_order
 from eval.tables import Table, format_table
 from utils.segments import tiou
 

@@ -1,20 +1,18 @@
 """Options and inputs that the evaluation commands share."""
 
 import argparse
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from eval.average_precision import named_means
+from eval.detection_formats import read_detections
 from eval.names import MOST_NAMES, NameRule, read_labels_as_indices, rename, require_matches
 from eval.protocols import PROTOCOLS
-from eval.tables import GroundTruth, Table, read_detections, read_ground_truth
+from eval.tables import GroundTruth, Table, read_ground_truth
 from utils.datasets import DATASETS, find_dataset
-from utils.errors import InputError, count_noun, shorten
-from utils.formats.files import read_json
+from utils.errors import InputError, count_noun
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +41,8 @@ class Inputs:
             return [f"{count_noun(len(missing), 'annotated video')} {problem}"] if missing else []
         chosen, annotated = set(self.videos), _videos_with_segments(self.truth.segments)
         note = f"{len(annotated & chosen)} of {len(annotated)} annotated videos are evaluated: those with an entry"
-        dropped = sum(detections.videos[number] not in chosen for number in detections.video)
+        is_dropped = np.array([name not in chosen for name in detections.videos], dtype=bool)
+        dropped = int(is_dropped[detections.video].sum())
         return [f"{note}; dropped: {count_noun(dropped, 'detection')} of other videos" if dropped else note]
 
 
@@ -129,7 +128,7 @@ def read_inputs(args: argparse.Namespace, paths: Sequence[str]) -> Inputs:
         require_matches(table, truth, path)
     thresholds = tuple(args.tiou_thresholds or spec.tiou_thresholds)
     on_grid = args.protocol == "all" or PROTOCOLS[args.protocol].on_grid
-    rate, source = _snippet_rate(args, paths if on_grid else ())
+    rate, source = _snippet_rate(args, dict(zip(paths, detections, strict=True)) if on_grid else {})
     videos = None
     if args.only_detected:
         listed = set.intersection(*(set(table.videos) for table in detections))
@@ -146,29 +145,14 @@ def read_inputs(args: argparse.Namespace, paths: Sequence[str]) -> Inputs:
     )
 
 
-def _snippet_rate(args: argparse.Namespace, paths: Sequence[str]) -> tuple[float, str]:
+def _snippet_rate(args: argparse.Namespace, tables: Mapping[str, Table]) -> tuple[float, str]:
     """Return the snippet rate in Hz, and its source."""
     if args.snippet_rate is not None:
         return args.snippet_rate, "--snippet-rate"
-    stored = {path: rate for path in paths if (rate := _stored_snippet_rate(path)) is not None}
+    stored = {path: table.snippet_rate for path, table in tables.items() if table.snippet_rate is not None}
     if len(set(stored.values())) > 1:
         rates = ", ".join(f"{path} has {rate:.10g}" for path, rate in stored.items())
         raise InputError(f"the detection files have different snippet rates (Hz): {rates}; choose --snippet-rate")
     for path, rate in stored.items():
         return rate, f"from {path}"
     return find_dataset(args.dataset).snippet_rate, f"the default of --dataset {args.dataset}"
-
-
-def _stored_snippet_rate(path: str | Path) -> float | None:
-    """Return the snippet rate that a detection file states, or None."""
-    content = read_json(Path(path)) if Path(path).suffix.lower() == ".json" else {}
-    stored = content.get("snippet_rate") if isinstance(content, dict) else None
-    if stored is None:
-        return None
-    try:
-        rate = float(stored)
-    except (TypeError, ValueError, OverflowError):
-        rate = math.nan
-    if not 0 < rate < math.inf:
-        raise InputError(f"{path}: 'snippet_rate': expected a positive number, got {shorten(stored)}")
-    return rate

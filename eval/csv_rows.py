@@ -1,4 +1,4 @@
-"""Read CSV files of segments whose header names the usual columns."""
+"""Read CSV files of segments, and find the usual columns in a header."""
 
 import csv
 import re
@@ -39,15 +39,9 @@ def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ())
             reader = csv.DictReader(file, strict=True)  # otherwise an open quote swallows the rest of the file
             if reader.fieldnames is None:
                 raise InputError(f"{path}: the file is empty")
-            if len(set(reader.fieldnames)) < len(reader.fieldnames):
-                raise InputError(f"{path}: the header names a column twice: {shorten(reader.fieldnames)}")
-            names = [_column(reader.fieldnames, name, path) for name in (*required, *optional)]
-            if missing := [name for name, own in zip(required, names, strict=False) if own is None]:
-                got = ",".join(reader.fieldnames)
-                raise InputError(
-                    f"{path}: CSV with no column {missing}; expected a header such as {','.join(required)}, "
-                    f"got {got if len(got) <= 80 else got[:77] + '...'}"
-                )
+            names = find_columns(reader.fieldnames, required, path) + [
+                _column(reader.fieldnames, name, path) for name in optional
+            ]
             for entry in reader:
                 video = entry[names[0]]
                 place = f"{path}: video '{video!s:.80}', line {reader.line_num}"
@@ -60,6 +54,24 @@ def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ())
         raise InputError(f"{path}: not UTF-8 text; expected CSV") from None
     except csv.Error as error:
         raise InputError(f"{path}: not a CSV file ({error}); is a quote left open, or a field not quoted?") from None
+
+
+def find_columns(header: Sequence[str], required: Sequence[str], path: Path) -> list[str]:
+    """Return the header's names of the required columns, given as keys of COLUMNS.
+
+    Raises:
+        InputError: A column is missing or ambiguous.
+    """
+    if len(set(header)) < len(header):
+        raise InputError(f"{path}: the header names a column twice: {shorten(header)}")
+    names = [_column(header, name, path) for name in required]
+    if missing := [name for name, own in zip(required, names, strict=True) if own is None]:
+        got = ",".join(header)
+        raise InputError(
+            f"{path}: no column {missing}; expected a header such as {','.join(required)}, "
+            f"got {got if len(got) <= 80 else got[:77] + '...'}"
+        )
+    return names
 
 
 def _column(header: Sequence[str], name: str, path: Path) -> str | None:

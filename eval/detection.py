@@ -16,22 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.average_precision import average_precisions, nan_to_none, score_order
+from eval.average_precision import average_precisions, nan_to_none
 from eval.average_recall import average_recall, recall_table
 from eval.command import Inputs, add_evaluation_options, read_inputs
+from eval.detection_formats import DetectionSource, read_detections
 from eval.matching import match
 from eval.names import list_names
 from eval.notes import undetected_note, unit_notes, unmatched_note, zero_length_note
 from eval.protocols import PROTOCOLS, applicable_protocols, apply_protocol
-from eval.tables import (
-    DetectionSource,
-    GroundTruth,
-    GroundTruthSource,
-    Table,
-    format_table,
-    read_detections,
-    read_ground_truth,
-)
+from eval.sorting import score_order
+from eval.tables import GroundTruth, GroundTruthSource, Table, format_table, read_ground_truth
 from utils.datasets import SNIPPET_RATE
 from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.formats.files import write_json
@@ -86,7 +80,7 @@ def evaluate_detections(
 
     Args:
         ground_truth: Annotations in any form that `eval.tables.read_ground_truth` takes, in seconds.
-        detections: Detections in any form that `eval.tables.read_detections` takes, in seconds.
+        detections: Detections in any form that `eval.detection_formats.read_detections` takes, in seconds.
         tiou_thresholds: Thresholds in (0, 1], used exactly as given: 0.3 and 0.30000000000000004 differ.
         subset: Subset of the annotations; None for `test` if it exists, else for the only subset.
         protocol: Name in `eval.protocols.PROTOCOLS`.
@@ -230,7 +224,7 @@ def _parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--predictions", required=True, help="detection file: ActivityNet JSON or CSV")
+    add("--predictions", required=True, help="detection file: ActivityNet's JSON, CSV or Parquet")
     add_evaluation_options(parser)
     add(
         "--protocol",

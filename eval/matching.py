@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from eval.sorting import number_order
 from eval.tables import Table
 from utils.segments import tiou
 
@@ -122,10 +123,10 @@ def _candidates(ground_truth: Table, detections: Table) -> tuple[np.ndarray, np.
     groups, first = np.unique(key[rows], return_index=True)
     last = np.append(first[1:], len(rows))
 
-    key = np.where(detections.video < 0, -1, detections.video * num_classes + detections.label)
-    known = np.argsort(key)  # sorted, so that the search stays in the cache
-    group = np.minimum(np.searchsorted(groups, key[known]), len(groups) - 1)
-    has_truth = groups[group] == key[known]
+    known = number_order(detections.video + 1, len(ground_truth.videos) + 1)  # so that the search stays in the cache
+    key = detections.video[known] * num_classes + detections.label[known]
+    group = np.minimum(np.searchsorted(groups, key), len(groups) - 1)
+    has_truth = groups[group] == key
     known, group = known[has_truth], group[has_truth]
 
     # Lay all groups end to end on one line. Rounding there preserves the order (x < y gives X <= Y), so with
@@ -136,7 +137,7 @@ def _candidates(ground_truth: Table, detections: Table) -> tuple[np.ndarray, np.
     end = np.maximum.accumulate(end + np.repeat(offset, last - first))
     after = np.searchsorted(end, np.maximum(detections.start[known], earliest) + offset[group])
     before = np.searchsorted(start, np.minimum(detections.end[known], earliest + span) + offset[group], side="right")
-    low, high = np.zeros((2, len(detections)), dtype=np.int64)
+    low, high = np.zeros((2, len(detections)), dtype=np.int32)
     low[known] = np.maximum(after, first[group])
     high[known] = np.maximum(low[known], np.minimum(before, last[group]))
     # Segments of zero length match wherever they lie, so these detections get their whole group.

@@ -212,7 +212,7 @@ def _advice(what: str, found: Sequence[str], expected: Sequence[str], truth: Gro
 
 def used_names(names: Sequence[str], numbers: np.ndarray) -> list[str]:
     """Return the names that rows of a table use, in the order of the table's list."""
-    return [str(names[number]) for number in np.unique(numbers) if number >= 0]
+    return [str(names[number]) for number in np.flatnonzero(np.bincount(numbers[numbers >= 0]))]
 
 
 def list_names(names: Sequence[str]) -> str:

@@ -1,13 +1,12 @@
-"""Tables of segments: read them, write them, and print tables as text.
+"""Tables of segments: make them, read ground truth, and print tables as text.
 
-Ground truth is anything that `utils.annotations` reads, or CSV with the header `video-id,t-start,t-end,label`.
-Detections are ActivityNet's JSON (`{"results": {video: [{"label", "score", "segment": [start, end]}, ...]}}`) or CSV
-with a further column `score`. Times are in seconds, as numbers or strings. `eval.csv_rows` lists the column names.
+Ground truth is anything that `utils.annotations` reads, or CSV with the header `video-id,t-start,t-end,label`. Times
+are in seconds, as numbers or strings. `eval.csv_rows` lists the column names.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,10 @@ from eval.average_precision import mean_over_range, range_name
 from eval.csv_rows import SEGMENT_COLUMNS, read_rows
 from eval.proposals import DETECTION
 from eval.snippet_accuracy import accuracy_note
-from utils.annotations import Annotations, Video, checked_name, load_annotations, parse_annotations, start_and_end
+from utils.annotations import Annotations, Video, load_annotations, parse_annotations
 from utils.datasets import DatasetSpec
-from utils.errors import InputError, shorten
-from utils.formats.files import read_json, write_json
+from utils.errors import InputError
+from utils.formats.files import read_json
 from utils.segments import snippets_to_seconds
 
 
@@ -34,12 +33,15 @@ class Table:
     start: np.ndarray  # (N,) float64, seconds unless stated otherwise
     end: np.ndarray  # (N,) float64
     score: np.ndarray | None = None  # (N,) float64
+    snippet_rate: float | None = None  # Hz, of detections whose file states it
 
     def __len__(self) -> int:
         return len(self.start)
 
     def select(self, rows: np.ndarray) -> "Table":
         """Return a table with these rows only, given as a mask or as indices."""
+        if rows.dtype == bool and rows.all():
+            return self
         columns = {name: getattr(self, name)[rows] for name in ("video", "label", "start", "end")}
         return replace(self, **columns, score=None if self.score is None else self.score[rows])
 
@@ -52,8 +54,8 @@ class Table:
     def renumber(self, videos: tuple[str, ...], classes: tuple[str, ...]) -> "Table":
         """Return the same rows indexing other lists of names; a name that a list lacks becomes -1."""
         # The appended -1 is what the index -1 finds.
-        video = np.append(_positions(self.videos, videos), -1)[self.video]
-        label = np.append(_positions(self.classes, classes), -1)[self.label]
+        video = np.append(positions(self.videos, videos), -1)[self.video]
+        label = np.append(positions(self.classes, classes), -1)[self.label]
         return replace(self, videos=videos, classes=classes, video=video, label=label)
 
 
@@ -69,7 +71,6 @@ class GroundTruth:
 
 
 GroundTruthSource = GroundTruth | Annotations | Table | np.ndarray | dict | str | Path
-DetectionSource = Table | np.ndarray | dict | str | Path
 
 
 def make_table(rows: Iterable[tuple], videos: Iterable[str] = (), classes: Iterable[str] = ()) -> Table:
@@ -89,15 +90,16 @@ def _table_of_columns(video, label, start, end, score=None, *, videos=(), classe
     return Table(
         videos=videos,
         classes=classes,
-        video=_positions(video, videos),
-        label=_positions(label, classes),
+        video=positions(video, videos),
+        label=positions(label, classes),
         start=np.array(start, dtype=np.float64),
         end=np.array(end, dtype=np.float64),
         score=None if score is None else np.array(score, dtype=np.float64),
     )
 
 
-def _table_of_records(records: np.ndarray, where: str) -> Table:
+def table_of_records(records: np.ndarray, where: str) -> Table:
+    """Convert a structured array with the fields video, label, start and end, and possibly score."""
     fields = records.dtype.names or ()
     if missing := {"video", "label", "start", "end"} - set(fields):
         raise InputError(f"{where}: the array has no field {sorted(missing)}; its fields are {records.dtype.names}")
@@ -105,10 +107,10 @@ def _table_of_records(records: np.ndarray, where: str) -> Table:
     return _table_of_columns(records["video"].tolist(), records["label"].tolist(), *numbers)
 
 
-def _positions(names: Iterable[str], order: tuple[str, ...]) -> np.ndarray:
+def positions(names: Iterable[str], order: tuple[str, ...]) -> np.ndarray:
     """Return the index in `order` of each name, -1 if it is not there."""
     index = {name: number for number, name in enumerate(order)}
-    return np.array([index.get(name, -1) for name in names], dtype=np.int64)
+    return np.fromiter(map(index.get, names, repeat(-1)), dtype=np.int64)
 
 
 def localized_table(localized: dict[str, np.ndarray], classes: Iterable[str], snippet_rate: float) -> Table:
@@ -148,7 +150,7 @@ def read_ground_truth(source: GroundTruthSource, subset: str | None) -> GroundTr
     if isinstance(source, GroundTruth):
         return source
     if isinstance(source, np.ndarray):
-        source = _table_of_records(source, "ground truth")
+        source = table_of_records(source, "ground truth")
     if isinstance(source, Table):
         return GroundTruth(source, make_table((), source.videos, ("",)))
     annotations, classes, class_numbers = read_annotations(source, subset)
@@ -226,97 +228,6 @@ def _default_subset(videos: Iterable[Video]) -> str:
     if len(present) > 1:
         raise InputError(f"the annotations have several subsets, choose one of {present}")
     return present[0]
-
-
-def read_detections(source: DetectionSource) -> Table:
-    """Read detections, in seconds.
-
-    Args:
-        source: A path (.json or .csv), the content of such a JSON file, a table, or a structured array with the
-            fields video, label, start, end and score.
-
-    Raises:
-        InputError: The source cannot be used; the message names the video and the row.
-    """
-    if isinstance(source, np.ndarray):
-        source = _table_of_records(source, "detections")
-    if isinstance(source, Table):
-        if source.score is None:
-            raise InputError("detections: the table has no scores")
-        return source
-    if isinstance(source, dict):
-        return _parse_detections(source, "detections")
-    path = Path(source)
-    if path.suffix.lower() == ".csv":
-        return make_table(_csv_rows(path))
-    if path.suffix.lower() != ".json":
-        raise InputError(f"{path}: expected detections as a .json or .csv file")
-    return _parse_detections(read_json(path), str(path))
-
-
-def write_detections(path: str | Path, detections: Table, snippet_rate: float | None = None) -> None:
-    """Write detections in ActivityNet's submission format.
-
-    Args:
-        path: JSON file to write. A video without detections gets an empty list.
-        detections: Detections in seconds.
-        snippet_rate: Snippets per second of the features; stored for the protocols that round to this grid.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    results: dict[str, list] = {video: [] for video in detections.videos}
-    columns = (detections.video, detections.label, detections.start, detections.end, detections.score)
-    for video, label, start, end, score in zip(*(column.tolist() for column in columns), strict=True):
-        entry = {"label": detections.classes[label], "score": score, "segment": [start, end]}
-        results[detections.videos[video]].append(entry)
-    content = {"version": "VERSION 1.3", "results": results, "external_data": {}}
-    if snippet_rate is not None:
-        content["snippet_rate"] = snippet_rate
-    write_json(path, content)
-
-
-def _parse_detections(data: object, where: str) -> Table:
-    results = data.get("results") if isinstance(data, dict) else None
-    if not isinstance(results, dict):
-        raise InputError(f"{where}: no 'results' {{video: [...]}}; is this a detection file?")
-    return make_table(_json_rows(results, where), videos=results)
-
-
-def _json_rows(results: dict[str, list], where: str) -> Iterator[tuple]:
-    for video, entries in results.items():
-        if not isinstance(entries, list):
-            raise InputError(f"{where}: video '{video}': expected a list, got {shorten(entries)}")
-        for row, entry in enumerate(entries):
-            prefix = f"{where}: video '{video}', detection {row}"
-            try:
-                start, end = start_and_end(entry["segment"])
-                label, score = entry["label"], entry["score"]
-            except KeyError as error:
-                raise InputError(f"{prefix}: no {error}") from None
-            except (TypeError, ValueError):
-                expected = "{'label': ..., 'score': ..., 'segment': [start, end]}"
-                raise InputError(f"{prefix}: expected {expected}, got {shorten(entry)}") from None
-            yield _checked_row(video, label, start, end, score, prefix)
-
-
-def _csv_rows(path: Path) -> Iterator[tuple]:
-    for place, fields in read_rows(path, (*SEGMENT_COLUMNS, "score")):
-        video, start, end, label, score = fields
-        yield _checked_row(video, label, start, end, score, place)
-
-
-def _checked_row(video, label, start, end, score, prefix: str) -> tuple[str, str, float, float, float]:
-    try:
-        numbers = float(start), float(end), float(score)
-    except (TypeError, ValueError, OverflowError):
-        got = f"segment [{shorten(start)}, {shorten(end)}], score {shorten(score)}"
-        raise InputError(f"{prefix}: not numbers: {got}") from None
-    if not all(map(math.isfinite, numbers)):
-        raise InputError(f"{prefix}: not finite: segment [{start}, {end}], score {score}")
-    if numbers[1] < numbers[0]:
-        raise InputError(f"{prefix}: the segment [{start}, {end}] ends before it starts")
-    return checked_name(video, f"{prefix}, video"), checked_name(label, f"{prefix}, label"), *numbers
 
 
 def format_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:

@@ -13,11 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 import pandas as pd
 
 from eval.csv_rows import SEGMENT_COLUMNS
+from eval.detection_formats import write_detections
 from eval.html_report.detection_files import annotations_of, open_detections
 from eval.html_report.page import render_detections
 from eval.html_report.player import add_segments, require_annotated, write_players
 from eval.outputs import write_outputs
-from eval.tables import format_table, localized_table, read_annotations, write_detections
+from eval.tables import format_table, localized_table, read_annotations
 from options import ANY_RECIPE_HELP, LOCALIZATION_SETTINGS, add_localization_options
 from utils.annotations import Annotations
 from utils.datasets import Rate

@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 import numpy as np
 import torch
 
+from eval.detection_formats import read_detections, write_detections
 from eval.proposals import FRACTIONAL, localize_proposals, proposal_scores
-from eval.tables import Table, read_detections, results_table, write_detections
+from eval.tables import Table, results_table
 from main import open_subsets
 from options import ANY_RECIPE_HELP, parse_args, run_options
 from utils.annotations import Annotations, load_annotations

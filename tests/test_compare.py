@@ -18,7 +18,8 @@ from eval.compare import (
     two_sided_p_value,
 )
 from eval.detection import evaluate_detections
-from eval.tables import make_table, read_detections, read_ground_truth
+from eval.detection_formats import read_detections
+from eval.tables import make_table, read_ground_truth
 from utils.datasets import DATASETS
 from utils.errors import InputError
 

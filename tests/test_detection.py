@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 import eval.matching
 from eval.average_precision import mean_over_range
 from eval.detection import evaluate_detections
-from eval.tables import Table, localized_table, read_detections, read_ground_truth, write_detections
+from eval.detection_formats import read_detections, write_detections
+from eval.sorting import number_order, score_order
+from eval.tables import Table, localized_table, read_ground_truth
 from tests.conftest import REFERENCE
 from utils.errors import InputError
 
@@ -28,6 +30,13 @@ BETTER = {
     "11_unknown_class": [[1.0]] * 5,  # the other class's detection is dropped
     "03_tie_coarse_200": None,  # checked against the plain matcher below
 }
+
+
+@given(st.lists(st.integers(0, 2**40)), st.lists(st.sampled_from([0.0, 0.5, 1.0])))
+def test_orders_are_stable(numbers, scores):
+    stable = np.argsort(numbers, kind="stable").tolist()
+    assert number_order(np.array(numbers, dtype=np.int64), 2**40 + 1).tolist() == stable
+    assert score_order(np.array(scores)).tolist() == sorted(range(len(scores)), key=lambda i: (scores[i], i))[::-1]
 
 
 def plain_ap(truth, detections, threshold):

@@ -256,7 +256,7 @@ def test_a_byte_order_mark_is_accepted(run, name, text):
             "not a CSV file (unexpected end of data); is a quote left open",
         ),
         ("detections.csv", CSV + '"a\nb",5,1,x,0.5\n', "video 'a b', line 3: the segment [5, 1] ends before"),
-        ("detections.npy", "x", "expected detections as a .json or .csv file"),
+        ("detections.npy", "x", "expected detections as a .json, .csv or .parquet file"),
     ],
 )
 def test_bad_csv_and_file_types(run, name, text, message):

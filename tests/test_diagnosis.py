@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.detection import evaluate_detections
+from eval.detection_formats import read_detections
 from eval.diagnosis import (
     BINS,
     KINDS,
@@ -20,7 +21,7 @@ from eval.diagnosis import (
     error_kinds,
     main,
 )
-from eval.tables import make_table, read_detections, read_ground_truth
+from eval.tables import make_table, read_ground_truth
 from utils.annotations import load_annotations
 from utils.datasets import DATASETS
 from utils.errors import InputError

@@ -306,7 +306,7 @@ def test_csv_ground_truth_with_subsets_and_durations(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ((FILES / "charades.csv").read_text(), "CSV with no column ['t-start', 't-end', 'label']; expected a header"),
+        ((FILES / "charades.csv").read_text(), "no column ['t-start', 't-end', 'label']; expected a header"),
         ("video-id,t-start,t-end,label\n", "no row after the header"),
         ("video,id,start,end,label\na,1,0,1,x\n", "the columns ['video', 'id'] could all be 'video-id'"),
         ("video,start,end,label\na,0,soon,x\n", "video 'a', annotation 0: expected [start, end] in seconds"),

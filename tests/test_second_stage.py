@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from eval.detection_formats import read_detections
 from eval.proposals import localize_proposals, proposal_scores
-from eval.tables import read_detections
 from main import main as train
 from scripts.report import main as report
 from scripts.second_stage import main as second_stage

@@ -15,11 +15,12 @@ from tqdm import tqdm
 from eval.average_precision import mean_over_range, nan_to_none
 from eval.classification import classification_map
 from eval.detection import evaluate_detections
+from eval.detection_formats import write_detections
 from eval.outputs import CURVES, write_outputs
 from eval.pictures import plot_videos
 from eval.proposals import DETECTION
 from eval.snippet_accuracy import snippet_accuracy
-from eval.tables import Table, localized_table, read_ground_truth, write_detections
+from eval.tables import Table, localized_table, read_ground_truth
 from utils.annotations import Annotations
 from utils.datasets import DatasetSpec
 from utils.errors import InputError

@@ -8,9 +8,10 @@ import numpy as np
 
 from eval.command import Inputs
 from eval.detection import evaluate_detections
+from eval.detection_formats import read_detections
 from eval.html_report.finished_run import FinishedRun, read_environment
 from eval.outputs import open_outputs
-from eval.tables import Table, read_annotations, read_detections
+from eval.tables import Table, read_annotations
 from utils.annotations import Annotations, Video
 from utils.datasets import DatasetSpec
 from utils.errors import InputError, count_noun

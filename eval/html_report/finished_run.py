@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eval.detection_formats import read_detections
 from eval.outputs import open_outputs
 from eval.protocols import PROTOCOLS
-from eval.tables import Table, read_detections
+from eval.tables import Table
 from utils.datasets import DatasetSpec, dataset_spec
 from utils.errors import InputError, shorten
 from utils.formats.files import read_json, read_json_lines, read_yaml

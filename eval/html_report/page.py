@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from eval.average_precision import nan_to_none, range_name, score_order
+from eval.average_precision import nan_to_none, range_name
 from eval.detection import DetectionResult, evaluate_detections
 from eval.diagnosis import KINDS, MIN_TIOU, diagnose
 from eval.html_report.finished_run import FinishedRun
@@ -27,6 +27,7 @@ from eval.html_report.page_tables import (
 from eval.html_report.template import embed, json_for_script, load_template
 from eval.html_report.videos import MAX_SHOWN, Verdicts, judge, read_curves, shown_detections, verdict_threshold
 from eval.protocols import PROTOCOLS, applicable_protocols
+from eval.sorting import score_order
 from eval.tables import GroundTruth, read_ground_truth
 from utils.annotations import Annotations, load_annotations
 from utils.errors import count_noun

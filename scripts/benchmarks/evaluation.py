@@ -3,7 +3,8 @@
 import numpy as np
 
 from eval.detection import evaluate_detections
-from eval.tables import Table, read_detections, read_ground_truth
+from eval.detection_formats import read_detections
+from eval.tables import Table, read_ground_truth
 from scripts.benchmarks import plain
 from scripts.benchmarks.machine import peak_memory
 from scripts.benchmarks.measure import Settings, progress, time_in_turns

@@ -14,7 +14,7 @@ import torch
 from eval.average_precision import named_means
 from eval.compare import bootstrap_interval, bootstrap_maps, two_sided_p_value
 from eval.detection import DetectionResult, evaluate_detections
-from eval.tables import read_detections
+from eval.detection_formats import read_detections
 from options import method_options
 from scripts.benchmarks.measure import device_name, time_in_turns
 from scripts.benchmarks.yardstick import count_flops
@@ -25,7 +25,7 @@ from utils.datasets import dataset_spec
 from utils.engine import TABLE_PROTOCOLS, BatchLoss, train_step
 from utils.errors import InputError
 from utils.features import open_features
-from utils.formats.files import atomic_write, read_json
+from utils.formats.files import atomic_write
 from utils.methods import build_method
 from utils.run.devices import choose_device
 from utils.run.fast_cpu import use_fast_layers
@@ -107,15 +107,14 @@ def difference(base_runs: Sequence[PlannedRun], runs: Sequence[PlannedRun]) -> d
 
 def last_result(run: PlannedRun) -> DetectionResult:
     """Return the evaluation of the last checkpoint of a finished run, as in its metrics."""
-    path, spec = run.folder / "detections.json", dataset_spec(vars(run.options))
-    detections = read_detections(path)
+    spec, detections = dataset_spec(vars(run.options)), read_detections(run.folder / "detections.json")
     return evaluate_detections(
         load_annotations(run.options.path_dataset),
         detections,
         spec.tiou_thresholds,
         subset=spec.test_subset,
         protocol=TABLE_PROTOCOLS[0],
-        snippet_rate=read_json(path)["snippet_rate"],
+        snippet_rate=detections.snippet_rate,
         videos=detections.videos,
     )
 

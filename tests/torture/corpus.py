@@ -16,11 +16,11 @@ import torch
 import main as training
 import test as testing
 from eval.detection import main as evaluate
+from eval.detection_formats import read_detections
 from eval.diagnosis import main as diagnose
 from eval.html_report.finished_run import read_runs
 from eval.html_report.page import render_report
 from eval.outputs import open_outputs
-from eval.tables import read_detections
 from model import CO2Net
 from options import parse_args
 from tests.torture.workspace import CLASSES, WIDTHS, Workspace

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
+from eval.detection_formats import read_detections
 from eval.html_report.finished_run import read_runs
 from eval.html_report.page import render_report
 from eval.outputs import open_outputs
-from eval.tables import read_detections
 from tests.torture.corpus import write_release
 from tests.torture.training_process import TrainingProcess
 from tests.torture.workspace import Budget, Workspace
