@@ -3,16 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
-from eval.tables import results_table
 from options import override_localization, parse_test_args
 from utils.annotations import load_annotations
 from utils.checkpoint import read_checkpoint
 from utils.datasets import dataset_spec
 from utils.detector import load_pool, stored_options, stored_scale
-from utils.engine import TABLE_PROTOCOLS, Evaluator, write_results
-from utils.errors import InputError, count_noun, exit_on_input_error
+from utils.engine import Evaluator
+from utils.errors import InputError, exit_on_input_error
 from utils.features import open_features
 from utils.features.recipes import RECIPE, require_recipe
+from utils.results import print_results, write_results
 from utils.run.devices import choose_device, memory_advice
 from wsad_dataset import WeakVideoDataset
 
@@ -60,14 +60,9 @@ def main(argv: list[str] | None = None) -> None:
     simulated = store.simulated_prefix
     title = f"{' + '.join(checkpoints)}, {simulated}features"
     rows = [(name, iteration, evaluation.metrics)] if evaluate.has_ground_truth else []
+    heading = f"{options.dataset}, {simulated}features {store.source.path}: {spec.test_subset} {test_set}"
     write_results(output, rows, evaluation, annotations, evaluate.snippet_rate, options.modalities, title)
-    print(f"{options.dataset}, {simulated}features {store.source.path}: {spec.test_subset} {test_set}")
-    if evaluate.has_ground_truth:
-        print(results_table(rows, spec, TABLE_PROTOCOLS))
-    else:
-        found = count_noun(len(evaluation.detections), "detection")
-        print(f"subset '{spec.test_subset}' has no annotated segments: {found}, no scores")
-    print(f"results in {output}: metrics.json, detections.json, outputs.h5, videos.png")
+    print_results(output, heading, rows, evaluation, spec)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Nothing here reads when an action happens: of a `Video`, only its id and its wea
 """
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
@@ -19,8 +18,6 @@ from utils.errors import InputError, count_noun
 from utils.features.store import FeatureStore
 from utils.run.devices import is_out_of_memory, to_device
 from utils.sampler import SAMPLINGS, PairSampler, ShardSampler, rank_rows
-
-AUTO_RMS = 0.2  # root mean square of the training features under `--feature-scale auto`; see docs/co2net.md
 
 
 class WeakVideoDataset:
@@ -289,44 +286,3 @@ class BatchLoader:
 
     def _generator_states(self) -> dict:
         return {"sampler": self.sampler.state_dict(), "snippets": self._generator.bit_generator.state}
-
-
-def auto_scale(dataset: WeakVideoDataset) -> float:
-    """Return the factor that gives the features of a dataset the root mean square AUTO_RMS, with four digits.
-
-    Initial weights keep the root mean square of their input, so it sets the size of the logits (docs/co2net.md). Both
-    modalities share one factor: their ratio stays.
-
-    Raises:
-        InputError: All features are 0, or the factor is not from 1e-6 to 1e6.
-    """
-    total, count = 0.0, 0
-    videos = range(len(dataset))
-    for index in tqdm(videos, "measuring features", leave=False, unit="video", disable=None):
-        features = dataset[index]
-        total += float(np.square(features, dtype=np.float64).sum())
-        count += features.size
-    scale = AUTO_RMS / math.sqrt(total / count) if total else math.inf
-    if not 1e-6 <= scale <= 1e6:
-        raise InputError(
-            f"--feature-scale auto: the root mean square of the training features is {math.sqrt(total / count):g}, "
-            "expected one from 2e-7 to 2e5; check them with python -m utils.features DIR --check"
-        )
-    return float(f"{scale:.4g}")  # the same number on every machine, whatever its order of summation
-
-
-def split_holdout(annotations: Annotations, subset: str, fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """Split the video ids of a subset at random into training and holdout videos, both in file order."""
-    video_ids = annotations.subset_ids(subset)
-    generator = np.random.default_rng([seed, 2])  # independent of the streams of the batches
-    count = round(fraction * len(video_ids))
-    if fraction and not 0 < count < len(video_ids):
-        raise InputError(
-            f"--holdout {fraction:g} of {len(video_ids)} videos gives {count} holdout videos; "
-            "expected at least one, and at least one left to train on"
-        )
-    holdout = set(generator.permutation(len(video_ids))[:count].tolist())
-    return (
-        [video_id for index, video_id in enumerate(video_ids) if index not in holdout],
-        [video_id for index, video_id in enumerate(video_ids) if index in holdout],
-    )

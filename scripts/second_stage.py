@@ -15,24 +15,25 @@ import torch
 
 from eval.detection_formats import read_detections, write_detections
 from eval.proposals import FRACTIONAL, localize_proposals, proposal_scores
-from eval.tables import Table, results_table
-from main import open_subsets
+from eval.tables import Table
 from options import ANY_RECIPE_HELP, parse_args, run_options
-from utils.annotations import Annotations, load_annotations
+from utils.annotations import load_annotations
 from utils.checkpoint import has_training_state, read_checkpoint, save_checkpoint
-from utils.datasets import DatasetSpec, dataset_spec
+from utils.datasets import dataset_spec
 from utils.detector import load_method, stored_options, stored_scale
-from utils.engine import TABLE_PROTOCOLS, Evaluation, Evaluator, VideoResult, write_results
+from utils.engine import Evaluation, Evaluator, VideoResult
 from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.features import open_features
 from utils.features.recipes import RECIPE, require_recipe
 from utils.number_types import non_negative_float, positive_float, positive_int, seed
+from utils.results import print_results, write_results
 from utils.run import RunFolder, RunLog
 from utils.run.devices import choose_device, memory_advice
+from utils.run.random_states import seed_everything
 from utils.second_stage.pmil import PMILLoss, ProposalNet, fuse_modalities
 from utils.second_stage.proposals import ProposalVideos, proposals_by_video, propose
 from utils.segments import seconds_to_snippets
-from utils.training import seed_everything
+from utils.subsets import open_subsets
 
 FILES = ("proposals_train.json", "proposals_test.json")  # of the run folder
 LOWEST = 1e-6  # probability in the T-CAM of the pictures
@@ -114,7 +115,18 @@ def run(args: argparse.Namespace, folder: RunFolder) -> None:
     store = open_features(options.path_dataset, options.modalities)
     if checkpoint and not args.any_recipe:
         require_recipe(store.recipe, checkpoint.get(RECIPE), store.source.path, path)
-    train_set, test_set, _ = open_subsets(options, spec, annotations, store, torch.device("cpu"))
+    train_set, test_set, _ = open_subsets(
+        store,
+        annotations,
+        spec,
+        device=torch.device("cpu"),
+        cache=options.cache,
+        feature_scale=options.feature_scale,
+        holdout=options.holdout,
+        seed=options.seed,
+        missing_features=options.missing_features,
+        config=options.config,
+    )
     evaluator, rows = Evaluator(test_set, annotations, spec), []
     rate = evaluator.snippet_rate
     if not evaluator.has_ground_truth:
@@ -156,7 +168,12 @@ def run(args: argparse.Namespace, folder: RunFolder) -> None:
     state = {"model": weights, "architecture": architecture, "classes": list(annotations.classes)}
     state |= {"options": saved, "iteration": args.max_iter, "metrics": evaluation.metrics}
     save_checkpoint(folder.path / "checkpoints" / "last.pt", state)
-    report(folder.path, rows, evaluation, spec, annotations, rate, saved, store.simulated_prefix)
+    features = f"{store.simulated_prefix}{' + '.join(options.modalities)}"
+    title = f"{folder.path.name}, P-MIL (iteration {args.max_iter}), {features}"
+    write_results(folder.path, rows, evaluation, annotations, rate, options.modalities, title)
+    print_results(folder.path, f"\n{spec.name}, {features}, P-MIL, seed {args.seed}", rows, evaluation, spec)
+    print(f"proposals: {', '.join(FILES)}")
+    print(f"HTML report: python scripts/report.py {folder.path}")
     folder.end()
 
 
@@ -261,26 +278,6 @@ def video_result(
         detections=detections,
         scores=proposal_scores(probabilities, attention),
     )
-
-
-def report(
-    run_dir: Path,
-    rows: list[tuple[str, int, dict]],
-    evaluation: Evaluation,
-    spec: DatasetSpec,
-    annotations: Annotations,
-    rate: float,
-    options: dict,
-    simulated: str,
-) -> None:
-    """Write the results, and print the table."""
-    features = f"{simulated}{' + '.join(options['modalities'])}"
-    title = f"{run_dir.name}, P-MIL (iteration {options['max_iter']}), {features}"
-    write_results(run_dir, rows, evaluation, annotations, rate, options["modalities"], title)
-    print(f"\n{spec.name}, {features}, P-MIL, seed {options['seed']}")
-    print(results_table(rows, spec, TABLE_PROTOCOLS))
-    print(f"results in {run_dir}: metrics.json, detections.json, outputs.h5, videos.png, {', '.join(FILES)}")
-    print(f"HTML report: python scripts/report.py {run_dir}")
 
 
 if __name__ == "__main__":

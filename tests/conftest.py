@@ -28,9 +28,9 @@ def reference() -> Path:
 @pytest.fixture(autouse=True)
 def quick_pictures(request, monkeypatch):
     """Leave out the picture of a run: it takes longer than a small training. The marker `pictures` draws it."""
-    engine = sys.modules.get("utils.engine")
-    if engine and not request.node.get_closest_marker("pictures"):
-        monkeypatch.setattr(engine, "plot_videos", lambda path, *_: Path(path).touch())
+    results = sys.modules.get("utils.results")
+    if results and not request.node.get_closest_marker("pictures"):
+        monkeypatch.setattr(results, "plot_videos", lambda path, *_: Path(path).touch())
 
 
 @pytest.fixture

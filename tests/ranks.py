@@ -16,8 +16,9 @@ from utils.engine import BatchLoss, Evaluator, train_step
 from utils.errors import exit_on_input_error
 from utils.features.store import open_features
 from utils.methods import build_method
+from utils.run.random_states import seed_everything
 from utils.run.ranks import Ranks, join_ranks
-from utils.training import Training, seed_everything
+from utils.training import Training
 from wsad_dataset import BatchLoader, WeakVideoDataset
 
 # Method, options of its network, weights of its loss, pairs in a batch of 12. Three pairs are uneven on two ranks, and

@@ -26,9 +26,10 @@ from tests.test_train import (
 from utils.annotations import parse_annotations
 from utils.errors import InputError, exit_on_input_error
 from utils.features.simulate import invent_timeline, provide_demo, simulate_features
+from utils.run.random_states import seed_everything
 from utils.run.ranks import SINGLE_PROCESS, Ranks, join_ranks
 from utils.sampler import rank_rows
-from utils.training import Training, seed_everything
+from utils.training import Training
 from wsad_dataset import BatchLoader
 
 SIZE = 3  # ranks

@@ -12,8 +12,9 @@ from utils.engine import BatchLoss, Evaluation, Evaluator, holdout_scores, predi
 from utils.features.simulate import invent_timeline, simulate_features
 from utils.losses import CO2Loss
 from utils.methods import Method, build_method
+from utils.subsets import split_holdout
 from utils.training import Training
-from wsad_dataset import Batch, WeakVideoDataset, split_holdout
+from wsad_dataset import Batch, WeakVideoDataset
 
 
 class Store:

@@ -21,7 +21,8 @@ from utils.errors import InputError
 from utils.features import open_features
 from utils.features.simulate import invent_timeline, simulate_features
 from utils.methods import build_method
-from wsad_dataset import AUTO_RMS, BatchLoader, WeakVideoDataset, auto_scale
+from utils.subsets import AUTO_RMS, auto_scale
+from wsad_dataset import BatchLoader, WeakVideoDataset
 
 OPTIONS = ["--num-snippets", "12", "--max-iter", "2", "--eval-every", "2", "--no-evaluate-untrained", "--device", "cpu"]
 

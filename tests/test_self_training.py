@@ -43,7 +43,7 @@ def quick_runs():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.engine.plot_videos", lambda *_: None)
+        patch.setattr("utils.results.plot_videos", lambda *_: None)
         yield
     torch.set_num_threads(before)
 

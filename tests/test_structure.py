@@ -21,9 +21,9 @@ LAYERS = (
     ("utils.formats", "utils.datasets", "utils.segments", "utils.fusion"),
     ("utils.annotations",),
     ("eval", "utils.features", "utils.video", "utils.sampler", "utils.run", "utils.checkpoint"),
-    ("wsad_dataset", "utils.methods", "utils.training", "utils.pseudo_labels"),
+    ("wsad_dataset", "utils.methods", "utils.subsets", "utils.training", "utils.pseudo_labels"),
     ("utils.engine", "options"),
-    ("utils.detector", "utils.second_stage"),
+    ("utils.detector", "utils.results", "utils.second_stage"),
     ("main", "test"),
     ("scripts",),
 )

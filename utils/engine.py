@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,16 +14,13 @@ from tqdm import tqdm
 from eval.average_precision import mean_over_range, nan_to_none
 from eval.classification import classification_map
 from eval.detection import evaluate_detections
-from eval.detection_formats import write_detections
-from eval.outputs import CURVES, write_outputs
-from eval.pictures import plot_videos
+from eval.outputs import CURVES
 from eval.proposals import DETECTION
 from eval.snippet_accuracy import snippet_accuracy
 from eval.tables import Table, localized_table, read_ground_truth
 from utils.annotations import Annotations
 from utils.datasets import DatasetSpec
 from utils.errors import InputError
-from utils.formats.files import write_json
 from utils.methods import Method
 from utils.pseudo_labels import pseudo_label_loss, ramp_up
 from utils.run.devices import to_device
@@ -355,30 +351,3 @@ def selection_scores(evaluation: Evaluation, holdout: dict[str, float | None]) -
     if holdout:
         scores["selected"] = [holdout["classification_mAP"] or 0.0, -holdout["loss"]]
     return scores
-
-
-def write_results(
-    folder: Path,
-    rows: Sequence[tuple[str, int, dict]],
-    evaluation: Evaluation,
-    annotations: Annotations,
-    snippet_rate: float,
-    modalities: Sequence[str],
-    title: str,
-) -> None:
-    """Write metrics.json, detections.json, outputs.h5 and the picture videos.png.
-
-    Args:
-        folder: Folder to write to.
-        rows: Name, iteration and metrics of each evaluated checkpoint, for metrics.json.
-        evaluation: Evaluation of one of them, for the other files.
-        annotations: Classes and ground truth.
-        snippet_rate: Snippets per second.
-        modalities: Names for the picture.
-        title: Title of the picture; it must say whether the data are simulated.
-    """
-    metrics = {name: {"iteration": iteration, **metrics} for name, iteration, metrics in rows}
-    write_json(folder / "metrics.json", metrics)
-    write_detections(folder / "detections.json", evaluation.detections, snippet_rate)
-    write_outputs(folder / "outputs.h5", evaluation.results, annotations.classes, snippet_rate)
-    plot_videos(folder / "videos.png", evaluation.results, annotations, snippet_rate, modalities, title)

@@ -1,13 +1,11 @@
 """State of a training run: counters, running losses, checkpoints, and all that a bit-for-bit resume needs."""
 
-import random
 import sys
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -16,8 +14,10 @@ from tqdm import tqdm
 from utils.checkpoint import STATES, has_training_state, load_state, read_checkpoint, require_classes, save_checkpoint
 from utils.errors import InputError, shorten
 from utils.features.recipes import RECIPE, recipe_difference
+from utils.formats.checksums import sha256_of
+from utils.run.random_states import random_states, restore_random_states, seed_everything
 from utils.run.ranks import SINGLE_PROCESS, Ranks
-from wsad_dataset import Batch, BatchLoader
+from wsad_dataset import Batch, BatchLoader, WeakVideoDataset
 
 
 class StepOutcome(NamedTuple):
@@ -40,15 +40,16 @@ class Training:
         skipped: Number of steps whose loss or gradient was not finite, and which therefore changed nothing.
         untrained: Metrics before the first step, None if not evaluated.
         checkpoints: Folder of the checkpoint files.
+        evaluated: Network to evaluate, which checkpoints have as `model`: the moving average, or `net` without one.
 
     Args:
         net: Network, already on its device.
         optimizer: Optimizer of the network.
         loader: Training batches.
-        identity: `architecture`, `classes`, `options` and the features' `recipe`, saved in every checkpoint.
+        identity: Entries of every checkpoint; see `run_identity`.
         run_dir: Folder of the run.
         ranks: Processes that train together.
-        average: Moving average of the weights, which checkpoints have as `model`; None for the weights themselves.
+        ema: Decay of an exponential moving average of the weights; 0 for none.
         max_iter: Number of steps of the whole run.
         eval_every: Number of steps between evaluations.
         skip_nonfinite: Number of non-finite steps to tolerate before the run stops.
@@ -62,14 +63,16 @@ class Training:
         identity: dict,
         run_dir: Path,
         ranks: Ranks = SINGLE_PROCESS,
-        average: AveragedModel | None = None,
+        ema: float = 0.0,
         *,
         max_iter: int,
         eval_every: int,
         skip_nonfinite: int = 0,
     ):
         self.net, self.optimizer, self.loader, self.identity, self.ranks = net, optimizer, loader, identity, ranks
-        self.average = average
+        # The first update copies the weights.
+        self._average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
+        self.evaluated = self._average.module if self._average else net
         self.max_iter, self.eval_every, self.skip_nonfinite = max_iter, eval_every, skip_nonfinite
         self.checkpoints = Path(run_dir) / "checkpoints"
         self.iteration, self.metrics, self.untrained = 0, None, None
@@ -110,8 +113,8 @@ class Training:
         """
         self.iteration += 1
         self.metrics = None
-        if self.average:
-            self.average.update_parameters(self.net)
+        if self._average:
+            self._average.update_parameters(self.net)
         self._count = self._count + outcome.finite
         for name, value in outcome.terms.items():  # summed on the device, without waiting for it
             self._sums[name] = self._sums.get(name, 0.0) + torch.where(outcome.finite, value, 0.0).double()
@@ -178,12 +181,10 @@ class Training:
         self._require_scale(checkpoint, path)
         self._require_recipe(checkpoint, path)
         self._require_pseudo_labels(checkpoint, path)
-        if self.average:
-            load_state(self.average.module, checkpoint, path)
-            self.average.n_averaged.fill_(1)  # PyTorch only asks if it has begun
+        load_state(self.evaluated, checkpoint, path)
+        if self._average:
+            self._average.n_averaged.fill_(1)  # PyTorch only asks if it has begun
             load_state(self.net, {"model": checkpoint["training"].get("weights")}, path)
-        else:
-            load_state(self.net, checkpoint, path)
         try:
             self._load_state(checkpoint, checkpoint["training"])
             self._load_random_states(checkpoint["training"], seed)
@@ -196,6 +197,8 @@ class Training:
             )
         if self.iteration < self.max_iter:
             self.chosen = {n: choice for n, choice in self.chosen.items() if self._is_scheduled(choice["iteration"])}
+        else:
+            print(f"already at iteration {self.iteration} of {self.max_iter}; raise --max-iter to train on")
 
     def _require_scale(self, checkpoint: dict, path: Path) -> None:
         """Raise InputError if `--feature-scale auto` gives another number than before, because the features changed."""
@@ -261,14 +264,13 @@ class Training:
         self.ranks.barrier()
 
     def _weights(self) -> dict:
-        evaluated = self.average.module if self.average else self.net
-        current = {"model": evaluated.state_dict(), "iteration": self.iteration, "metrics": self.metrics}
+        current = {"model": self.evaluated.state_dict(), "iteration": self.iteration, "metrics": self.metrics}
         return {**self.identity, **current}
 
     def _state(self) -> dict:
         own, *others = self.ranks.gather(random_states())
         return {
-            **({"weights": self.net.state_dict()} if self.average else {}),
+            **({"weights": self.net.state_dict()} if self._average else {}),
             "optimizer": self.optimizer.state_dict(),
             "batches": self.loader.state_dict(),
             "random": own,
@@ -327,9 +329,19 @@ class Training:
             return previous, checkpoint
 
 
-def average_weights(net: torch.nn.Module, decay: float) -> AveragedModel:
-    """Return an exponential moving average of the weights of a network; its first update copies them."""
-    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay))
+def run_identity(architecture: dict, train_set: WeakVideoDataset, options: dict) -> dict:
+    """Return the entries of every checkpoint that a run never changes.
+
+    Args:
+        architecture: Arguments of the network.
+        train_set: Training videos. The feature scale in `options` becomes theirs, a number instead of `auto`.
+        options: Options of the run. The digest of its pseudo labels is added as `pseudo_labels_sha256`.
+    """
+    store, options = train_set.store, {**options, "feature_scale": train_set.store.scale}
+    if options.get("pseudo_labels"):
+        options["pseudo_labels_sha256"] = sha256_of(Path(options["pseudo_labels"]))
+    identity = {"architecture": architecture, "classes": list(train_set.classes), "options": options}
+    return {**identity, RECIPE: store.recipe} if store.recipe else identity
 
 
 def _read_state(path: Path) -> dict:
@@ -337,42 +349,3 @@ def _read_state(path: Path) -> dict:
     if not {"training", "iteration", "metrics"} <= set(checkpoint):
         raise InputError(f"{path}: has weights but no training state; it cannot be resumed from")
     return checkpoint
-
-
-def seed_everything(seed: int, rank: int = 0, iteration: int = 0) -> None:
-    """Seed the global random generators of Python, NumPy and PyTorch.
-
-    Args:
-        seed: Seed of the run.
-        rank: Rank; each one has its own streams.
-        iteration: Number of steps already taken, for a run that continues without its random states.
-    """
-    if rank or iteration:
-        seed = int(np.random.SeedSequence([seed, rank, iteration]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - extensions may draw from the global generator
-    torch.manual_seed(seed)
-
-
-def random_states() -> dict:
-    """Return the states of the global random generators, in values that a checkpoint can store."""
-    numpy_state = np.random.get_state()  # noqa: NPY002 - the state of the global generator is wanted
-    states = {
-        "python": random.getstate(),
-        "numpy": [numpy_state[0], torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
-
-
-def restore_random_states(states: dict) -> None:
-    """Set the global random generators to the states that `random_states` returned."""
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])

@@ -28,7 +28,7 @@ from utils.fusion import CONSENSUS
 from utils.methods import build_method
 from utils.number_types import positive_float, positive_int
 from utils.run.fast_cpu import speed_up_cpu
-from utils.training import seed_everything
+from utils.run.random_states import seed_everything
 from wsad_dataset import BatchLoader, WeakVideoDataset
 
 NORMS = ("mil_supp", "norm")  # terms whose gradient norm is printed; mil_org does not depend on the attention
