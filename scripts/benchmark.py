@@ -35,7 +35,8 @@ train         one training step at THUMOS14's size and at 512 + 512 channels, in
               the step; ratio to the network and losses as the paper states them (results compared)
 infer         one pass over a test subset of THUMOS14's size: forward, localization, scores (results compared)
 evaluation    mAP of 31,587 to 10 million synthetic detections, from arrays, on one thread: ratio to a plain matcher
-              that takes one detection after another (results compared), and peak memory
+              that takes one detection after another (results compared), and peak memory; then the whole command on
+              files in JSON, CSV and Parquet: ratio to json.load and a loop over the rows (results compared)
 localization  from T-CAM and attention of 100 to 5,000 snippets to detections: ratio to the paper's loops (results
               compared)
 data          one batch of 10 x 500 snippets of 2048 channels: ratio to a loop over its videos (results compared), and

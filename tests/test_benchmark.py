@@ -62,7 +62,7 @@ def test_every_subject_prints_its_tables_and_agrees_with_the_plain_code(quick):
     for name in ("train", "train_split", "infer", "evaluation", "localization", "data", "memory", "scaling"):
         assert f"\n{name}: " in quick["stdout"]
         assert figures[name]
-    compared = ["infer", "evaluation", "localization", "data"]
+    compared = ["infer", "evaluation", "evaluation_files", "localization", "data"]
     if HAS_VIDEO:
         compared.append("extract")
         assert "SIMULATED video" in quick["stdout"]

@@ -1,4 +1,4 @@
-"""main.py in a process of its own, with its duration and its peak memory."""
+"""Commands of the project in processes of their own, with duration and peak memory."""
 
 import os
 import subprocess
@@ -50,6 +50,24 @@ def run_main(arguments: Sequence[str], run_dir: Path, threads: int, processes: i
     speed = read_json_lines(run_dir / "log.jsonl")[-1]["snippets_per_second"]
     memory = {} if processes or peak is None else {"peak MB": peak / 1e6}
     return {"start seconds": start_seconds, "seconds": seconds, **memory, "snippets/s": speed, "ended": "ok"}
+
+
+def run_module(module: str, *arguments: str) -> tuple[float | None, str]:
+    """Run `python -m MODULE` on one thread; return its peak memory in MB (on Linux) and its output.
+
+    Raises:
+        RuntimeError: The command fails.
+    """
+    peak = None
+    with tempfile.TemporaryFile() as output, _process([sys.executable, "-m", module, *arguments], 1, output) as process:
+        while process.poll() is None:
+            peak = peak_memory(process.pid) or peak
+            time.sleep(POLL_SECONDS)
+        output.seek(0)
+        text = output.read().decode()
+    if process.returncode:
+        raise RuntimeError(f"python -m {module}: {text}")
+    return peak and peak / 1e6, text
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from eval.detection import evaluate_detections
 from eval.detection_formats import read_detections
 from eval.tables import Table, read_ground_truth
 from scripts.benchmarks import plain
+from scripts.benchmarks.evaluation_files import measure_files
 from scripts.benchmarks.machine import peak_memory
 from scripts.benchmarks.measure import Settings, progress, time_in_turns
 from scripts.benchmarks.synthetic import ACTIVITYNET12, THUMOS14, make_detections, make_ground_truth
@@ -28,12 +29,13 @@ NOTES = (
 
 
 def measure(settings: Settings) -> list[ResultTable]:
-    """Return one row per list of detections. The evaluation is numpy on one thread of the CPU."""
+    """Return one row per list of detections, and one per file. The evaluation is numpy on one thread of the CPU."""
     budget = settings.budget(4.0)
     jobs = [(synthetic_row, name, count, budget) for name, count in (QUICK_SIZES if settings.quick else SIZES)]
     jobs += [(file_row, *settings.files, budget)] if settings.files else []
     rows = [settings.run_apart(*job) for job in progress(jobs, "evaluation")]
-    return [ResultTable("evaluation", "mAP from arrays, `seconds` protocol, one thread", rows, NOTES)]
+    arrays = ResultTable("evaluation", "mAP from arrays, `seconds` protocol, one thread", rows, NOTES)
+    return [arrays, measure_files(settings)]
 
 
 def synthetic_row(name: str, count: int, budget: float) -> dict:

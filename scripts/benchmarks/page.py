@@ -78,6 +78,8 @@ GOALS = (
     Goal(KINDS[1:], "train", {"size": STEP, "precision": "bf16"}, "peak MB", 4000),
     Goal(KINDS[1:], "memory", {"data": FULL, "cache": "device"}, "seconds", 30),
     Goal(KINDS, "infer", {}, "other seconds", 2),
+    Goal(KINDS, "evaluation_files", {"file": "JSON"}, "seconds", 1),
+    Goal(KINDS, "evaluation_files", {"file": "large Parquet"}, "seconds", 15),
     Goal(KINDS, "data", {"features in": "memory"}, "ms", 2),
     Goal(KINDS, "memory", {"data": FULL, "cache": "none", "precision": "float32"}, "peak MB", 1500),
     Goal(KINDS, "memory", {"data": FULL, "cache": "none", "precision": "bf16"}, "peak MB", 1500),

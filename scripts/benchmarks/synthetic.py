@@ -102,6 +102,11 @@ def make_outputs(snippets: int, num_classes: int = 20, seed: int = 0) -> tuple[n
     return cas, attention
 
 
+def make_annotations(scale: Scale) -> dict:
+    """Return the videos and segments of `make_ground_truth` as the content of an annotations.json."""
+    return {"classes": _class_names(scale.classes), "database": _make_videos(scale)[0]}
+
+
 class SyntheticSource(Source):
     """Features of two modalities of equal width, in memory."""
 

@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from utils.errors import InputError
 
 SUMS = "SHA256SUMS"
@@ -21,6 +19,8 @@ _PROGRESS_BYTES = 2**28  # smaller files take no visible time
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file; shows a progress bar for large files."""
+    from tqdm import tqdm  # here, because it would slow down the start of every command
+
     digest, size = hashlib.sha256(), path.stat().st_size
     hidden = size < _PROGRESS_BYTES
     bar = tqdm(total=size, desc=f"checking {path.name}", unit="B", unit_scale=True, leave=False, disable=hidden or None)
