@@ -53,6 +53,7 @@ small; its figures mean nothing.
 
   python scripts/benchmark.py data
   python scripts/benchmark.py all --out docs/performance.md
+  python scripts/benchmark.py extract --out docs/performance.md
   python scripts/benchmark.py evaluation --files annotations.json detections.json
 """
 
@@ -65,7 +66,8 @@ def main() -> None:
     device = choose_device(args.device)
     machine = {**describe_machine(args.threads), "gpu": device_name(device) if device.type == "cuda" else None}
     print(machine_line(machine))
-    names = list(SUBJECTS) if "all" in args.subjects else args.subjects
+    chosen = [] if "all" in args.subjects else [name for name in SUBJECTS if name in args.subjects]
+    names = chosen or list(SUBJECTS)
     settings = Settings(args.quick, args.threads, args.device, args.files)
     began, tables = time.monotonic(), []
     for number, name in enumerate(names, 1):
@@ -76,8 +78,8 @@ def main() -> None:
         if args.json:
             write_json(args.json, {"machine": machine, **{table.name: table.rows for table in tables}}, indent=1)
         if args.out:
-            not_run = [name for name in SUBJECTS if name not in names[:number]]
-            write_page(args.out, tables, not_run, machine, sys.argv[1:], (time.monotonic() - began) / 60)
+            minutes = (time.monotonic() - began) / 60
+            write_page(args.out, tables, names[number:], machine, sys.argv[1:], minutes, chosen)
     slower = [line for table in tables for line in table.slower_rows()]
     if slower and not args.quick:
         raise InputError("slower than plain code: " + "; ".join(slower))
@@ -109,7 +111,12 @@ def _parse_args() -> argparse.Namespace:
         help="annotations and detections on THUMOS14 to measure as well (subject evaluation)",
     )
     add("--json", type=Path, metavar="FILE", help="file to write the figures to, not rounded")
-    add("--out", type=Path, metavar="FILE.md", help="page to write, or whose section of this kind of device to replace")
+    add(
+        "--out",
+        type=Path,
+        metavar="FILE.md",
+        help="page whose section of this kind of device and these subjects to write",
+    )
     args = parser.parse_args()
     if args.threads < 1:
         parser.error(f"--threads {args.threads}: expected at least 1")

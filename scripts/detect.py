@@ -244,7 +244,7 @@ def summary(detector: Detector, videos: list[VideoResult], rate: float) -> str:
         best = result.detections[result.detections["score"].argsort()[-1:]]
         cells = [[detector.classes[b["label"]], b["start"] / rate, b["end"] / rate, b["score"]] for b in best]
         label, *numbers = cells[0] if cells else ["–"]
-        texts = [f"{number:.2f}" for number in numbers] or ["–"] * 3
+        texts = [f"{round(number, 2) + 0.0:.2f}" for number in numbers] or ["–"] * 3  # 0.0 in place of -0.0
         length = f"{len(result.attention) / rate:.1f}"
         rows.append([result.video_id, label, *texts, str(len(result.detections)), length])
     more = [f"... and {len(videos) - MAX_ROWS} more videos"] if len(videos) > MAX_ROWS else []

@@ -370,9 +370,9 @@ def test_a_row_slower_than_plain_code_is_an_error(monkeypatch, capsys):
     benchmark.main()  # figures of small sizes mean nothing
 
 
-def write_small_page(path, gpu: str | None, value: str) -> str:
+def write_small_page(path, gpu: str | None, value: str, *subjects: str) -> str:
     table = ResultTable("data", "a table", [{"first": value}], ["a note"], ["something"])
-    write_page(path, [table], ["train"], {**MACHINE, "gpu": gpu}, ["data", "--out", str(path)], 1.0)
+    write_page(path, [table], ["train"], {**MACHINE, "gpu": gpu}, ["data", "--out", str(path)], 1.0, subjects)
     return path.read_text()
 
 
@@ -388,8 +388,22 @@ def test_a_page_keeps_the_section_of_the_other_kind(tmp_path):
     assert again.split("\n## GPU: ")[1] == both.split("\n## GPU: ")[1]
     assert "on the CPU" not in again
     assert again.count("\n## ") == len(KINDS)
-    for line in ("* train: not asked for", "* data: something", "* a note", "1.0 minutes"):
+    for line in ("* train: not measured yet", "* data: something", "* a note", "1.0 minutes"):
         assert line in again
+
+
+def test_some_subjects_have_a_section_of_their_own(tmp_path):
+    path = tmp_path / "performance.md"
+    whole, gpu = write_small_page(path, None, "all of them").split("\n## GPU: ")
+    some = write_small_page(path, None, "first time", "data", "infer")
+    again = write_small_page(path, None, "second time", "data", "infer")
+    for page, value in ((some, "first time"), (again, "second time")):
+        assert page.startswith(whole) and page.endswith("\n## GPU: " + gpu) and page.count("\n## ") == 3
+        section = page.removeprefix(whole).removesuffix("\n## GPU: " + gpu)
+        assert section.startswith("\n## CPU, data, infer: Some CPU, 2 cores\n") and f"| {value} |" in section
+        assert "several machines" not in section and "| train |" not in section
+        assert "| data | memory | ms | at most 2 | - |" in section
+    assert write_small_page(path, None, "all of them") == f"{whole}\n## GPU: {gpu}"
 
 
 def test_another_page_is_not_replaced(tmp_path):

@@ -136,7 +136,8 @@
     const step = STEPS.find((value) => width / value <= most) ?? 7200, ticks = [];
     for (let at = Math.ceil(view[0] / step - 1e-9) * step; at <= view[1] + 1e-9; at += step) {
       const left = `${(100 * (at - view[0])) / width}%`;
-      ticks.push(element("i", { style: { left } }), element("span", { style: { left } }, stamp(at, step < 1 ? 1 : 0)));
+      const place = view[1] - at < width / 20 ? "end" : null; // a label at the right end stays inside
+      ticks.push(element("i", { style: { left } }), element("span", { class: place, style: { left } }, stamp(at, step < 1 ? 1 : 0)));
     }
     $("ticks").replaceChildren(...ticks);
     $("ticks").style.setProperty("--height", `${axis.clientHeight - 22}px`);

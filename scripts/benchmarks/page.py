@@ -1,4 +1,4 @@
-"""Page of all tables (docs/performance.md), with one section per kind of device."""
+"""Page of tables (docs/performance.md): a section per kind of device, and one per choice of subjects."""
 
 import os
 import re
@@ -24,9 +24,9 @@ COLORS = ("#8c8c8c", "#0072b2", "#e69f00", "#56b4e9", "#009e73")  # for the colo
 HEAD = """\
 # Performance
 
-Written by `python scripts/benchmark.py all --out FILE`. The command replaces the section of its own kind of device;
-nobody edits the tables by hand. All data are **simulated** (scripts/benchmarks/synthetic.py): the figures show speed
-and memory, not accuracy.
+Written by `python scripts/benchmark.py all --out FILE`. The command replaces the section of its own kind of device.
+Some subjects alone, such as `extract`, have a section of their own. Nobody edits the tables by hand. All data are
+**simulated** (scripts/benchmarks/synthetic.py): the figures show speed and memory, not accuracy.
 
 * Seconds vary between machines and between hours. Ratios and shares vary less: both sides are measured in turns in one
   run.
@@ -103,43 +103,51 @@ def write_page(
     machine: dict,
     words: Sequence[str],
     minutes: float,
+    subjects: Sequence[str] = (),
 ) -> None:
-    """Replace the section of one kind of device, and its picture.
+    """Replace the section of one kind of device or of some subjects on it, and its picture.
 
     Args:
-        path: The page; the section of the other kind stays.
-        tables: Results of all subjects.
-        not_run: Subjects that the command left out.
+        path: The page; the other sections stay.
+        tables: Results of the subjects.
+        not_run: Subjects that the command has not measured yet.
         machine: Result of `describe_machine`, with the name of the GPU or None as `gpu`.
         words: Arguments of the command.
         minutes: Duration of the command.
+        subjects: Chosen subjects; empty for all, whose section replaces all of this kind of device.
     """
     kind = "GPU" if machine["gpu"] else "CPU"
+    section = ", ".join([kind, *subjects])
     sections = {name: f"## {name}: not measured\n\nThe command has not run on a {name} yet.\n" for name in KINDS}
     sections |= _sections(_read(path)) if path.exists() else {}
-
+    if not subjects:
+        sections = {name: text for name, text in sections.items() if not name.startswith(f"{kind}, ")}
     rows = {table.name: table.rows for table in tables}
     command = shlex.join(["python", "scripts/benchmark.py", *words])
     parts = [
-        f"## {kind}: {machine['gpu'] or machine['cpu'] + ', ' + str(machine['cores']) + ' cores'}\n",
+        f"## {section}: {machine['gpu'] or machine['cpu'] + ', ' + str(machine['cores']) + ' cores'}\n",
         f"`{command}`, {date.today()}, {minutes:.1f} minutes, revision {git_revision()}.\n",
         f"Machine: {machine_line(machine)}.\n",
     ]
     if split := rows.get("train_split"):
-        picture = path.with_name(f"{path.stem}_{kind.lower()}.png")
+        picture = path.with_name(f"{path.stem}_{section.lower().replace(', ', '_')}.png")
         draw_split(picture, split)
         parts.append(f"![Milliseconds of each part of a training step, fast and plain]({picture.name})\n")
-    missed = [goal for goal, value in measured_goals(kind, rows) if goal.is_missed(value)]
-    reasons = "".join(f"* {reason}\n" for reason in dict.fromkeys(goal.reason for goal in missed if goal.reason))
-    parts.append(f"### Goals\n\n{markdown_table(goal_rows(kind, rows))}" + (f"\n{reasons}" if reasons else ""))
+    goals = [line for line in goal_rows(kind, rows) if not subjects or line[0] in ("table", *rows)]
+    if len(goals) > 1:
+        missed = [goal for goal, value in measured_goals(kind, rows) if goal.is_missed(value)]
+        reasons = "".join(f"* {reason}\n" for reason in dict.fromkeys(goal.reason for goal in missed if goal.reason))
+        parts.append(f"### Goals\n\n{markdown_table(goals)}" + (f"\n{reasons}" if reasons else ""))
     parts += [table.as_markdown() for table in tables]
-    missing = [f"{subject}: not asked for" for subject in not_run]
+    missing = [f"{subject}: not measured yet" for subject in not_run]
     missing += [f"{table.name}: {line}" for table in tables for line in table.not_measured]
     failures = [(table.name, row.get("ended", "ok")) for table in tables for row in table.rows]
     missing += [f"{name}: a training failed: {ending}" for name, ending in failures if ending != "ok"]
-    parts.append("### Not measured here\n\n" + "".join(f"* {line}\n" for line in (*missing, *NEVER_MEASURED)))
-    sections[kind] = "\n".join(parts)
-    write_text(path, "\n".join([HEAD, *(sections[name] for name in KINDS)]))
+    missing += () if subjects else NEVER_MEASURED
+    if missing:
+        parts.append("### Not measured here\n\n" + "".join(f"* {line}\n" for line in missing))
+    sections[section] = "\n".join(parts).rstrip("\n") + "\n"
+    write_text(path, "\n".join([HEAD, *(sections[name] for name in sorted(sections))]))
 
 
 def goal_rows(kind: str, tables: Mapping[str, Sequence[dict]]) -> list[list[str]]:
@@ -192,9 +200,9 @@ def git_revision() -> str:
 
 
 def _sections(text: str) -> dict[str, str]:
-    """Return the sections of a page by kind of device."""
-    parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
-    return {kind: part.rstrip("\n") + "\n" for kind in KINDS for part in parts if part.startswith(f"## {kind}: ")}
+    """Return the sections of a page by kind of device and subjects."""
+    parts = re.split(r"^## (.+?): ", text, flags=re.MULTILINE)[1:]
+    return {name: f"## {name}: {part.rstrip()}\n" for name, part in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def _read(path: Path) -> str:
