@@ -207,6 +207,7 @@ def test_a_recipe_of_an_untrusted_checkpoint_is_checked(name, value):
 
 CLASSES = ["Dive", "<img src=x onerror=alert(1)>"]
 DETECTIONS = [("Dive", 1.0, 3.0, 0.9), ("Dive", 2.0, 4.0, 0.4), (CLASSES[1], 5.0, 7.0, 0.8), ("Dive", 5.5, 6.0, 0.05)]
+FAINT = ("Dive", 0.0, 8.0, 0.01)  # below 5 % of the best score
 DURATION = 8.0
 
 
@@ -217,7 +218,7 @@ def browser(tmp_path_factory):
     driver = open_browser(folder / "profile")
     try:
         write_video(folder / "clip #1.webm", steady(10, 80), codec="libvpx")
-        rows = [{"label": label, "segment": [a, b], "score": score} for label, a, b, score in DETECTIONS]
+        rows = [{"label": label, "segment": [a, b], "score": score} for label, a, b, score in (*DETECTIONS, FAINT)]
         (folder / "detections.json").write_text(json.dumps({"results": {"clip": rows}}))
         rng, snippets = np.random.default_rng(0), int(DURATION * RATE)
         attention, cas = rng.random((2, snippets)), rng.normal(size=(snippets, 3))
@@ -296,6 +297,7 @@ def test_browser_hides_detections_below_the_threshold(browser):
     slider = browser.find_element("id", "threshold")
     assert count("rect.detection") == len(DETECTIONS)
     browser.execute_script(move, 0.5, slider)
-    assert count("rect.detection") == 2 and browser.find_element("id", "count").text == "2 of 4 detections"
+    assert count("rect.detection") == 2 and browser.find_element("id", "count").text == "2 of 5 detections"
     assert (count("rect.truth"), count("img")) == (1, 0)
     browser.execute_script(move, 0, slider)
+    assert count("rect.detection") == len(DETECTIONS) + 1

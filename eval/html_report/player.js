@@ -2,7 +2,7 @@
 (() => {
   const data = JSON.parse($("data").textContent);
   const LANE = 14, TRUTH = 12, CURVE = 42, ATTENTION = 56; // heights in pixels
-  const SHOWN_AT_FIRST = 20; // detections
+  const SHOWN_AT_FIRST = 20, LEAST_SHARE = 0.05; // detections shown at first: number, and share of the best score
   const SHORTEST_VIEW = 2, NEAR = 0.05; // seconds
   const STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600]; // seconds between ticks
   const player = $("player"), axis = $("axis");
@@ -91,7 +91,8 @@
     const digits = clamp(Math.ceil(2 - Math.log10(high - low || 1)), 2, 6), unit = 10 ** -digits;
     const floor = (value) => Number((Math.floor(value / unit) * unit).toFixed(digits));
     Object.assign($("threshold"), { min: floor(low), max: floor(high), step: unit });
-    threshold = floor(scores[Math.min(SHOWN_AT_FIRST, scores.length) - 1] ?? 0);
+    const least = high > 0 ? LEAST_SHARE * high : low;
+    threshold = floor(Math.max(least, scores[Math.min(SHOWN_AT_FIRST, scores.length) - 1] ?? 0));
     $("threshold").value = threshold;
     $("threshold").addEventListener("input", () => { threshold = Number($("threshold").value); select(); });
   }
