@@ -6,22 +6,19 @@ A config is a command line written down, and goes through the same parser. It ma
 """
 
 import argparse
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
-from eval.proposals import LOCALIZATIONS, NMS, PADDINGS
+from eval.localizations import LOCALIZATION_SETTINGS, LOCALIZATIONS, add_localization_options, check_localization
+from utils.config_parser import NOT_IN_CONFIG, OLD_NAMES, ConfigParser, DefaultsHelp, UpdateWeights
 from utils.datasets import DATASETS, dataset_options, dataset_spec, parse_range
-from utils.errors import InputError, OneLineParser, shorten
-from utils.formats.files import read_yaml
+from utils.errors import InputError, OneLineParser
 from utils.fusion import CONSENSUS
 from utils.methods import METHODS, arguments_of
 from utils.number_types import (
     feature_scale,
-    fraction,
     fraction_below_one,
     non_negative_float,
     non_negative_int,
@@ -32,7 +29,6 @@ from utils.number_types import (
 )
 from utils.sampler import SAMPLINGS
 
-NOT_IN_CONFIG = ("config", "base", "resume")  # options of the command line alone
 FREE_ON_RESUME = (  # options that may change on --resume
     "run_dir",
     "path_dataset",
@@ -44,87 +40,8 @@ FREE_ON_RESUME = (  # options that may change on --resume
     "pseudo_labels",  # the path; checkpoints have the digest of the content
 )
 DEFAULTS = {"topk_ratio": 7}  # options for which a method may define another default
-OLD_NAMES = {"model": "method", "pseudo_neighbours": "pseudo_neighbors"}  # options of older runs
 ANY_RECIPE_HELP = "accept features of another recipe than those of the training (default: refuse them)"
 BOOLEAN = argparse.BooleanOptionalAction
-
-
-def _padding(text: str) -> str:
-    return _one_of(PADDINGS, text)
-
-
-def _nms_kind(text: str) -> str:
-    return _one_of(NMS, text)
-
-
-def _one_of(words: tuple[str, ...], text: str) -> str:
-    if text not in words:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(words)}")
-    return text
-
-
-LISTS = ("attention_thresholds", "activation_thresholds")  # settings with several values
-LOCALIZATION_SETTINGS = {  # type, help text, default as text
-    "class_threshold": (
-        fraction,
-        "outer_inner, um: lowest video-level probability of a class to localize",
-        "0.2",
-    ),
-    "fallback_class": (
-        bool,
-        "outer_inner: localize the best class of a video in which none reaches the threshold",
-        "yes; hamnet: no",
-    ),
-    "topk_divisor": (
-        positive_int,
-        "outer_inner, um: divisor of T in the top-k mean of the video-level probabilities",
-        "10; um: 9",
-    ),
-    "background_divisor": (
-        positive_int,
-        "um: divisor of T in the number of background snippets, whose mean magnitude becomes 0",
-        "4",
-    ),
-    "attention_thresholds": (
-        fraction_below_one,
-        "outer_inner, um: attention thresholds that give the proposals; the attention of um is the magnitude",
-        "10 from 0.1 to 0.9; delu: 20; um: 9 from 0.4 to 0.6",
-    ),
-    "activation_thresholds": (
-        fraction_below_one,
-        "um: thresholds on the class activation that give further proposals",
-        "10 from 0 to 0.225",
-    ),
-    "upsampling": (positive_int, "um: factor of the linear upsampling in time before the thresholds", "24"),
-    "outer_margin": (
-        non_negative_float,
-        "outer_inner, um: margin on either side of a proposal, as a share of its length",
-        "0.25",
-    ),
-    "nms": (_nms_kind, f"outer_inner: kind of NMS, {' or '.join(NMS)}", "soft"),
-    "nms_sigma": (positive_float, "outer_inner: width of the Gaussian of soft-NMS", "0.3"),
-    "nms_tiou": (fraction, "outer_inner, um: tIoU above which hard NMS drops the lower score", "0.5; um: 0.6"),
-    "nms_padding": (
-        _padding,
-        f"outer_inner with soft-NMS, um: length added to each segment in the tIoU of NMS: {', '.join(PADDINGS)}",
-        "snippet; hamnet, um: second",
-    ),
-    "min_length": (
-        positive_int,
-        "outer_inner: length in snippets of the shortest detection; shorter ones are deleted after NMS",
-        "1; delu: 2",
-    ),
-    "activation_threshold": (
-        fraction,
-        "two_stage: threshold from 0 (lowest class probability of the video) to 1 (highest)",
-        "0.5",
-    ),
-    "class_score_weight": (
-        non_negative_float,
-        "all: weight of the video-level class score in the score of a detection",
-        "0.2; two_stage: 0.7",
-    ),
-}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -133,11 +50,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     Args:
         argv: Command line; that of the process by default.
     """
-    parser = _Parser(
+    parser = ConfigParser(
         prog="main.py",
         description="Train from video-level labels, evaluate, and write everything about the run into one folder. "
         "Start from a config: python main.py --config configs/demo.yaml --path-dataset data/demo",
-        formatter_class=_Help,
+        formatter_class=DefaultsHelp,
     )
     _add_train_options(parser)
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -158,7 +75,7 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
         prog="test.py",
         description="Localize and score with a trained checkpoint. Writes a table of every protocol, metrics.json, "
         "detections.json (ActivityNet submission format, in seconds) and a picture of a few videos.",
-        formatter_class=_Help,
+        formatter_class=DefaultsHelp,
     )
     add = parser.add_argument
     add(
@@ -192,24 +109,6 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def add_localization_options(parser: argparse.ArgumentParser, trained: bool = False) -> None:
-    """Add the settings of localization.
-
-    Args:
-        parser: Parser to change.
-        trained: The settings come from a checkpoint, so that the options have no defaults of their own.
-    """
-    add = parser.add_argument_group("localization (Section 3.6)").add_argument
-    for name, (number, help_text, default) in LOCALIZATION_SETTINGS.items():
-        flag = "--" + name.replace("_", "-")
-        help_text += f" (default: {'as in training' if trained else default})"
-        if number is bool:
-            add(flag, action=BOOLEAN, help=help_text)
-        else:
-            metavar = {_padding: "LENGTH", _nms_kind: "KIND"}.get(number, "NUMBER")
-            add(flag, type=number, nargs="+" if name in LISTS else None, metavar=metavar, help=help_text)
-
-
 def override_localization(options: argparse.Namespace, given: Mapping[str, object]) -> argparse.Namespace:
     """Return the options of a run with other settings of localization.
 
@@ -222,7 +121,7 @@ def override_localization(options: argparse.Namespace, given: Mapping[str, objec
     """
     settings = {name: given[name] for name in LOCALIZATION_SETTINGS if given.get(name) is not None}
     changed = argparse.Namespace(**{**vars(options), **settings})
-    _check_localization(changed)
+    check_localization(vars(changed))
     return changed
 
 
@@ -238,13 +137,13 @@ def resume_options(args: argparse.Namespace) -> dict:
 
 def complete_options(saved: Mapping[str, object]) -> dict:
     """Return the saved options of a run of any version, with today's names, and defaults for new options."""
-    parser = _Parser()
+    parser = ConfigParser()
     _add_train_options(parser)
     renamed = {OLD_NAMES.get(name, str(name)): value for name, value in saved.items()}
     args = argparse.Namespace(**{**vars(parser.parse_args([])), **renamed})
     if args.method in tuple(METHODS) and args.localization in (None, *LOCALIZATIONS):
         args = _with_defaults(args)
-        _check_localization(args)
+        check_localization(vars(args))
     return vars(args)
 
 
@@ -255,95 +154,6 @@ def method_options(args: argparse.Namespace) -> dict:
         pool = dataset_spec(vars(args)).temporal_pool(args.num_snippets)
     options = {**vars(args), "weights": args.loss_weights, "temporal_pool": pool}
     return {name: options[name] for name in METHODS[args.method].options() if name in options}
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default of each option, except None and False."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        hidden = action.default is None or action.default is False or action.default in ({}, argparse.SUPPRESS)
-        return action.help if hidden else super()._get_help_string(action)
-
-
-class _UpdateWeights(argparse.Action):
-    """Updates the weights by term: `mil=1 oppo=0` adds {"mil": 1.0, "oppo": 0.0} to those of the config."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        weights = dict(getattr(namespace, self.dest))
-        for item in values:
-            name, _, number = item.partition("=")
-            try:
-                weights[name] = non_negative_float(number)
-            except argparse.ArgumentTypeError:
-                parser.error(f"{option_string}: expected TERM=NUMBER, NUMBER at least 0, as in oppo=0.8; got '{item}'")
-        setattr(namespace, self.dest, weights)
-
-
-class _Parser(OneLineParser):
-    """Parser of a command line and of configs; an error in a config names its file."""
-
-    where = ""  # prefix of messages: the config that is being applied
-
-    def error(self, message: str) -> NoReturn:
-        super().error(f"{self.where}{message}")
-
-    def apply_config(
-        self, args: argparse.Namespace, path: Path, base: Path | None = None, seen: tuple[Path, ...] = ()
-    ) -> None:
-        """Set the options of a YAML file in `args`, after those of its `base`.
-
-        Args:
-            args: Options so far; changed in place.
-            path: The YAML file.
-            base: Replaces the `base` of the file.
-            seen: Configs whose `base` led to this one, to detect a cycle.
-        """
-        if "\0" in str(path):
-            self.error(f"base: {shorten(str(path))} is not a file name")
-        if path.resolve() in seen:
-            self.error(f"{path}: configs name each other as base")
-        if not path.exists():
-            existing = sorted(path.parent.glob("*.yaml")) or sorted(Path("configs").glob("*.yaml"))
-            self.error(f"{path}: not found; expected a YAML file such as {', '.join(map(str, existing))}")
-        try:
-            values = read_yaml(path)
-        except InputError as error:
-            self.error(str(error))
-        if not isinstance(values, dict):
-            self.error(f"{path}: expected lines of 'option: value'")
-        own_base = values.pop("base", None)
-        if base is None and own_base is not None:
-            base = path.parent / str(own_base)
-        if base is not None:
-            self.apply_config(args, base, seen=(*seen, path.resolve()))
-        known = {*vars(self.parse_args([])), *OLD_NAMES} - {*NOT_IN_CONFIG}
-        self.where = f"{path}: "
-        for name, value in values.items():
-            if name not in known:
-                close = difflib.get_close_matches(str(name).replace("-", "_"), known, 1)
-                options = (
-                    f"did you mean {close[0]}?" if close else f"options are: {', '.join(sorted(known - {*OLD_NAMES}))}"
-                )
-                self.error(f"unknown option '{name}'; {options}")
-            _, rest = self.parse_known_args(as_words(name, value), args)
-            if rest or value is None:
-                expected = "true or false" if isinstance(getattr(args, name, None), bool) else "a single value"
-                self.error(f"{name} is {shorten(value)}, expected {expected}")
-        self.where = ""
-
-
-def as_words(name: str, value: object) -> list[str]:
-    """Return an option of a config as words of a command line."""
-    flag = "--" + str(name).replace("_", "-")
-    if isinstance(value, bool):
-        return [flag if value else flag.replace("--", "--no-", 1)]
-    if isinstance(value, dict):
-        return [flag, *(f"{key}={item}" for key, item in value.items())] if value else []
-    if isinstance(value, list):
-        return [flag, *map(str, value)]
-    if value is None:
-        return []
-    return [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
 
 
 def _range(text: str) -> str:
@@ -368,19 +178,6 @@ def _with_defaults(args: argparse.Namespace) -> argparse.Namespace:
         if getattr(args, name) is None:
             setattr(args, name, np.asarray(value).tolist())
     return args
-
-
-def _check_localization(args: argparse.Namespace) -> None:
-    """Raise InputError if a setting of localization is not in its range."""
-    for name, (number, *_) in LOCALIZATION_SETTINGS.items():
-        value = getattr(args, name)
-        try:
-            if isinstance(value, list) != (name in LISTS) or value == [] or isinstance(value, bool) != (number is bool):
-                raise argparse.ArgumentTypeError(f"got {shorten(value)}")
-            for item in value if isinstance(value, list) else [value]:
-                number(str(item))  # any text is a valid bool
-        except argparse.ArgumentTypeError as error:
-            raise InputError(f"the option {name} is not valid: {error}") from None
 
 
 def _options_of_methods() -> set[str]:
@@ -585,7 +382,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--loss-weights",
         nargs="+",
-        action=_UpdateWeights,
+        action=UpdateWeights,
         default={},
         metavar="TERM=WEIGHT",
         help="weights of loss terms to change; the other terms have the weight of the config or the published one "

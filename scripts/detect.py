@@ -17,9 +17,10 @@ from eval.detection_formats import write_detections
 from eval.html_report.detection_files import annotations_of, open_detections
 from eval.html_report.page import render_detections
 from eval.html_report.player import add_segments, require_annotated, write_players
+from eval.localizations import LOCALIZATION_SETTINGS, add_localization_options
 from eval.outputs import write_outputs
 from eval.tables import format_table, localized_table, read_annotations
-from options import ANY_RECIPE_HELP, LOCALIZATION_SETTINGS, add_localization_options
+from options import ANY_RECIPE_HELP
 from utils.annotations import Annotations
 from utils.datasets import Rate
 from utils.detector import Detector, assumed_rate, load_detector

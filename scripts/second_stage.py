@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from eval.detection_formats import read_detections, write_detections
-from eval.proposals import FRACTIONAL, localize_proposals, proposal_scores
+from eval.proposals import FRACTIONAL
 from eval.tables import Table
 from options import ANY_RECIPE_HELP, parse_args, run_options
 from utils.annotations import load_annotations
@@ -30,7 +30,7 @@ from utils.results import print_results, write_results
 from utils.run import RunFolder, RunLog
 from utils.run.devices import choose_device, memory_advice
 from utils.run.random_states import seed_everything
-from utils.second_stage.pmil import PMILLoss, ProposalNet, fuse_modalities
+from utils.second_stage.pmil import PMILLoss, ProposalNet, fuse_modalities, localize_proposals, proposal_scores
 from utils.second_stage.proposals import ProposalVideos, proposals_by_video, propose
 from utils.segments import seconds_to_snippets
 from utils.subsets import open_subsets

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import main
+from eval.localize_two_stage import localize_two_stage, probability_scores
 from eval.outputs import open_outputs
-from eval.proposals import localize_two_stage, probability_scores
 from eval.snippet_accuracy import accuracy_note, snippet_accuracy, snippet_classes
 from model import CO2Net
 from scripts.report import main as report

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import torch
 
+from eval.localizations import LOCALIZATION_SETTINGS
 from main import main as train
-from options import LOCALIZATION_SETTINGS, parse_args
+from options import parse_args
 from scripts.detect import main as detect
 from test import main as evaluate
 from tests.conftest import ROOT

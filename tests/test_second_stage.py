@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from eval.detection_formats import read_detections
-from eval.proposals import localize_proposals, proposal_scores
 from main import main as train
 from scripts.report import main as report
 from scripts.second_stage import main as second_stage
@@ -23,8 +22,10 @@ from utils.second_stage.pmil import (
     PMILLoss,
     ProposalNet,
     fuse_modalities,
+    localize_proposals,
     pairwise_tiou,
     pool_parts,
+    proposal_scores,
     roi_features,
 )
 from utils.second_stage.proposals import ProposalVideos, proposals_by_video

@@ -20,9 +20,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from eval.localizations import LOCALIZATION_SETTINGS, LOCALIZATIONS
 from eval.pictures import draw_videos
-from eval.proposals import LOCALIZATIONS
-from options import LOCALIZATION_SETTINGS, complete_options, method_options, override_localization
+from options import complete_options, method_options, override_localization
 from utils.annotations import Annotations, Video
 from utils.checkpoint import checked_state, load_state, read_checkpoint, require_classes
 from utils.datasets import DatasetSpec, Rate, dataset_spec

@@ -11,8 +11,9 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-from options import as_words, complete_options, parse_args, resume_options
+from options import complete_options, parse_args, resume_options
 from utils.annotations import find_annotations
+from utils.config_parser import as_words
 from utils.datasets import DATASETS
 from utils.errors import InputError
 from utils.features import open_features

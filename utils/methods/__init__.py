@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from eval.proposals import LOCALIZATIONS
+from eval.localizations import LOCALIZATIONS
 from utils.errors import InputError
 from utils.methods import (
     audio_visual,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import nn
 
-from eval.proposals import LOCALIZATIONS, Localization
+from eval.localizations import LOCALIZATIONS, Localization
 from utils.errors import InputError
 
 

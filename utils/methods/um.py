@@ -1,7 +1,7 @@
 """UM: "Weakly-supervised Temporal Action Localization by Uncertainty Modeling" (AAAI 2021).
 
 There is no background class. Features of actions have a large magnitude, those of the background a small one. Weights,
-divisors and the two dropouts are the release's. The localization `um` is in eval/proposals.py. Equation numbers U1 to
+divisors and the two dropouts are the release's. The localization is in eval/localize_um.py. Equation numbers U1 to
 U8 are those of docs/methods.md. The published settings are in configs/um_thumos14.yaml.
 
 Shapes: B videos, T snippets, D channels, C action classes.

@@ -1,9 +1,8 @@
-"""P-MIL: RoI features, network and objective of the second stage (Ren et al., CVPR 2023).
+"""P-MIL: RoI features, network, objective and localization of the second stage (Ren et al., CVPR 2023).
 
 "Proposal-based multiple instance learning for weakly-supervised temporal action localization." A proposal is a segment
 [start, end) in snippets. Its features are pooled from the snippets in and around it, and classified. "Release" marks
-constants that come from the authors' code. Equation numbers P1 to P7 are those of docs/beyond.md. The inference, P7,
-is `eval.proposals.localize_proposals`.
+constants that come from the authors' code. Equation numbers P1 to P7 are those of docs/beyond.md.
 
 Shapes: B videos, T snippets, M proposals, D channels, C action classes (background is class C), 2 modalities.
 """
@@ -12,13 +11,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eval.proposals import FRACTIONAL, class_detections, predicted_classes, without_ambiguous
 from model import check_sizes
 from utils.losses import complete_weights, mil_loss, weighted_sum
-from utils.segments import hard_nms
+from utils.segments import hard_nms, soft_nms
 
 NUM_BINS = 12
 MARGIN = 0.25  # extension on either side of a proposal, as a share of its length
@@ -257,3 +258,54 @@ def pairwise_tiou(proposals: Tensor) -> Tensor:
     length = end - start
     inter = inter.clamp(min=0)
     return inter / (length[:, None] + length - inter + 1e-6)
+
+
+def proposal_scores(probabilities: np.ndarray, attention: np.ndarray) -> np.ndarray:
+    """Compute class scores of one video: the mean of its proposals' probabilities, weighted by their attention.
+
+    Args:
+        probabilities: (M, C + 1) class probabilities of M proposals, background last.
+        attention: (M,) in [0, 1].
+
+    Returns:
+        (C,) scores.
+    """
+    return attention @ probabilities[:, :-1] / (attention.sum() + 1e-6)  # 1e-6: release
+
+
+def localize_proposals(
+    probabilities: np.ndarray,
+    attention: np.ndarray,
+    completeness: np.ndarray,
+    segments: np.ndarray,
+    *,
+    class_threshold: float = 0.2,
+    class_score_weight: float = 0.2,
+    nms_sigma: float = 0.3,
+    ambiguous: np.ndarray | None = None,
+) -> np.ndarray:
+    """Detect the actions of one video among given proposals (P7).
+
+    Every proposal is a detection of every predicted class. Its score is the product of probability, attention and
+    completeness, plus the weighted class score of the video.
+
+    Args:
+        probabilities: (M, C + 1) class probabilities of the proposals, background last.
+        attention: (M,) in [0, 1].
+        completeness: (M,) in [0, 1].
+        segments: (M, 2) proposals in snippets.
+        class_threshold: Lowest score of a class that is localized. If none reaches it, the best class is.
+        class_score_weight: Weight of the class score in the score of a detection.
+        nms_sigma: Width of soft-NMS, which pads each segment by one snippet.
+        ambiguous: (K, 2) segments in whole snippets. Detections that share a whole snippet with one are deleted.
+
+    Returns:
+        Structured array (N,) as from `eval.proposals.localize`, with fractions of snippets as start and end.
+    """
+    scores = proposal_scores(probabilities, attention)  # (C,)
+    detections = [np.empty(0, dtype=FRACTIONAL)]
+    for label in predicted_classes(scores, class_threshold):
+        of_proposals = probabilities[:, label] * attention * completeness + class_score_weight * scores[label]  # (M,)
+        order, score = soft_nms(segments, of_proposals, nms_sigma)
+        detections.append(class_detections(label, np.asarray(segments, dtype=np.float64)[order], score))
+    return without_ambiguous(np.concatenate(detections), ambiguous, whole_snippets=True)
