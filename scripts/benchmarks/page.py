@@ -118,7 +118,7 @@ def write_page(
     """
     kind = "GPU" if machine["gpu"] else "CPU"
     section = ", ".join([kind, *subjects])
-    sections = {name: f"## {name}: not measured\n\nThe command has not run on a {name} yet.\n" for name in KINDS}
+    sections = {name: f"## {name}: not measured\n\nThe whole command has not run on a {name} yet.\n" for name in KINDS}
     sections |= _sections(_read(path)) if path.exists() else {}
     if not subjects:
         sections = {name: text for name, text in sections.items() if not name.startswith(f"{kind}, ")}
