@@ -29,7 +29,7 @@ TOLERANCE = 1e-4  # of a feature
 TITLE = "videos to features, I3D on RGB"
 NOTES = (
     f"SIMULATED video: H.264 at {FPS} Hz of a moving pattern with noise, written by PyAV; I3D has random weights",
-    "decoded frames/s: decoding, choice by time and resize alone, in one process, of frames at the recipe's rate",
+    "decoded frames/s: decoding, choice by time and resize alone, in one process of one thread, of frames at the recipe's rate",
     "clips/s: the backbone alone, on a batch in main memory",
     "frames/s: the whole extraction, with so many processes that decode ahead of the backbone (0: in turns with it); "
     "waiting: share of this time in which the backbone waits for frames; starting the processes counts",
@@ -72,13 +72,15 @@ def measure_extraction(settings: Settings) -> list[dict]:
 
 
 def decoding_rate(path: Path, recipe: Recipe, settings: Settings) -> float:
-    """Return the frames per second that one process decodes and resizes."""
+    """Return the frames per second that one process decodes and resizes, with one thread as the DataLoader's have."""
     counts: list[int] = []
+    torch.set_num_threads(1)
 
     def decode() -> None:
         counts.append(sum(len(chunk.rgb) for chunk in read_chunks(path, recipe, Limits())))
 
     [seconds] = time_in_turns(decode, budget=settings.budget(3.0))
+    settings.apply()
     return counts[0] / seconds
 
 
