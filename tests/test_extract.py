@@ -141,14 +141,20 @@ from utils.video.recipe import Recipe
 BACKBONES["tiny"] = Backbone(Tiny, {TINY!r})
 exit_on_input_error(main)
 """
-# Waits at the end of the fourth video, so that it can be killed in the middle at any speed of the machine.
+# Writes half of the fourth video and waits, so that it can be killed at this moment at any speed of the machine.
 WAITING_RUNNER = RUNNER.replace(
     "\nexit_on_input_error(main)",
     """
 import time
-from utils.video.folder import FeatureFolder
-add, numbers = FeatureFolder.add, iter(range(3))
-FeatureFolder.add = lambda *words: add(*words) if next(numbers, None) is not None else time.sleep(1e6)
+from utils.video import folder
+write, numbers = folder.write_features, iter(range(3))
+def write_or_wait(path, arrays, attributes):
+    if next(numbers, None) is not None:
+        return write(path, arrays, attributes)
+    write(path, ((name, values[: len(values) // 2]) for name, values in arrays), attributes)
+    path.with_name("half").touch()
+    time.sleep(1e6)
+folder.write_features = write_or_wait
 exit_on_input_error(main)""",
 )
 
@@ -165,7 +171,7 @@ def test_a_killed_extraction_continues_to_the_same_values(tiny, tmp_path, run_ma
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
     ) as process:
-        while len(list(staging.glob("*.h5"))) < 3:
+        while not (staging / "half").exists():
             assert process.poll() is None
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGKILL)

@@ -29,7 +29,8 @@ TOLERANCE = 1e-4  # of a feature
 TITLE = "videos to features, I3D on RGB"
 NOTES = (
     f"SIMULATED video: H.264 at {FPS} Hz of a moving pattern with noise, written by PyAV; I3D has random weights",
-    "decoded frames/s: decoding, choice by time and resize alone, in one process of one thread, of frames at the recipe's rate",
+    "decoded frames/s: decoding, choice by time and resize alone, in one process of one thread, of frames at the "
+    "recipe's rate",
     "clips/s: the backbone alone, on a batch in main memory",
     "frames/s: the whole extraction, with so many processes that decode ahead of the backbone (0: in turns with it); "
     "waiting: share of this time in which the backbone waits for frames; starting the processes counts",
