@@ -7,11 +7,10 @@ from dataclasses import replace
 import torch
 
 from options import complete_options, method_options, parse_args, resume_options, run_options
-from utils.annotations import load_annotations
 from utils.datasets import dataset_spec
 from utils.engine import BatchLoss, Evaluator, holdout_scores, loss_inputs, selection_scores, train_step
 from utils.errors import exit_on_input_error
-from utils.features import open_features
+from utils.features.index import open_dataset
 from utils.features.simulate import provide_demo
 from utils.methods import build_method
 from utils.pseudo_labels import read_pseudo_labels
@@ -44,8 +43,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     device = ranks.device(choose_device(args.device))
     spec = dataset_spec(vars(args))
     ranks.on_rank_zero(provide_demo, args.path_dataset)
-    annotations = load_annotations(args.path_dataset)
-    store = open_features(args.path_dataset, args.modalities)
+    annotations, store = ranks.rank_zero_first(open_dataset, args.path_dataset, args.modalities)
     train_set, test_set, holdout_set = open_subsets(
         store,
         annotations,
@@ -57,6 +55,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
         seed=args.seed,
         missing_features=args.missing_features,
         config=args.config,
+        ranks=ranks,
     )
     loader = BatchLoader(
         train_set,

@@ -4,13 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from options import override_localization, parse_test_args
-from utils.annotations import load_annotations
 from utils.checkpoint import read_checkpoint
 from utils.datasets import dataset_spec
 from utils.detector import load_pool, stored_options, stored_scale
 from utils.engine import Evaluator
 from utils.errors import InputError, exit_on_input_error
-from utils.features import open_features
+from utils.features.index import open_dataset
 from utils.features.recipes import RECIPE, require_recipe
 from utils.results import print_results, write_results
 from utils.run.devices import choose_device, memory_advice
@@ -31,9 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     spec = replace(spec, test_subset=args.subset or spec.test_subset)
 
     # Data
-    annotations = load_annotations(args.path_dataset)
-    scale = stored_scale(checkpoint, first, options)
-    store = open_features(args.path_dataset, options.modalities).scaled(scale)
+    annotations, store = open_dataset(args.path_dataset, options.modalities)
+    store = store.scaled(stored_scale(checkpoint, first, options))
     if not args.any_recipe:
         for path in checkpoints:
             require_recipe(store.recipe, checkpoints[path].get(RECIPE), store.source.path, path)

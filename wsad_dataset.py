@@ -56,7 +56,7 @@ class WeakVideoDataset:
     ):
         min_snippets = max(1, min_snippets)
         videos = annotations.subset_ids(subset)
-        if video_ids is not None:
+        if video_ids is not None and video_ids != videos:
             if unknown := set(video_ids).difference(videos):
                 raise InputError(f"subset '{subset}': video '{min(unknown)}' not found ({len(unknown)} such ids)")
             videos = video_ids

@@ -17,13 +17,12 @@ from eval.detection_formats import read_detections, write_detections
 from eval.proposals import FRACTIONAL
 from eval.tables import Table
 from options import ANY_RECIPE_HELP, parse_args, run_options
-from utils.annotations import load_annotations
 from utils.checkpoint import has_training_state, read_checkpoint, save_checkpoint
 from utils.datasets import dataset_spec
 from utils.detector import load_method, stored_options, stored_scale
 from utils.engine import Evaluation, Evaluator, VideoResult
 from utils.errors import InputError, OneLineParser, exit_on_input_error
-from utils.features import open_features
+from utils.features.index import open_dataset
 from utils.features.recipes import RECIPE, require_recipe
 from utils.number_types import non_negative_float, positive_float, positive_int, seed
 from utils.results import print_results, write_results
@@ -111,8 +110,8 @@ def run(args: argparse.Namespace, folder: RunFolder) -> None:
         options.cache = "host"
 
     # Data and proposals
-    spec, annotations = dataset_spec(vars(options)), load_annotations(options.path_dataset)
-    store = open_features(options.path_dataset, options.modalities)
+    spec = dataset_spec(vars(options))
+    annotations, store = open_dataset(options.path_dataset, options.modalities)
     if checkpoint and not args.any_recipe:
         require_recipe(store.recipe, checkpoint.get(RECIPE), store.source.path, path)
     train_set, test_set, _ = open_subsets(

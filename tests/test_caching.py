@@ -137,7 +137,7 @@ def test_a_truncated_file_gives_no_rows(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((9, 4), dtype=np.float32))
     message = "row 9 ends at byte 288, after the end of the file"
     with (tmp_path / "x.npy").open("rb") as file, pytest.raises(ValueError, match=message):
-        read_rows(file.fileno(), 128, np.dtype("f4"), 4, np.array([2, 9]))
+        read_rows(file.fileno(), 128, np.array([2, 9]), np.empty((2, 4), np.float32))
 
 
 @given(st.lists(st.integers(0, 500)).map(sorted), st.integers(1, 90))

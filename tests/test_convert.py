@@ -15,6 +15,7 @@ from tests.ave_release import BACKGROUND_CLIPS, make_release, write_array
 from tests.test_features import LENGTHS, streams, write_folders, write_hdf5, write_joint
 from utils.errors import InputError
 from utils.features.convert import convert_features, write_dataset
+from utils.features.index import INDEX
 from utils.features.store import open_features
 from utils.formats.checksums import SUMS, format_checksums, read_checksums
 from utils.formats.files import atomic_write
@@ -67,7 +68,7 @@ def test_every_format_is_converted_bit_for_bit(tmp_path, write, rate, dtype):
         assert all((group.attrs["fps"], group.attrs["stride"]) == rate for group in file.values())
     assert json.loads((out / "annotations.json").read_text())["database"]["v4"] == DATABASE["v4"] | {"ambiguous": []}
     assert checksums_match(out)
-    assert sorted(os.listdir(out)) == [SUMS, "annotations.json", "features.h5"]
+    assert sorted(os.listdir(out)) == [SUMS, "annotations.json", "features.h5", INDEX]
     first, second = open_features(source), open_features(out)
     assert all(np.array_equal(first[video_id], second[video_id]) for video_id in LENGTHS)
 
@@ -144,11 +145,12 @@ def test_equal_features_are_kept_and_missing_files_added(source, tmp_path):
     out = tmp_path / "out"
     convert_features(source, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
+    del before[INDEX]  # has the time stamp of annotations.json
     (out / SUMS).unlink()  # as a kill leaves it
     (out / "annotations.json").unlink()
     number = (out / "features.h5").stat().st_ino
     convert_features(source, out)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.name != INDEX} == before
     assert (out / "features.h5").stat().st_ino == number
 
 

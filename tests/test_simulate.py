@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import ROOT
 from utils.annotations import annotations_to_json, load_annotations, parse_annotations
 from utils.errors import InputError
+from utils.features.index import INDEX
 from utils.features.simulate import MARK, invent_timeline, simulate_features, simulate_video
 from utils.features.store import open_features
 from utils.formats.checksums import SUMS, read_checksums, verify_checksum
@@ -48,7 +49,7 @@ def test_features_match_the_timeline(tmp_path):
 
 
 def test_seed_decides_and_order_of_videos_does_not(tmp_path):
-    reverse = replace(DEMO, videos=dict(reversed(DEMO.videos.items())))
+    reverse = replace(DEMO, videos=dict(reversed(list(DEMO.videos.items()))))
     for name, annotations, seed in (("a", DEMO, 0), ("b", reverse, 0), ("c", DEMO, 1)):
         simulate_features(annotations, tmp_path / name, (6, 6), seed)
     first, second, other = (contents(tmp_path / name) for name in "abc")
@@ -110,7 +111,7 @@ def test_simulated_files_may_be_replaced(tmp_path):
     other = parse_annotations(invent_timeline(3, 2, seed=9), "x")
     simulate_features(other, tmp_path, (4, 4), seed=0)
     assert len(contents(tmp_path)) == len(load_annotations(tmp_path).videos) == 3
-    assert sorted(os.listdir(tmp_path)) == [SUMS, "annotations.json", "features.h5"]
+    assert sorted(os.listdir(tmp_path)) == [SUMS, "annotations.json", "features.h5", INDEX]
     assert check_sums(tmp_path)
 
 

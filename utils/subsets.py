@@ -12,6 +12,7 @@ from utils.datasets import DatasetSpec
 from utils.errors import InputError
 from utils.features import FeatureStore
 from utils.features.check import startup_warnings
+from utils.run.ranks import SINGLE_PROCESS, Ranks
 from wsad_dataset import WeakVideoDataset
 
 AUTO_RMS = 0.2  # root mean square of the training features under `--feature-scale auto`; see docs/co2net.md
@@ -37,6 +38,7 @@ def open_subsets(
     seed: int = 0,
     missing_features: str = "error",
     config: str | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Subsets:
     """Open the videos of a run, and print a summary and a warning per kind of fault.
 
@@ -51,11 +53,12 @@ def open_subsets(
         seed: Seed of the choice of holdout videos.
         missing_features: `error`, or `skip` to leave out videos without features.
         config: Config that defines the dataset, for messages.
+        ranks: Processes that open the same videos; one of them looks for faults.
 
     Raises:
         InputError: The dataset has errors, or a subset cannot be opened.
     """
-    for warning in startup_warnings(store, annotations, spec, missing_features, config):
+    for warning in ranks.on_rank_zero(startup_warnings, store, annotations, spec, missing_features, config):
         print(f"warning: {warning}")
     common = {"missing_features": missing_features, "min_snippets": spec.min_snippets}
     subset = spec.train_subset

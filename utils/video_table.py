@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 
 import numpy as np
 
@@ -30,11 +30,16 @@ def subset_names(name: str) -> set[str]:
     return {name, *name.split("+")}
 
 
+def numbered(names: Iterable[str]) -> dict[str, int]:
+    """Return the number of each name in order of first appearance."""
+    return {name: number for number, name in enumerate(dict.fromkeys(names))}
+
+
 class VideoTable(Mapping[str, Video]):
     """Videos by id, in order; an item is made when it is asked for.
 
     Args:
-        video_ids: The N videos.
+        numbers: Number of each of the N videos by id, in order; see `numbered`.
         subsets: Names of subsets.
         classes: Names of labels.
         columns: Arrays by name. Per video, `subset` (N,) and `duration` (N,), NaN if unknown. Its labels, segments and
@@ -43,17 +48,16 @@ class VideoTable(Mapping[str, Video]):
     """
 
     def __init__(
-        self, video_ids: list[str], subsets: Sequence[str], classes: Sequence[str], columns: Mapping[str, np.ndarray]
+        self, numbers: dict[str, int], subsets: Sequence[str], classes: Sequence[str], columns: Mapping[str, np.ndarray]
     ):
-        self.video_ids, self.subsets, self.classes, self.columns = video_ids, subsets, classes, columns
-        self._numbers = {video_id: number for number, video_id in enumerate(video_ids)}
+        self.numbers, self.subsets, self.classes, self.columns = numbers, subsets, classes, columns
 
     @classmethod
     def pack(cls, videos: Iterable[Video]) -> "VideoTable":
         """Return a table of videos."""
         videos = list(videos)
-        subsets, classes = _numbered(v.subset for v in videos), _numbered(chain(*(v.labels for v in videos)))
-        classes |= _numbered(chain(classes, *(v.segment_labels for v in videos)))
+        subsets, classes = numbered(v.subset for v in videos), numbered(chain(*(v.labels for v in videos)))
+        classes |= numbered(chain(classes, *(v.segment_labels for v in videos)))
         durations = [np.nan if v.duration is None else v.duration for v in videos]
         columns = {
             "subset": np.array([subsets[v.subset] for v in videos], np.uint32),
@@ -66,19 +70,19 @@ class VideoTable(Mapping[str, Video]):
             "ambiguous": np.concatenate([np.empty((0, 2)), *(v.ambiguous for v in videos)]),
             "ambiguous_starts": _starts(len(v.ambiguous) for v in videos),
         }
-        return cls([v.video_id for v in videos], list(subsets), list(classes), columns)
+        return cls(numbered(v.video_id for v in videos), list(subsets), list(classes), columns)
 
     def __len__(self) -> int:
-        return len(self.video_ids)
+        return len(self.numbers)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.video_ids)
+        return iter(self.numbers)
 
     def __contains__(self, video_id: object) -> bool:
-        return video_id in self._numbers
+        return video_id in self.numbers
 
     def __getitem__(self, video_id: str) -> Video:
-        number = self._numbers[video_id]
+        number = self.numbers[video_id]
         labels, segments, ambiguous = (
             slice(*self.columns[f"{name}_starts"][number : number + 2].tolist())
             for name in ("label", "segment", "ambiguous")
@@ -97,24 +101,19 @@ class VideoTable(Mapping[str, Video]):
     def in_subset(self, name: str) -> list[str]:
         """Return the videos of a subset, or of several (`val+test`)."""
         chosen = [number for number, subset in enumerate(self.subsets) if subset.casefold() in subset_names(name)]
-        return [self.video_ids[row] for row in np.flatnonzero(np.isin(self.columns["subset"], chosen)).tolist()]
+        return list(compress(self.numbers, np.isin(self.columns["subset"], chosen)))
 
     def label_matrix(self, video_ids: Sequence[str], classes: Sequence[str]) -> np.ndarray:
         """Return the multi-hot weak labels (len(video_ids), len(classes)) bool."""
-        rows = np.fromiter(map(self._numbers.__getitem__, video_ids), np.int64, len(video_ids))
+        rows = np.fromiter(map(self.numbers.__getitem__, video_ids), np.int64, len(video_ids))
         starts = self.columns["label_starts"]
         first, counts = starts[rows].astype(np.int64), starts[rows + 1] - starts[rows]
         owners = np.repeat(np.arange(len(rows)), counts)  # row of the matrix that each label belongs to
         labels = self.columns["labels"][np.arange(len(owners)) + np.repeat(first - _starts(counts)[:-1], counts)]
-        order = _numbered(classes)
+        order = numbered(classes)
         matrix = np.zeros((len(rows), len(classes)), dtype=bool)
         matrix[owners, np.array([order.get(name, 0) for name in self.classes], np.int64)[labels]] = True
         return matrix
-
-
-def _numbered(names: Iterable[str]) -> dict[str, int]:
-    """Return the number of each name in order of first appearance."""
-    return {name: number for number, name in enumerate(dict.fromkeys(names))}
 
 
 def _starts(counts: Iterable[int]) -> np.ndarray:

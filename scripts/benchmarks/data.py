@@ -11,8 +11,8 @@ from torch import Tensor
 from scripts.benchmarks.measure import Settings, progress, time_in_turns
 from scripts.benchmarks.synthetic import THUMOS14, make_dataset, store_contiguously, write_dataset_files
 from scripts.benchmarks.table import ResultTable
-from utils.annotations import load_annotations
-from utils.features.store import FeatureStore, open_features
+from utils.features.index import open_dataset
+from utils.features.store import FeatureStore
 from utils.run.devices import choose_device
 from utils.sampler import PairSampler, stratified_snippets
 from wsad_dataset import BatchLoader, WeakVideoDataset
@@ -72,7 +72,7 @@ def _datasets(settings: Settings) -> Iterator[tuple[str, str, str, WeakVideoData
 
 
 def _uncached(folder: str) -> WeakVideoDataset:
-    return WeakVideoDataset(load_annotations(folder), open_features(folder), "train", device=None)
+    return WeakVideoDataset(*open_dataset(folder), "train", device=None)
 
 
 def _row(dataset: WeakVideoDataset, settings: Settings) -> dict:

@@ -7,6 +7,7 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from utils.features.faults import (
     find_value_faults,
     is_used,
 )
+from utils.features.index import remember
 from utils.features.recipes import describe_recipe
 from utils.features.store import FeatureStore, open_features
 from utils.formats.files import read_json, write_json
@@ -61,6 +63,13 @@ def startup_warnings(
     Raises:
         InputError: The dataset has errors. The message counts them by kind, or is the only error.
     """
+    find = partial(_find_warnings, store, annotations, spec, missing_features, config)
+    return remember(store, (spec, missing_features), find)
+
+
+def _find_warnings(
+    store: FeatureStore, annotations: Annotations, spec: DatasetSpec, missing_features: str, config: str | None
+) -> list[str]:
     used = {video.video_id for video in annotations.videos.values() if is_used(spec, video)} | {None}
     faults = find_faults(store, annotations, spec, _missing_severity(missing_features), annotations.where)
     findings = [finding for finding in faults if finding.video in used and finding.kind != MISSING]

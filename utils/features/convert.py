@@ -7,7 +7,7 @@ checksums over names, shapes and attributes, so reading returns what was written
 import math
 import shutil
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from utils.annotations import annotations_to_json, load_annotations
 from utils.datasets import Rate
 from utils.errors import InputError, shorten
 from utils.features.hdf5_source import HDF5Source
+from utils.features.index import open_index
 from utils.features.layouts import TRANSPOSED, Arrangement, array_files, looks_transposed
 from utils.features.recipes import RECIPE, recipe_to_text
 from utils.features.shards import shard_name
@@ -81,6 +82,8 @@ def write_files(
             write_json(out / ANNOTATIONS, annotations)
     present = [name for name in (*files, ANNOTATIONS) if (out / name).exists()]
     _write_checksums(out, others, format_checksums(out, present))
+    with suppress(InputError):  # a training reports annotations that it cannot use
+        open_index(out)
 
 
 def convert_features(

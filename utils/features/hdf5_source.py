@@ -16,6 +16,7 @@ from utils.features.layouts import STREAMS
 from utils.features.recipes import RECIPE, parse_recipe
 from utils.features.sources import Source, checked_rate
 from utils.formats.hdf5 import (
+    RowPlaces,
     check_chunks,
     check_no_external_data,
     check_stored_size,
@@ -23,6 +24,7 @@ from utils.formats.hdf5 import (
     dataset_rows,
     follow,
     names_in,
+    row_places,
 )
 
 VIDEO_PREFIX = "v_"  # of ActivityNet's feature files, not of its annotations
@@ -129,6 +131,16 @@ class HDF5Source(Source):
         """Return rows of the dataset, reading only the chunks that contain them."""
         with self._reading(f"'{modality}/{video_id}' cannot be read"):
             return dataset_rows(self._checked_item(modality, video_id), snippets)
+
+    def shard(self, video_id: str) -> int:
+        """Return the number of the file, see ShardedSource."""
+        return 0
+
+    def places(self, modality: str, video_id: str) -> RowPlaces | None:
+        """Return where the rows of the dataset are stored, None if only HDF5 can read them."""
+        with self._reading(f"'{modality}/{video_id}' cannot be read"):
+            item = self._item(modality, video_id)
+            return row_places(item) if isinstance(item, h5py.Dataset) and item.shape is not None else None
 
     def close(self) -> None:
         """Close the file; the source cannot be used any more."""

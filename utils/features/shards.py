@@ -16,6 +16,7 @@ from utils.datasets import Rate
 from utils.errors import InputError
 from utils.features.hdf5_source import HDF5Source
 from utils.features.sources import Source
+from utils.formats.hdf5 import RowPlaces
 
 MAX_OPEN = 16  # files
 _NAME = re.compile(r"features-(\d{1,6})-of-(\d{1,6})\.h5", re.ASCII)
@@ -118,6 +119,11 @@ class ShardedSource(Source):
                     self._shapes[modality][intern(video_id)] = source.shape(modality, video_id)
                 except InputError:  # raised again when this video's shape is requested
                     continue
+
+    def places(self, modality: str, video_id: str) -> RowPlaces | None:
+        """Return where the rows of a video are stored, None if only HDF5 can read them."""
+        with self._lock:
+            return self._source(self._shards[video_id]).places(modality, video_id)
 
     def read(self, modality: str, video_id: str) -> np.ndarray:
         """Return all values of a video."""

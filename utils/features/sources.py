@@ -20,6 +20,7 @@ from utils.formats.ave import KEY, background_ids, check_clip_shape, open_array,
 from utils.formats.files import read_json
 from utils.formats.npy import array_shape, load_plain_array, load_plain_rows, load_rows, load_video_ids
 from utils.segments import aligned_snippets
+from utils.video_table import numbered
 
 JOINT_SUFFIX = "-I3D-JOINTFeatures.npy"
 SETTINGS = "features.json"
@@ -38,12 +39,20 @@ class Source(Protocol):
     def video_ids(self, modality: str) -> list[str]:
         """Return the videos that have the modality."""
 
+    def numbers(self, modality: str) -> dict[str, int]:
+        """Return the number of each video that has the modality, in stored order."""
+        return numbered(self.video_ids(modality))
+
     def rate(self, modality: str) -> Rate | None:
         """Return how the modality was extracted, None if it is not stored."""
 
     def shape(self, modality: str, video_id: str) -> tuple[int, ...]:
         """Return the stored shape, without reading values where the format allows it."""
         return self.read(modality, video_id).shape
+
+    def shapes(self, modality: str, video_ids: Sequence[str]) -> np.ndarray:
+        """Return the shapes of arrays (N, 2), (0, 0) for one that only `shape` can tell."""
+        return np.zeros((len(video_ids), 2), dtype=np.int64)
 
     def read(self, modality: str, video_id: str) -> np.ndarray:
         """Return the stored array."""

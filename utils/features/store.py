@@ -40,6 +40,7 @@ from utils.features.sources import (
 )
 from utils.formats.ave import is_ave
 from utils.segments import aligned_snippets
+from utils.video_table import numbered
 
 DIFFERENCE_SUFFIX = "_diff"
 
@@ -64,13 +65,14 @@ class FeatureStore:
     @cached_property
     def video_ids(self) -> list[str]:
         """Videos that have every requested modality, in stored order."""
-        listed = {stored: self.source.video_ids(stored) for stored in self.stored_modalities}
-        shared = set.intersection(*map(set, listed.values()))
-        return [video_id for video_id in listed[self.stored_modalities[0]] if video_id in shared]
+        first, *others = (self.source.video_ids(stored) for stored in self.stored_modalities)
+        others = [set(listed) for listed in others if listed != first]
+        return [video_id for video_id in first if all(video_id in listed for listed in others)] if others else first
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
-        return {video_id: number for number, video_id in enumerate(self.video_ids)}
+        numbers = self.source.numbers(self.stored_modalities[0])
+        return numbers if len(numbers) == len(self.video_ids) else numbered(self.video_ids)
 
     @cached_property
     def _checked(self) -> dict[str, np.ndarray]:
@@ -138,7 +140,15 @@ class FeatureStore:
 
     def lengths(self, video_ids: Sequence[str]) -> np.ndarray:
         """Return T of each video, (N,) int64, see `num_snippets`."""
-        return np.array([self.num_snippets(video_id) for video_id in video_ids], dtype=np.int64)
+        if len(set(self._snippet_rates)) > 1:
+            return np.array([self.num_snippets(video_id) for video_id in video_ids], dtype=np.int64)
+        shapes = np.stack([self.source.shapes(stored, video_ids) for stored in self.stored_modalities])  # (M, N, 2)
+        widths = np.array(self.modality_dims)[:, None]
+        is_usual = ((shapes[..., 1] == widths) & (shapes[..., 0] == shapes[0, :, 0])).all(axis=0)
+        lengths = shapes[0, :, 0]
+        for row in np.flatnonzero(~is_usual).tolist():
+            lengths[row] = self.num_snippets(video_ids[row])
+        return lengths
 
     def _lengths(self, video_id: str) -> dict[str, int]:
         """Return the number of snippets that are used of each stored modality, at its own rate."""
@@ -278,7 +288,7 @@ class FeatureStore:
         Raises:
             InputError: The features are not sharded.
         """
-        if not isinstance(self.source, ShardedSource):
+        if self.source.form != ShardedSource.form or isinstance(self.source, ArrangedSource):
             raise InputError(
                 f"{self.source.path}: --open-shards needs sharded features; leave it out, or shard the features with "
                 "scripts/convert_features.py --shards N"
@@ -292,7 +302,10 @@ class FeatureStore:
 
 
 def open_features(
-    path: str | Path, modalities: Sequence[str] | None = ("rgb", "flow"), arrangement: Arrangement | None = None
+    path: str | Path,
+    modalities: Sequence[str] | None = ("rgb", "flow"),
+    arrangement: Arrangement | None = None,
+    source: Source | None = None,
 ) -> FeatureStore:
     """Open the features in a dataset folder or a file.
 
@@ -301,13 +314,14 @@ def open_features(
         modalities: Names in the order wanted, None for all that are stored. `<modality>_diff` is `mean_difference`
             of a stored modality.
         arrangement: Arrangement of the arrays; None for the one in features.json, if there is one.
+        source: The stored arrays, if they are already open.
 
     Raises:
         InputError: The path, the features or a modality is not found, or the format is not supported.
     """
     path = Path(path)
     arrangement = arrangement or stored_arrangement(path)
-    source = open_source(path, arrangement.suffixes)
+    source = source or open_source(path, arrangement.suffixes)
     if arrangement.split or arrangement.transpose or arrangement.durations is not None:
         source = ArrangedSource(source, arrangement)
     if not source.modalities:
@@ -353,14 +367,9 @@ def open_source(path: Path, suffixes: Sequence[str] = ()) -> Source:
         raise InputError(f"{path}: no such file or folder")
     if is_ave(path):
         return AveSource(path)
-    if any(is_shard(file) for file in path.glob("*.h5")):
-        return ShardedSource(path)
-    files = [path / "features.h5"] if (path / "features.h5").is_file() else hdf5_files(path)
-    files = files or sorted(path.glob(f"*{JOINT_SUFFIX}"))
-    if len(files) > 1:
-        raise InputError(f"{path}: several feature files ({name_some(f.name for f in files)}); name one of them")
+    files = hdf5_features(path) or _only_one(sorted(path.glob(f"*{JOINT_SUFFIX}")))
     if files:
-        return open_source(files[0])
+        return ShardedSource(path) if is_shard(files[0]) else open_source(files[0])
     source = FolderSource(path, suffixes)
     if source.modalities:
         return source
@@ -368,6 +377,25 @@ def open_source(path: Path, suffixes: Sequence[str] = ()) -> Source:
         f"{path}: no features found; expected features.h5, one *.h5 or *.hdf5, *{JOINT_SUFFIX}, "
         "<modality>/<video_id>.npy or .npz, or <video_id>_<modality>.npy"
     )
+
+
+def hdf5_features(folder: Path) -> list[Path]:
+    """Return the HDF5 files with the features of a dataset folder: its shards, features.h5 or the only file.
+
+    Raises:
+        InputError: There are several files.
+    """
+    files = hdf5_files(folder)
+    if shards := [file for file in files if is_shard(file)]:
+        return shards
+    return [file for file in files if file.name == "features.h5"] or _only_one(files)
+
+
+def _only_one(files: list[Path]) -> list[Path]:
+    if len(files) > 1:
+        names = name_some(file.name for file in files)
+        raise InputError(f"{files[0].parent}: several feature files ({names}); name one of them")
+    return files
 
 
 def hdf5_files(folder: Path) -> list[Path]:

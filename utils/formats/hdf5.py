@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 import h5py
@@ -20,7 +21,7 @@ import numpy as np
 
 from utils.errors import shorten
 from utils.formats.npy import MAX_EMPTY_LENGTH
-from utils.formats.rows import iter_blocks, read_rows
+from utils.formats.rows import iter_blocks
 
 # HDF5 1.10 is the oldest format with checksums over all metadata; "latest" would exclude older readers.
 VERSION = ("v110", "v110")
@@ -31,7 +32,8 @@ FILTERS = (h5py.h5z.FILTER_SHUFFLE, LZF, GZIP, FLETCHER32)  # in the order in wh
 FLETCHER32_BYTES = 4  # checksum after a chunk
 GZIP_RATIO = 1040  # gzip packs a chunk by at most 1032, lzf by less
 MAX_RATIO, FREE_BYTES = 100, 2**20  # a dataset may unpack to MAX_RATIO x its stored bytes + FREE_BYTES
-PLAIN_TYPES = (h5py.h5t.IEEE_F16LE, h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F64LE)  # stored as NumPy has them in memory
+PLACED_DTYPES = (np.dtype("<f2"), np.dtype("<f4"), np.dtype("<f8"))  # stored as NumPy has them in memory
+_PLACED_TYPES = (h5py.h5t.IEEE_F16LE, h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F64LE)
 
 
 @contextmanager
@@ -214,22 +216,42 @@ def group_name(text: str) -> str:
 
 
 def dataset_rows(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
-    """Return sorted rows of a dataset that passed the checks above, reading as little else as possible.
-
-    A contiguous dataset is read row by row, past HDF5; of a chunked one only the chunks with wanted rows.
+    """Return sorted rows of a dataset that passed the checks above, reading only the chunks that contain them.
 
     Shape:
         dataset (T, D), rows (N,) -> (N, D) in the dataset's dtype.
     """
-    offset = dataset.id.get_offset()  # None unless contiguous
-    plain = any(dataset.id.get_type().equal(kind) for kind in PLAIN_TYPES)
-    if offset is not None and plain and hasattr(os, "pread"):
-        descriptor = dataset.file.id.get_vfd_handle()
-        return read_rows(descriptor, offset, dataset.dtype, dataset.shape[1], rows)
     values = np.empty((len(rows), dataset.shape[1]), dataset.dtype)
     for positions, first, last in iter_blocks(rows, dataset.chunks[0] if dataset.chunks else len(dataset)):
         values[positions] = dataset[first : last + 1][rows[positions] - first]
     return values
+
+
+class RowPlaces(NamedTuple):
+    """Places of the rows of a dataset (T, D) in its file."""
+
+    length: int  # T
+    width: int  # D
+    dtype: int  # number in PLACED_DTYPES
+    chunk_length: int  # rows per chunk, all of T if contiguous
+    offsets: list[int]  # bytes before each chunk
+
+
+def row_places(dataset: h5py.Dataset) -> RowPlaces | None:
+    """Return where the rows of a checked dataset are stored, None unless they are stored as NumPy has them in memory.
+
+    A dataset that is compressed, empty, in chunks of some of its columns or not (T, D) has no such places.
+    """
+    kind, shape = dataset.id.get_type(), dataset.shape
+    dtype = next((number for number, stored in enumerate(_PLACED_TYPES) if kind.equal(stored)), None)
+    if dtype is None or len(shape) != 2 or 0 in shape or set(_filters(dataset)) - {FLETCHER32}:
+        return None
+    if not (chunks := dataset.chunks):
+        return RowPlaces(*shape, dtype, shape[0], [dataset.id.get_offset()])
+    stored = sorted(_chunks(dataset), key=lambda chunk: chunk.chunk_offset)
+    if chunks[1] != shape[1] or dataset.file.userblock_size:  # HDF5 counts the bytes of chunks from the user block
+        return None
+    return RowPlaces(*shape, dtype, chunks[0], [chunk.byte_offset for chunk in stored])
 
 
 def _filters(dataset: h5py.Dataset, mask: int = 0) -> list[int]:

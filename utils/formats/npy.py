@@ -84,7 +84,9 @@ def load_plain_rows(path: str | Path, rows: np.ndarray, member: str | None = Non
         header = _read_plain_header(file, size)
         if len(header.shape) != 2 or header.fortran_order or member is not None:
             return _read_plain(file, header)[rows]
-        return read_rows(file.fileno(), file.tell(), header.dtype, header.shape[1], rows)
+        values = np.empty((len(rows), header.shape[1]), header.dtype)
+        read_rows(file.fileno(), file.tell(), rows, values)
+        return values
 
 
 def array_shape(path: str | Path, member: str | None = None) -> tuple[int, ...]:

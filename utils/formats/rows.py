@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-BLOCK_BYTES = 2**16  # larger wastes reads on sparse rows, smaller wastes calls on dense ones
+BLOCK_BYTES = 2**18  # larger wastes reads on sparse rows, smaller wastes calls on dense ones
 
 
 def iter_blocks(rows: np.ndarray, length: int) -> Iterator[tuple[slice, int, int]]:
@@ -24,24 +24,26 @@ def iter_blocks(rows: np.ndarray, length: int) -> Iterator[tuple[slice, int, int
             yield slice(start, end), int(rows[start]), int(rows[end - 1])
 
 
-def read_rows(descriptor: int, offset: int, dtype: np.dtype, width: int, rows: np.ndarray) -> np.ndarray:
-    """Return sorted rows of a (T, width) array that starts at `offset` of an open file.
+def read_rows(descriptor: int, offset: int, rows: np.ndarray, out: np.ndarray) -> None:
+    """Read sorted rows of an array that starts at `offset` of an open file, each row once.
+
+    Args:
+        descriptor: The open file.
+        offset: Bytes before the array, which is (T, D) in the dtype of `out`.
+        rows: (N,) sorted rows, which may repeat.
+        out: (N, D) array to fill.
 
     Raises:
         ValueError: The file ends before the last row.
-
-    Shape:
-        rows (N,) -> (N, width) in the array's dtype.
     """
-    values = np.empty((len(rows), width), dtype)
-    row_bytes = width * dtype.itemsize
+    row_bytes = out.shape[1] * out.itemsize
     for positions, first, last in iter_blocks(rows, max(1, BLOCK_BYTES // max(1, row_bytes))):
         count = (last - first + 1) * row_bytes
         content = _read_at(descriptor, count, offset + first * row_bytes)
         if len(content) != count:
             raise ValueError(f"row {last} ends at byte {offset + (last + 1) * row_bytes:,}, after the end of the file")
-        values[positions] = np.frombuffer(content, dtype).reshape(-1, width)[rows[positions] - first]
-    return values
+        block = np.frombuffer(content, out.dtype).reshape(-1, out.shape[1])
+        np.take(block, rows[positions] - first, axis=0, out=out[positions], mode="clip")  # "raise" would copy twice
 
 
 def _read_at(descriptor: int, count: int, offset: int) -> bytes:

@@ -119,6 +119,13 @@ class Ranks:
             distributed.broadcast_object_list(values)
         return values[0]
 
+    def rank_zero_first(self, function: Callable[..., Value], *arguments: object) -> Value:
+        """Call the function on rank 0, which may write a file, and then on the other ranks. Collective."""
+        if self.is_main:
+            value = function(*arguments)
+        self.barrier()
+        return value if self.is_main else function(*arguments)
+
 
 SINGLE_PROCESS = Ranks()
 
