@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from utils.errors import InputError
 from utils.features.hdf5_source import HDF5Source
 from utils.features.indexed import Facts, IndexedSource, Places, Stamp, stamp_of
 from utils.features.shards import ShardedSource
+from utils.features.sources import Source
 from utils.features.store import FeatureStore, hdf5_features, open_features, open_source
 from utils.formats.ave import is_ave
 from utils.formats.files import atomic_write
@@ -135,12 +136,17 @@ def _build(path: Path) -> tuple[Annotations, IndexedSource]:
     """
     annotations, source = load_annotations(path), open_source(path)
     places = {modality: _find_places(source, modality) for modality in source.modalities}
-    rates = {modality: source.rate(modality) for modality in source.modalities}
+    return annotations, indexed_source(path, source, places)
+
+
+def indexed_source(path: Path, source: Source, places: Mapping[str, Places]) -> IndexedSource:
+    """Return the features of a dataset folder with their places, given the open files."""
     facts = Facts(source.path, source.form, source.simulated, source.recipe)
-    return annotations, _indexed(path, facts, rates, places)
+    rates = {modality: source.rate(modality) for modality in source.modalities}
+    return _indexed(path, facts, rates, places)
 
 
-def _indexed(path: Path, facts: Facts, rates: dict[str, Rate | None], places: dict[str, Places]) -> IndexedSource:
+def _indexed(path: Path, facts: Facts, rates: Mapping[str, Rate | None], places: Mapping[str, Places]) -> IndexedSource:
     files = {file: stamp_of(file.stat()) for file in hdf5_features(path)}
     return IndexedSource(path / INDEX, facts, rates, places, files, lambda: open_source(path))
 
