@@ -69,7 +69,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     parser = OneLineParser(
         prog="scripts/extract_features.py",
         description="Extract features from videos into DIR/features.h5, video by video. The command can be stopped at "
-        "any moment; the same command continues. Several processes that run it share the videos. Videos that cannot "
+        "any moment; run it again to continue. Several processes that run it share the videos. Videos that cannot "
         "be used are listed at the end, with exit status 1.",
         parents=[starter],
     )
@@ -81,9 +81,9 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     choice.add_argument("--recipe", choices=list(RECIPES), help="published recipe")
     help_text = "optical flow, for backbones with a flow network; none: RGB alone (default: the recipe's)"
     add("--flow", choices=FLOWS, help=help_text)
-    add("--fps", type=positive_float, help="frames per second (default: the recipe's)")
-    add("--frames", type=positive_int, help="frames per clip (default: the recipe's)")
-    add("--stride", type=positive_int, help="frames from one snippet to the next (default: the recipe's)")
+    add("--fps", type=positive_float, metavar="HZ", help="frames per second (default: the recipe's)")
+    add("--frames", type=positive_int, metavar="N", help="frames per clip (default: the recipe's)")
+    add("--stride", type=positive_int, metavar="N", help="frames from one snippet to the next (default: the recipe's)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")
     add_extraction_options(parser)
     return parser.parse_args(), command
