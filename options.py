@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.localizations import LOCALIZATION_SETTINGS, LOCALIZATIONS, add_localization_options, check_localization
+from eval.localizations import LOCALIZATIONS, add_localization_options, check_localization
 from utils.config_parser import NOT_IN_CONFIG, OLD_NAMES, ConfigParser, DefaultsHelp, UpdateWeights
 from utils.datasets import DATASETS, dataset_options, dataset_spec, parse_range
 from utils.errors import InputError, OneLineParser
@@ -107,22 +107,6 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.config:
         args.options = parse_args(["--config", args.config, "--path-dataset", args.path_dataset])
     return args
-
-
-def override_localization(options: argparse.Namespace, given: Mapping[str, object]) -> argparse.Namespace:
-    """Return the options of a run with other settings of localization.
-
-    Args:
-        options: Options of the run.
-        given: Settings by name. None and other names change nothing.
-
-    Raises:
-        InputError: A setting is not valid.
-    """
-    settings = {name: given[name] for name in LOCALIZATION_SETTINGS if given.get(name) is not None}
-    changed = argparse.Namespace(**{**vars(options), **settings})
-    check_localization(vars(changed))
-    return changed
 
 
 def run_options(args: argparse.Namespace) -> dict:

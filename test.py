@@ -3,16 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
-from options import override_localization, parse_test_args
+from options import parse_test_args
 from utils.checkpoint import read_checkpoint
 from utils.datasets import dataset_spec
-from utils.detector import load_pool, stored_options, stored_scale
 from utils.engine import Evaluator
 from utils.errors import InputError, exit_on_input_error
 from utils.features.index import open_dataset
-from utils.features.recipes import RECIPE, require_recipe
 from utils.results import print_results, write_results
 from utils.run.devices import choose_device, memory_advice
+from utils.trained import load_pool, match_training, override_localization, stored_options
 from wsad_dataset import WeakVideoDataset
 
 
@@ -31,10 +30,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Data
     annotations, store = open_dataset(args.path_dataset, options.modalities)
-    store = store.scaled(stored_scale(checkpoint, first, options))
-    if not args.any_recipe:
-        for path in checkpoints:
-            require_recipe(store.recipe, checkpoints[path].get(RECIPE), store.source.path, path)
+    store = match_training(store, checkpoints, options, args.any_recipe)
     test_set = WeakVideoDataset(
         annotations,
         store,
@@ -44,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         device=None,  # each video is read once
     )
 
+    # Method
     method = load_pool(checkpoints, options, annotations.classes, test_set.modality_dims)
     method.network.to(device)
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from eval.tables import format_table
 from utils.checkpoint import read_checkpoint
-from utils.detector import Detector, load_detector, stored_options
+from utils.detector import Detector, load_detector
 from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.features.recipes import recipe_to_text
 from utils.formats.files import atomic_write
+from utils.trained import stored_options
 
 OPSET = 18
 LENGTHS = (1, 2, 7, 10, 101, 600)  # snippets of the check; 600 is more than a chunk of the cross attention

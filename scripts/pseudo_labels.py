@@ -17,14 +17,13 @@ from options import ANY_RECIPE_HELP
 from utils.annotations import Annotations, load_annotations
 from utils.checkpoint import read_checkpoint
 from utils.datasets import dataset_spec
-from utils.detector import load_method, stored_options, stored_scale
 from utils.engine import network_outputs
 from utils.errors import InputError, OneLineParser, count_noun, exit_on_input_error
 from utils.features import open_features
-from utils.features.recipes import RECIPE, require_recipe
 from utils.formats.checksums import sha256_of
 from utils.pseudo_labels import class_activation, pseudo_labels, write_pseudo_labels
 from utils.run.devices import choose_device, memory_advice
+from utils.trained import load_method, match_training, stored_options
 from wsad_dataset import WeakVideoDataset
 
 
@@ -71,9 +70,8 @@ def open_checkpoints(
     for path in paths:
         checkpoint = read_checkpoint(path)
         options = stored_options(checkpoint, path, "use a checkpoint of main.py")
-        store = open_features(path_dataset, options.modalities).scaled(stored_scale(checkpoint, path, options))
-        if not any_recipe:
-            require_recipe(store.recipe, checkpoint.get(RECIPE), store.source.path, path)
+        store = open_features(path_dataset, options.modalities)
+        store = match_training(store, {path: checkpoint}, options, any_recipe)
         spec = dataset_spec(vars(options))
         subset = subset or spec.train_subset
         dataset = WeakVideoDataset(

@@ -19,7 +19,6 @@ from eval.tables import Table
 from options import ANY_RECIPE_HELP, parse_args, run_options
 from utils.checkpoint import has_training_state, read_checkpoint, save_checkpoint
 from utils.datasets import dataset_spec
-from utils.detector import load_method, stored_options, stored_scale
 from utils.engine import Evaluation, Evaluator, VideoResult
 from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.features.index import open_dataset
@@ -33,6 +32,7 @@ from utils.second_stage.pmil import PMILLoss, ProposalNet, fuse_modalities, loca
 from utils.second_stage.proposals import ProposalVideos, proposals_by_video, propose
 from utils.segments import seconds_to_snippets
 from utils.subsets import open_subsets
+from utils.trained import load_method, stored_options, stored_scale
 
 FILES = ("proposals_train.json", "proposals_test.json")  # of the run folder
 LOWEST = 1e-6  # probability in the T-CAM of the pictures

@@ -16,11 +16,11 @@ from test import main as evaluate
 from tests.test_engine import dataset_of
 from utils.annotations import parse_annotations
 from utils.checkpoint import load_weights
-from utils.detector import load_method
 from utils.engine import BatchLoss, predict, train_step
 from utils.errors import InputError
 from utils.features.simulate import invent_timeline, simulate_features
 from utils.methods import METHODS, build_method
+from utils.trained import load_method
 
 FEATURES = torch.rand(4, 12, 10, generator=torch.Generator().manual_seed(0))
 PAIRS = torch.tensor([[0, 1], [2, 3]])

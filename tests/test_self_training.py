@@ -18,7 +18,6 @@ from tests.test_dataset import MemoryStore, assert_equal, batches, dataset
 from tests.test_method_interface import FEATURES, LABELS, PAIRS, built
 from tests.test_train import checkpoint, records, same
 from utils.annotations import parse_annotations
-from utils.detector import Pool
 from utils.engine import BatchLoss
 from utils.errors import InputError
 from utils.features.simulate import invent_timeline, simulate_features
@@ -35,6 +34,7 @@ from utils.pseudo_labels import (
     snippet_labels,
     write_pseudo_labels,
 )
+from utils.trained import Pool
 
 
 @pytest.fixture(scope="module", autouse=True)
