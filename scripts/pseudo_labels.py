@@ -27,7 +27,7 @@ from utils.trained import load_method, match_training, stored_options
 from wsad_dataset import WeakVideoDataset
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     parser = OneLineParser(
         prog="scripts/pseudo_labels.py",
@@ -41,7 +41,7 @@ def main() -> None:
     add("--relative", action="store_true", help="divide the labels by the highest one of each video and class")
     add("--any-recipe", action="store_true", help=ANY_RECIPE_HELP)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = choose_device(args.device)
     annotations = load_annotations(args.path_dataset)
     networks, datasets = open_checkpoints(args.checkpoints, annotations, args.path_dataset, args.any_recipe)

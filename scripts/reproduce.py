@@ -22,7 +22,7 @@ from scripts.reproduction.figure5 import draw_figure5
 from scripts.reproduction.ledger import LEDGER, append_runs, contains, ledger_row, read_ledger
 from scripts.reproduction.plan import ROOT, PlannedRun, Setting, Table, planned_runs, read_tables
 from scripts.reproduction.results import SETTING, by_setting, rows_that_ran
-from scripts.reproduction.rivals import compare_methods, with_comparisons
+from scripts.reproduction.rivals import add_comparisons, compare_methods, with_comparisons
 from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.features.convert import find_features
 from utils.features.simulate import simulate_demo
@@ -45,6 +45,8 @@ tables:
   rivals, rivals-activitynet
                           other methods beside CO2-Net, on THUMOS14 and on ActivityNet1.2, each with its own settings;
                           also their difference to CO2-Net, size and cost
+  beyond                  additions to CO2-Net, with their difference to it: feature scale, average of weights,
+                          self-training, second stage, pool of seeds
   release                 the paper's choices where the authors' code differs from it
   release-code            the release's choices where this code differs from it
   scale                   Tables 5 and 6 with features multiplied by a number
@@ -90,18 +92,25 @@ def main(argv: list[str] | None = None) -> None:
     if finished:
         append_runs(args.ledger, [ledger_row(run) for run in finished])
     todo = [run for run in todo if run not in finished]
+    # Runs to follow, whose folders are missing although the ledger has them
+    needed = {first.folder for run in todo for first in run.after if not first.is_done()}
+    todo = [run for run in runs if run in todo or run.folder in needed]
     _print_plan(pairs, runs, todo)
-    cost = known_cost(ledger, todo[0]) if todo else None
+    sample = next((first for run in todo for first in (*run.after, run)), None)
+    cost = known_cost(ledger, sample) if sample else None
     if todo and args.slurm is None and not args.budget:
-        cost = cost or probe_cost(todo[0], environments[0])
+        cost = cost or probe_cost(sample, environments[0])
         _print_cost(cost, todo, len(environments))
     if args.plan:
         return
     deadline = began + args.budget if args.budget else math.inf
 
+    compared = [pair for pair in pairs if pair[0].compares_methods]
+    kept = {run.folder for run in planned_runs(compared, args.seeds)}  # their comparison needs the folders
+
     def record(run: PlannedRun, seconds: float | None, jobs: int) -> None:
         append_runs(args.ledger, [ledger_row(run, seconds, jobs)])
-        if args.delete_runs:
+        if args.delete_runs and run.folder not in kept:
             shutil.rmtree(run.folder)
 
     failed = []
@@ -111,10 +120,12 @@ def main(argv: list[str] | None = None) -> None:
         expected = cost.of(todo[:1]) if cost else 0.0
         failed = execute.run_here(todo, environments, record, deadline, expected)
     if not is_figure:
-        for table, setting in pairs:
-            # The comparison needs the run folders, and takes minutes.
-            if table.compares_methods and not args.delete_runs and time.monotonic() < deadline:
+        for table, setting in compared:
+            if time.monotonic() < deadline:  # it takes minutes
                 compare_methods(table, setting, args.seeds, args.ledger)
+        if args.delete_runs and time.monotonic() < deadline:
+            for folder in kept:
+                shutil.rmtree(folder, ignore_errors=True)
         _print_results(pairs, runs, args.ledger)
     elif not failed:
         _draw_figure5(*pairs[0], args.seeds[0], args.videos)
@@ -162,7 +173,7 @@ def _parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--budget", type=_duration, metavar="TIME", help="time after which the command stops, such as 90m or 1.5h")
     add("--jobs", type=int, default=1, metavar="N", help="concurrent runs on the CPU (default: 1)")
     add("--runs-per-gpu", type=int, default=1, metavar="N", help="concurrent runs per visible GPU (default: 1)")
-    add("--delete-runs", action="store_true", help="delete the folder of each finished run, to save disk space")
+    add("--delete-runs", action="store_true", help="delete the folders of finished runs, to save disk space")
     add(
         "--slurm",
         type=slurm_parameter,
@@ -259,7 +270,7 @@ def _print_plan(pairs: Pairs, runs: list[PlannedRun], todo: list[PlannedRun]) ->
         states = {True: [], False: []}
         for run in runs:
             if (run.folder.parent, run.identity["key"]) == place:
-                states[run in todo].append(str(run.identity["seed"]))
+                states[run in todo] += map(str, run.seeds)
         texts = [f"{word}: {' '.join(states[key])}" for key, word in ((False, "done"), (True, "to do")) if states[key]]
         print(f"  {place[0] / place[1]}, seeds {', '.join(texts)}")
 
@@ -300,6 +311,7 @@ def _write_results(args: argparse.Namespace) -> None:
     for path in args.add:
         if not path.is_file():
             raise InputError(f"--add {path}: not found")
+        add_comparisons(args.ledger, path)
     append_runs(args.ledger, pd.concat(map(read_ledger, [args.ledger, *args.add])))
     ledger = read_ledger(args.ledger)
     paths = render.write_pages(args.docs, list(read_tables().values()), by_setting(ledger), args.ledger)

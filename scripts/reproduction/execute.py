@@ -5,7 +5,6 @@ import os
 import statistics
 import subprocess
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +114,7 @@ def run_here(
             progress saves its state.
         expected_seconds: Duration of a run, until one has finished.
     """
-    waiting, active, failed, durations = deque(enumerate(runs, 1)), {}, [], []
+    waiting, active, failed, durations = list(enumerate(runs, 1)), {}, [], []
     ended, start, last_moment = 0, time.monotonic(), deadline - STOP_SECONDS
     try:
         while waiting or active:
@@ -126,8 +125,11 @@ def run_here(
                 )
                 waiting.clear()
             for slot, environment in enumerate(environments):
-                if slot not in active and waiting:
-                    number, run = waiting.popleft()
+                unfinished = [run for _, run in waiting] + [job.run for job in active.values()]
+                ready = [pair for pair in waiting if not follows(pair[1], unfinished)]
+                if slot not in active and ready:
+                    number, run = ready[0]
+                    waiting.remove(ready[0])
                     print_with_time(f"[{number}/{len(runs)}] {run.name} starts")
                     active[slot] = _Job(run, environment)
             time.sleep(POLL)
@@ -140,7 +142,11 @@ def run_here(
                         durations.append(job.seconds)
                         record(job.run, job.seconds if job.is_fresh else None, len(environments))
                     else:
-                        failed.append(job.run)
+                        blocked = [pair for pair in waiting if follows(pair[1], [job.run])]
+                        waiting = [pair for pair in waiting if pair not in blocked]
+                        failed += [job.run, *(run for _, run in blocked)]
+                        for _, run in blocked:
+                            print_with_time(f"  {run.name} does not start, because it follows {job.run.name}")
                     ended, more = ended + 1, len(waiting) + len(active)
                     left = (time.monotonic() - start) / ended * more
                     print_with_time(
@@ -157,6 +163,11 @@ def run_here(
     return failed
 
 
+def follows(run: PlannedRun, others: Iterable[PlannedRun]) -> bool:
+    """Return True if a run follows one of the others, and so cannot start before it is finished."""
+    return not {first.folder for first in run.after}.isdisjoint(other.folder for other in others)
+
+
 def _stop(jobs: Iterable[_Job], deadline: float) -> None:
     for job in jobs:
         job.process.terminate()
@@ -169,6 +180,8 @@ def run_on_slurm(
 ) -> list[PlannedRun]:
     """Submit runs as one job array, wait for them, and return those that failed.
 
+    Runs that follow others of these runs are a second array, submitted after the first one.
+
     Args:
         runs: Runs to submit. Every node must see their folders.
         record: Called with each finished run.
@@ -180,12 +193,16 @@ def run_on_slurm(
     """
     failed = []
     advice = "the jobs continue; `reproduce.py results` shows the finished ones"
-    ends = run_jobs([run.command for run in runs], "reproduce", folder, parameters, advice)
+    later = [run for run in runs if follows(run, runs)]
+    now = [run for run in runs if run not in later]
+    ends = run_jobs([run.command for run in now], "reproduce", folder, parameters, advice)
     for ended, (number, error) in enumerate(ends, 1):
-        run = runs[number]
-        print_with_time(f"[{ended}/{len(runs)}] {run.name} {f'FAILED: {last_line(error)}' if error else 'is done'}")
+        run = now[number]
+        print_with_time(f"[{ended}/{len(now)}] {run.name} {f'FAILED: {last_line(error)}' if error else 'is done'}")
         if error:
             failed.append(run)
         else:
             record(run, None, 1)
-    return failed
+    possible = [run for run in later if not follows(run, failed)]
+    failed += [run for run in later if run not in possible]
+    return failed + (run_on_slurm(possible, record, folder, parameters) if possible else [])

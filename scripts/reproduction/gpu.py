@@ -41,9 +41,10 @@ stages:
   full        training at THUMOS14's full size on SIMULATED features: 5,000 iterations, 25 evaluations
   tables      runs of scripts/reproduce.py that the ledger lacks, several at a time, until the time is up
 
-The folder --out DIR then has runs.csv, the ledger with the new runs; performance.md with the benchmark's section;
-summary.txt and logs/. python scripts/reproduce.py results --add DIR/runs.csv adds the new runs to docs/. Each stage has
-its share of the time. A stage that hangs is stopped, a stage that fails is reported, and the next one runs. Options
+The folder --out DIR then has runs.csv, the ledger with the new runs; rivals.csv, their differences to CO2-Net;
+performance.md with the benchmark's section; summary.txt and logs/. The differences need all runs of a table within the
+time. python scripts/reproduce.py results --add DIR/runs.csv adds the new runs to docs/. Each stage has its share of the
+time. A stage that hangs is stopped, a stage that fails is reported, and the next one runs. Options
 that are not listed here are passed to main.py for the runs of the tables, for example --precision float32.
 """
 

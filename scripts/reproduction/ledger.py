@@ -123,8 +123,12 @@ def ledger_row(run: PlannedRun, seconds: float | None = None, jobs: int | None =
         seconds: Duration of the whole run, if it was trained without interruption.
         jobs: Number of concurrent runs.
     """
-    options = read_yaml(run.folder / "options.yaml", verify=True)
-    environment, metrics = (read_json(run.folder / f"{name}.json") for name in ("environment", "metrics"))
+    metrics = read_json(run.folder / "metrics.json")
+    if "last" not in metrics:  # a pool has one evaluation
+        metrics = {"last": next(iter(metrics.values()))}
+    # A pool also has no options and no environment of its own.
+    source = run.folder if (run.folder / "options.yaml").exists() else run.after[0].folder
+    options, environment = read_yaml(source / "options.yaml", verify=True), read_json(source / "environment.json")
     spec, simulated = dataset_spec(options), bool(environment["features"]["simulated"])
     data = Path(options["path_dataset"]).resolve().name
     dirty = "+changes" if environment.get("uncommitted_changes") else ""
@@ -140,7 +144,7 @@ def ledger_row(run: PlannedRun, seconds: float | None = None, jobs: int | None =
         "simulated": int(simulated),
         "precision": options["precision"],
         "eval_every": options["eval_every"],
-        "best_iteration": metrics["best"]["iteration"],
+        "best_iteration": metrics["best"]["iteration"] if "best" in metrics else None,
         "selected_iteration": metrics["selected"]["iteration"] if "selected" in metrics else None,
         "collapsed": " ".join(name for name in CHECKPOINTS if metrics.get(name, {}).get("collapsed")),
         "threads": environment["threads"],

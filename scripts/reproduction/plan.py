@@ -6,7 +6,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -27,6 +27,7 @@ TABLES = Path(__file__).resolve().parent / "tables.yaml"
 PUBLISHED = ROOT / "eval" / "published.json"
 REPRODUCED = "CO2-Net"  # the row of Tables 1 and 2 that this project trains
 HASH_DIGITS = 12
+SECOND_STAGE, SELF_TRAINING, POOL = "second_stage", "self_training", "pool"  # kinds of runs that follow other runs
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class Row:
     paper: float | None = None  # snippet accuracy, or mean mAP over the dataset's main range of tIoU
     at: dict[float, float] = field(default_factory=dict)  # mAP@tIoU
     only: str | None = None  # dataset that the row applies to; None: every dataset
+    after: str | None = None  # kind of run that follows the row's own runs: SECOND_STAGE, SELF_TRAINING or POOL
+
+    @property
+    def first(self) -> "Row":
+        """The row of the runs that this row's runs follow."""
+        return replace(self, key=self.key.removesuffix(f"_{self.after}"), after=None)
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,14 @@ class Table:
     rows: tuple[Row, ...]
 
     @property
+    def has_followers(self) -> bool:
+        """True if rows follow others, and so differ in time."""
+        return any(row.after for row in self.rows)
+
+    @property
     def compares_methods(self) -> bool:
-        """True if rows are methods, which also differ in size and cost."""
-        return any(row.method for row in self.rows)
+        """True if the difference of rows to the base method is of interest, their size and their cost."""
+        return self.has_followers or any(row.method for row in self.rows)
 
     def rows_for(self, dataset: str) -> list[Row]:
         """Return the rows to train on a dataset."""
@@ -74,7 +86,9 @@ class PlannedRun:
 
     Attributes:
         experiment: Table and row that the run is planned for. Other tables may share it.
+        options: Options of the run, or of the first run that it follows.
         identity: Values that decide whether a run of the ledger is this run; see `ledger.IDENTITY`.
+        after: Runs that must be finished first.
     """
 
     experiment: str
@@ -82,11 +96,17 @@ class PlannedRun:
     command: tuple[str, ...]
     options: Namespace
     identity: Mapping[str, object]
+    after: tuple["PlannedRun", ...] = ()
 
     @property
     def name(self) -> str:
         """Name of the run: row and seed."""
         return self.folder.name
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seed of the run; several for a pool."""
+        return tuple(run.options.seed for run in self.after) or (self.options.seed,)
 
     def is_done(self) -> bool:
         """Return True if the folder contains this run, finished.
@@ -94,8 +114,12 @@ class PlannedRun:
         Raises:
             InputError: The folder contains a run with other options, another numerics version, or more iterations.
         """
-        if not (self.folder / "metrics.json").is_file():
+        metrics = self.folder / "metrics.json"
+        if not metrics.is_file():
             return False
+        if self.after:  # done unless a run that it follows was trained again
+            firsts = [path for run in self.after if (path := run.folder / metrics.name).is_file()]
+            return all(path.stat().st_mtime <= metrics.stat().st_mtime for path in firsts)
         require_same_options(self.folder / "options.yaml", resume_options(self.options), complete_options)
         numerics = read_json(self.folder / "environment.json").get("numerics")
         if numerics != NUMERICS:
@@ -103,7 +127,7 @@ class PlannedRun:
                 f"{self.folder} has numerics version {numerics}, expected {NUMERICS}; move it away or choose another "
                 "--run-dir"
             )
-        iterations, expected = read_json(self.folder / "metrics.json")["last"]["iteration"], self.options.max_iter
+        iterations, expected = read_json(metrics)["last"]["iteration"], self.options.max_iter
         if iterations > expected:
             raise InputError(
                 f"{self.folder} has {iterations} iterations, expected at most {expected}; "
@@ -172,6 +196,34 @@ class Setting:
             "numerics": NUMERICS,
         }
         return PlannedRun(experiment, folder, command, args, identity)
+
+    def runs(self, row: Row, seeds: Sequence[int], experiment: str = "") -> list[PlannedRun]:
+        """Return the runs of one row: one per seed, or one for all seeds of a pool, which needs at least two."""
+        if row.after is None:
+            return [self.run(row, seed, experiment) for seed in seeds]
+        firsts = [self.run(row.first, seed) for seed in seeds]
+        if row.after == POOL:
+            return [_following_run(row, firsts, experiment)] if len(firsts) > 1 else []
+        return [_following_run(row, [first], experiment) for first in firsts]
+
+
+def _following_run(row: Row, firsts: Sequence[PlannedRun], experiment: str) -> PlannedRun:
+    """Return the run that follows the given ones. Its folder has their iterations in its name."""
+    options, checkpoints = firsts[0].options, [run.folder / "checkpoints" / "last.pt" for run in firsts]
+    identity = {**firsts[0].identity, "key": row.key}
+    seeds = [str(run.options.seed) for run in firsts]
+    folder = firsts[0].folder.with_name(f"{row.key}_{options.max_iter}_s{'_'.join(seeds)}")
+    common = ("--path-dataset", options.path_dataset, "--device", options.device)
+    if row.after == SECOND_STAGE:
+        words = ("scripts/second_stage.py", "--run", firsts[0].folder, "--run-dir", folder, "--seed", *seeds, *common)
+    elif row.after == SELF_TRAINING:
+        training = (*firsts[0].command[2:], "--run-dir", folder)
+        words = ("scripts/reproduction/self_training.py", *checkpoints, folder / "pseudo_labels.h5", *training)
+    else:
+        words = ("test.py", "--checkpoint", *checkpoints, "--output-dir", folder, *common)
+        identity["options"] += f" pooled_seeds=[{','.join(seeds)}]"
+    command = (sys.executable, str(ROOT / words[0]), *map(str, words[1:]))
+    return PlannedRun(experiment, folder, command, options, identity, tuple(firsts))
 
 
 def method_config(base: Path, method: str) -> Path | None:
@@ -243,10 +295,11 @@ def _table(key: str, content: dict) -> Table:
 
 
 def _row_key(row: Mapping, method: str) -> str:
-    """Return the name of a row's runs: its config, else its method, then its other options."""
+    """Return the name of a row's runs: its config, else its method, then its other options, and what follows."""
     options = dict(row.get("options", {}))
     method = row.get("method") or options.pop("method", method)
-    return slug(" ".join([row.get("config", method), *(f"{name}_{value}" for name, value in options.items())]))
+    words = [row.get("config", method), *(f"{name}_{value}" for name, value in options.items()), row.get("after", "")]
+    return slug(" ".join(words))
 
 
 def _published_rows(dataset: str, method: str) -> Iterator[Row]:
@@ -274,9 +327,10 @@ def planned_runs(pairs: Sequence[tuple[Table, Setting]], seeds: Sequence[int]) -
         if (method := setting.base_options()["method"]) != table.method:
             raise InputError(f"{table.key} is about --method {table.method}, but {setting.base} trains {method}")
     runs = [
-        setting.run(row, seed, f"{table.key}: {row.name}")
-        for seed in seeds
+        run
         for table, setting in pairs
         for row in table.rows_for(setting.base_options()["dataset"])
+        for run in setting.runs(row, seeds, f"{table.key}: {row.name}")
     ]
+    runs.sort(key=lambda run: seeds.index(run.seeds[-1]))
     return list({run.folder: run for run in reversed(runs)}.values())[::-1]  # of equal runs, the first

@@ -1,7 +1,8 @@
 """Tables of the ledger's runs, as text for the screen and as pages of docs/."""
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -21,9 +22,11 @@ from scripts.reproduction.results import (
     heading,
     is_simulated,
     measures_of,
+    minutes_of,
     order_sentences,
     ordered_pairs,
     rows_that_ran,
+    seeds_of,
     spread,
 )
 from scripts.reproduction.rivals import with_comparisons
@@ -48,6 +51,7 @@ COMPARISON = (
     "interval is a bootstrap over test videos; it covers no other seeds. GFLOP counts the forward pass of one video, "
     "of as many snippets as in training. A step is a training step of the method's batch."
 )
+MINUTES = "Minutes are the median time of one run, with the runs that it follows. Concurrent runs slow each other down."
 INTERVALS = (
     f"An interval is the {CONFIDENCE:.0%} interval of the mean difference over seeds (paired t). It is not corrected "
     "for the number of pairs, and does not cover other test videos."
@@ -61,7 +65,7 @@ def table_frame(table: Table, group: pd.DataFrame) -> pd.DataFrame:
     if any(row.paper is not None for row in rows):
         columns["paper"] = ["" if row.paper is None else f"{row.paper:.1f}" for row in rows]
     runs = [group[group["key"] == row.key] for row in rows]
-    columns["seeds"] = [seeds_text(of_row["seed"]) for of_row in runs]
+    columns["seeds"] = [seeds_text(seeds_of(of_row)) for of_row in runs]
     for checkpoint in checkpoints_of(group):
         for measure in measures_of(group):
             scores = f"{checkpoint}/{measure}/mean"
@@ -70,6 +74,9 @@ def table_frame(table: Table, group: pd.DataFrame) -> pd.DataFrame:
             ]
     if "difference" in group:
         columns |= _comparison_columns([of_row.iloc[0] for of_row in runs])
+    if table.has_followers:
+        minutes = [minutes_of(row, group) for row in rows]
+        columns["minutes"] = ["" if math.isnan(number) else f"{number:.1f}" for number in minutes]
     return pd.DataFrame(columns)
 
 
@@ -97,9 +104,9 @@ def _collapsed(runs: pd.DataFrame, checkpoint: str) -> str:
     return f" ({count} of {len(runs)} collapsed)" if count else ""
 
 
-def seeds_text(seeds: pd.Series) -> str:
-    """Return the different seeds in order, separated by spaces."""
-    return " ".join(map(str, sorted(set(seeds))))
+def seeds_text(seeds: Iterable[int]) -> str:
+    """Return seeds in order, separated by spaces."""
+    return " ".join(map(str, sorted(seeds)))
 
 
 def caption(table: Table, group: pd.DataFrame) -> str:
@@ -118,11 +125,12 @@ def _mean_map(dataset: str) -> str:
     return f"mean mAP@{range_name(spec.main_range)}" if spec else "mean mAP"
 
 
-def legend(group: pd.DataFrame) -> str:
+def legend(table: Table, group: pd.DataFrame) -> str:
     """Return the explanation of the columns of a table."""
     collapsed = [COLLAPSED] if group["collapsed"].str.len().any() else []
     chosen = (HOW_CHOSEN[name] for name in checkpoints_of(group))
-    return " ".join([*chosen, SPREAD, *collapsed, *_comparison_legend(group)])
+    minutes = [MINUTES] if table.has_followers else []
+    return " ".join([*chosen, SPREAD, *collapsed, *_comparison_legend(group), *minutes])
 
 
 def _comparison_legend(group: pd.DataFrame) -> list[str]:
@@ -139,7 +147,7 @@ def table_text(table: Table, group: pd.DataFrame) -> str:
     lines.append(format_table([list(frame), *frame.to_numpy().tolist()]))
     if pairs := list(ordered_pairs(table, group)):
         lines.append(" ".join(["last:", *order_sentences(pairs)]))
-    return "\n".join([*lines, legend(group)])
+    return "\n".join([*lines, legend(table, group)])
 
 
 def write_pages(
@@ -184,7 +192,7 @@ def _table_page(table: Table, groups: Sequence[pd.DataFrame], folder: Path) -> s
     parts = [f"# {table.title}", f"{WRITTEN} [All results](../results.md)."]
     parts += [SIMULATED] if any(map(is_simulated, groups)) else []
     for group in groups:
-        parts += [f"## {heading(group)}", f"{caption(table, group)}. {legend(group)}"]
+        parts += [f"## {heading(group)}", f"{caption(table, group)}. {legend(table, group)}"]
         parts += [_markdown(table_frame(table, group))]
         plot = plot_path(folder, table, group).name
         parts += [f"![{table.title}, {heading(group)}: the score of each seed, their mean, the paper's value]({plot})"]
@@ -225,16 +233,16 @@ def _markdown(frame: pd.DataFrame, text_columns: int = 1) -> str:
 
 def _seeds_per_row(table: Table, group: pd.DataFrame) -> str:
     """Return the number of seeds of the rows that ran, or its range."""
-    counts = group[group["key"].isin([row.key for row in rows_that_ran(table, group)])].groupby("key")["seed"].nunique()
-    return str(counts.min()) if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    counts = {len(seeds_of(group[group["key"] == row.key])) for row in rows_that_ran(table, group)}
+    return str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
 
 
 def _missing_rows(table: Table, group: pd.DataFrame) -> str:
     """Return the rows of a table that lack a seed of this setting."""
-    seeds, gaps = set(group.loc[group["key"].isin([row.key for row in table.rows]), "seed"]), []
+    seeds, gaps = seeds_of(group[group["key"].isin([row.key for row in table.rows])]), []
     for row in table.rows_for(dataset_of(group)):
-        missing = seeds - set(group.loc[group["key"] == row.key, "seed"])
-        gaps += [f"{row.name} (seed {' '.join(map(str, sorted(missing)))})"] if missing else []
+        missing = seeds - seeds_of(group[group["key"] == row.key])
+        gaps += [f"{row.name} (seed {seeds_text(missing)})"] if missing else []
     return ", ".join(gaps)
 
 

@@ -123,13 +123,26 @@ def belongs(table: Table, group: pd.DataFrame) -> bool:
     name, keys = dataset_of(group), {row.key for row in rows_that_ran(table, group)}
     rows = table.rows_for(name)
     if table.compares_methods:  # the rows of another dataset's table are the same runs
-        return group["experiment"].str.startswith(f"{table.key}: ").any()
+        return (group["experiment"].str.startswith(f"{table.key}: ") & (group["key"] != table.method)).any()
     # If some rows have options, those without are rows of other tables, for comparison: `scale` repeats Tables 5 and 6.
     own = {row.key for row in rows if row.options} or {row.key for row in rows} - {table.method}
     if own:
         same_measure = name in DATASETS and DATASETS[name].accuracy_subsets == DATASETS[table.dataset].accuracy_subsets
         return same_measure and bool(keys & own)
     return name == table.dataset and bool(keys)
+
+
+def seeds_of(runs: pd.DataFrame) -> set[int]:
+    """Return the different seeds of runs. A pool has several."""
+    pooled = runs["options"].str.extract(r"pooled_seeds=\[([\d,]+)\]")[0]
+    return {int(seed) for text in pooled.fillna(runs["seed"].astype(str)) for seed in text.split(",")}
+
+
+def minutes_of(row: Row, group: pd.DataFrame) -> float:
+    """Return the time of one run of a row in minutes, with the runs that it follows; nan if one was interrupted."""
+    runs = group[group["key"] == row.key]
+    minutes = runs["seconds"].median() / 60
+    return minutes + len(seeds_of(runs[-1:])) * minutes_of(row.first, group) if row.after else minutes
 
 
 def spread(values: pd.Series) -> str:

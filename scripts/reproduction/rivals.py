@@ -64,7 +64,7 @@ def compare_methods(table: Table, setting: Setting, seeds: Sequence[int], ledger
     """Compare the rows of a table that have run folders, measure the cost of new ones, and store both."""
     stored = read_comparisons(ledger).set_index(KEY)
     rows = table.rows_for(setting.base_options()["dataset"])
-    runs = {row.key: [run for seed in seeds if (run := setting.run(row, seed)).is_done()] for row in rows}
+    runs = {row.key: [run for run in setting.runs(row, seeds) if run.is_done()] for row in rows}
     for key, of_row in runs.items():
         if not of_row:
             continue
@@ -73,11 +73,24 @@ def compare_methods(table: Table, setting: Setting, seeds: Sequence[int], ledger
         line = dict(stored.loc[place]) if place in stored.index else {}
         line |= difference(runs[table.method], of_row) if key != table.method else {}
         device = cost_device(of_row[0])
-        if line.get("cost_device") != device:
+        if not of_row[0].after and line.get("cost_device") != device:  # a follower has more than one network
             line |= {**cost(of_row[0]), "cost_device": device}
-        stored.loc[place, list(line)] = list(line.values())
+        if line:
+            stored.loc[place, list(line)] = list(line.values())
+    _write(stored, ledger)
+
+
+def add_comparisons(ledger: Path, other: Path) -> None:
+    """Add the comparisons beside another ledger to those beside a ledger. Their values replace earlier ones."""
+    stored, added = (read_comparisons(path).set_index(KEY) for path in (ledger, other))
+    if len(added):
+        _write(added.combine_first(stored)[list(stored)], ledger)
+
+
+def _write(comparisons: pd.DataFrame, ledger: Path) -> None:
+    frame = comparisons.sort_index().reset_index().astype({"parameters": "Int64"})
     with atomic_write(ledger.with_name(FILE)) as partial_path:
-        stored.sort_index().reset_index().to_csv(partial_path, index=False, lineterminator="\n", na_rep="nan")
+        frame.to_csv(partial_path, index=False, lineterminator="\n", na_rep="nan")
 
 
 def difference(base_runs: Sequence[PlannedRun], runs: Sequence[PlannedRun]) -> dict[str, object]:
@@ -90,10 +103,11 @@ def difference(base_runs: Sequence[PlannedRun], runs: Sequence[PlannedRun]) -> d
         `seeds`, and the values named in DIFFERENCE; {} without a seed in common.
     """
     by_seed = {run.options.seed: run for run in base_runs}
-    pairs = [(by_seed[run.options.seed], run) for run in runs if run.options.seed in by_seed]
+    pairs = [(by_seed[seed], run) for run in runs for seed in run.seeds if seed in by_seed]
     if not pairs:
         return {}
-    results = [last_result(run) for pair in pairs for run in pair]
+    evaluated = {run.folder: last_result(run) for pair in pairs for run in pair}  # a pool is in several pairs
+    results = [evaluated[run.folder] for pair in pairs for run in pair]
     spec = dataset_spec(vars(pairs[0][0].options))
     (inside,) = named_means(results[0].tiou_thresholds, spec.tiou_thresholds, [spec.main_range]).values()
     maps = [100 * result.map[inside].mean() for result in results]
@@ -101,7 +115,7 @@ def difference(base_runs: Sequence[PlannedRun], runs: Sequence[PlannedRun]) -> d
     value, sampled = (sum(x[1::2]) / len(pairs) - sum(x[::2]) / len(pairs) for x in (maps, samples))
     low, high = bootstrap_interval(value, sampled)
     p_value = two_sided_p_value(value, sampled)
-    seeds = " ".join(str(run.options.seed) for _, run in pairs)
+    seeds = " ".join(str(run.options.seed) for run, _ in pairs)
     return {"seeds": seeds, "difference": value, "low": low, "high": high, "p_value": float(p_value)}
 
 
