@@ -238,7 +238,7 @@ def test_a_run_is_not_done_if_the_one_before_it_was_trained_again(data, finished
     assert run.is_done()
     metrics, times = run.after[0].folder / "metrics.json", (run.folder / "metrics.json").stat()
     before = metrics.stat()
-    os.utime(metrics, ns=[times.st_mtime_ns + 10**9] * 2)
+    os.utime(metrics, ns=(times.st_mtime_ns + 10**9,) * 2)
     assert not run.is_done()
     os.utime(metrics, ns=(before.st_mtime_ns, before.st_mtime_ns))
 
