@@ -9,7 +9,7 @@ from utils.annotations import Annotations
 from utils.datasets import DATASETS, RELEASE_RATE, SNIPPET_RATE
 from utils.features.convert import ANNOTATIONS, FEATURES
 from utils.features.hdf5_source import HDF5Source
-from utils.features.index import indexed_source, open_dataset, remember, save_index
+from utils.features.index import file_stamps, indexed_source, open_dataset, remember, save_index
 from utils.features.indexed import Places
 from utils.formats.hdf5 import create_hdf5
 from utils.video_table import VideoTable, numbered
@@ -48,7 +48,9 @@ def write_linked_dataset(out: Path, videos: int, test_videos: int, snippets: int
         chunk_starts=np.arange(count + 1, dtype=np.uint32),
         offsets=np.full(count, found.offsets[0], np.uint64),
     )
-    save_index(out, annotations, indexed_source(out, source, dict.fromkeys(source.modalities, places)))
+    rates, stamps = dict.fromkeys(source.modalities, RELEASE_RATE), file_stamps(out)
+    indexed = indexed_source(out, source, rates, dict.fromkeys(source.modalities, places), stamps)
+    save_index(out, annotations, indexed, stamps)
     remember(open_dataset(out)[1], (DATASETS["demo"], "error"), list)
     return (out / FEATURES).stat().st_size
 

@@ -33,7 +33,8 @@ from utils.video_table import VideoTable, numbered
 INDEX = "features.index"  # file name
 FORMAT = 1  # raise it for other columns, or for another check of a dataset
 _PLACES = ("length", "width", "dtype", "file", "chunk_length")  # columns with one value per array
-_VIDEOS = ("label", "segment", "ambiguous")
+_VIDEOS = ("subset", "duration")  # columns with one value per video
+_PARTS = {"labels": "label", "segments": "segment", "ambiguous": "ambiguous"}  # columns of any length, and their starts
 
 
 def open_dataset(path: str | Path, modalities: Sequence[str] = ("rgb", "flow")) -> tuple[Annotations, FeatureStore]:
@@ -62,25 +63,33 @@ def open_index(path: Path) -> tuple[Annotations, IndexedSource] | None:
         return _read(path)
     except FileNotFoundError:
         pass
-    except ValueError as error:
+    except _UnusableIndex as error:
         print(f"{path / INDEX}: {error}; making it again")
-    opened = _build(path)
+    stamps = file_stamps(path)  # before the files are read
+    annotations, opened = load_annotations(path), open_source(path)
+    places = {modality: _find_places(opened, modality) for modality in opened.modalities}
+    rates = {modality: opened.rate(modality) for modality in opened.modalities}
+    source = indexed_source(path, opened, rates, places, stamps)
     try:
-        save_index(path, *opened)
+        save_index(path, annotations, source, stamps)
     except InputError as error:
         print(f"{error}; every start has to read all shapes")
-    return opened
+    return annotations, source
 
 
-def save_index(path: Path, annotations: Annotations, source: IndexedSource) -> None:
-    """Write the index of a dataset folder.
+class _UnusableIndex(Exception):
+    """Reason for which an index is made again."""
+
+
+def save_index(path: Path, annotations: Annotations, source: IndexedSource, stamps: Mapping[str, Stamp]) -> None:
+    """Write the index of a dataset folder, whose files have these stamps.
 
     Raises:
         InputError: The file cannot be written.
     """
     meta = {
         "format": FORMAT,
-        "stamps": _stamps(path),
+        "stamps": stamps,
         "classes": annotations.classes,
         "labels": annotations.videos.classes,
         "subsets": annotations.videos.subsets,
@@ -122,32 +131,21 @@ def remember(store: FeatureStore, question: object, answer: Callable[[], list[st
     return texts
 
 
-def _stamps(path: Path) -> dict[str, Stamp]:
+def file_stamps(path: Path) -> dict[str, Stamp]:
     """Return size and time stamp of the annotations and of the files of features, by name."""
     files = [find_annotations(path), *hdf5_features(path)]
     return {str(file.relative_to(path)): stamp_of(file.stat()) for file in files}
 
 
-def _build(path: Path) -> tuple[Annotations, IndexedSource]:
-    """Return the annotations and the features of a folder, as its index would.
-
-    Raises:
-        InputError: The dataset cannot be used.
-    """
-    annotations, source = load_annotations(path), open_source(path)
-    places = {modality: _find_places(source, modality) for modality in source.modalities}
-    return annotations, indexed_source(path, source, places)
-
-
-def indexed_source(path: Path, source: Source, places: Mapping[str, Places]) -> IndexedSource:
-    """Return the features of a dataset folder with their places, given the open files."""
-    facts = Facts(source.path, source.form, source.simulated, source.recipe)
-    rates = {modality: source.rate(modality) for modality in source.modalities}
-    return _indexed(path, facts, rates, places)
-
-
-def _indexed(path: Path, facts: Facts, rates: Mapping[str, Rate | None], places: Mapping[str, Places]) -> IndexedSource:
-    files = {file: stamp_of(file.stat()) for file in hdf5_features(path)}
+def indexed_source(
+    path: Path,
+    facts: Facts | Source,
+    rates: Mapping[str, Rate | None],
+    places: Mapping[str, Places],
+    stamps: Mapping[str, Stamp],
+) -> IndexedSource:
+    """Return the features of a dataset folder with the content of its index."""
+    files = {file: stamps[file.name] for file in hdf5_features(path)}
     return IndexedSource(path / INDEX, facts, rates, places, files, lambda: open_source(path))
 
 
@@ -175,17 +173,17 @@ def _read(path: Path) -> tuple[Annotations, IndexedSource]:
 
     Raises:
         FileNotFoundError: There is no index.
-        ValueError: The index is damaged, or not that of the files in the folder.
+        _UnusableIndex: The index is damaged, or not that of the files in the folder.
     """
     if not (path / INDEX).exists():
         raise FileNotFoundError(path / INDEX)
     try:
         meta = json.loads(_text(path, "meta"))
         if meta["format"] != FORMAT:
-            raise ValueError("of another version")
+            raise _UnusableIndex("of another version")
         stamps = {name: tuple(stamp) for name, stamp in meta["stamps"].items()}
-        if stamps != _stamps(path):
-            raise ValueError("not up to date")
+        if stamps != file_stamps(path):
+            raise _UnusableIndex("not up to date")
         videos = _read_videos(path, meta)
         places: dict[str, Places] = {}
         for number, modality in enumerate(meta["rates"]):
@@ -194,19 +192,18 @@ def _read(path: Path) -> tuple[Annotations, IndexedSource]:
         rates = {modality: rate and Rate(*rate) for modality, rate in meta["rates"].items()}
         facts = Facts(path / meta["path"], meta["form"], meta["simulated"], meta["recipe"])
         annotations = Annotations(tuple(meta["classes"]), videos, where=str(find_annotations(path)))
-        return annotations, _indexed(path, facts, rates, places)
-    except (OSError, KeyError, TypeError, AttributeError, InputError):
-        raise ValueError("damaged") from None
+        return annotations, indexed_source(path, facts, rates, places, stamps)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError, RecursionError):
+        raise _UnusableIndex("damaged") from None
 
 
 def _read_videos(path: Path, meta: dict) -> VideoTable:
-    names = ["subset", "duration", "labels", "segments", "segment_labels", "ambiguous"]
-    names += [f"{name}_starts" for name in _VIDEOS]
+    names = [*_VIDEOS, *_PARTS, "segment_labels", *(f"{name}_starts" for name in _PARTS.values())]
     columns = {name: load_plain_array(path / INDEX, f"videos/{name}") for name in names}
     numbers, known = numbered(_split(_text(path, "videos/ids"))), len(meta["labels"])
-    _require(len(columns["subset"]) == len(columns["duration"]) == len(numbers))
+    _require(all(len(columns[name]) == len(numbers) for name in _VIDEOS))
     _require((columns["subset"] < len(meta["subsets"])).all())
-    for name, rows in (("label", "labels"), ("segment", "segments"), ("ambiguous", "ambiguous")):
+    for rows, name in _PARTS.items():
         _check_starts(columns[f"{name}_starts"], len(numbers), len(columns[rows]))
     _require(len(columns["segments"]) == len(columns["segment_labels"]))
     _require((columns["labels"] < known).all() and (columns["segment_labels"] < known).all())

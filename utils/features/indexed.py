@@ -66,7 +66,7 @@ class IndexedSource(Source):
 
     Args:
         index: Path of the index.
-        facts: Attributes of the source.
+        facts: The same source without index, or its attributes.
         rates: Rate of each modality, None if it is not stored.
         places: Arrays of each modality.
         files: Paths and stamps of the files.
@@ -76,14 +76,14 @@ class IndexedSource(Source):
     def __init__(
         self,
         index: Path,
-        facts: Facts,
+        facts: Facts | Source,
         rates: Mapping[str, Rate | None],
         places: Mapping[str, Places],
         files: Mapping[Path, Stamp],
         open_plain: Callable[[], Source],
     ):
         self.index = index
-        self.path, self.form, self.simulated, self.recipe = facts
+        self.path, self.form, self.simulated, self.recipe = facts.path, facts.form, facts.simulated, facts.recipe
         self.modalities = tuple(places)
         self.rates, self.places, self._open_plain = rates, places, open_plain
         self._files = list(files.items())
