@@ -249,7 +249,7 @@ def row_places(dataset: h5py.Dataset) -> RowPlaces | None:
     if not (chunks := dataset.chunks):
         return RowPlaces(*shape, dtype, shape[0], [dataset.id.get_offset()])
     stored = sorted(_chunks(dataset), key=lambda chunk: chunk.chunk_offset)
-    if chunks[1] != shape[1] or dataset.file.userblock_size:  # HDF5 counts the bytes of chunks from the user block
+    if chunks[1] != shape[1]:
         return None
     return RowPlaces(*shape, dtype, chunks[0], [chunk.byte_offset for chunk in stored])
 
