@@ -9,6 +9,8 @@ accepts the best-scored detection that asks and refuses the others. Refused and 
 best segment, until none is refused. Because all segments rank detections by score, there is one stable outcome: that
 of the sequential rule. Detections come in blocks of falling score, and pairs whose segment is already taken drop out
 early, so memory stays linear.
+
+Videos do not depend on each other either. A few are matched at a time, so that their arrays stay in the cache.
 """
 
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from eval.sorting import number_order
 from eval.tables import Table
 from utils.segments import tiou
 
+CHUNK = 1 << 15  # detections of the videos that are matched together
 FIRST_BLOCK, LARGEST_BLOCK = 1 << 13, 1 << 17  # pairs; the first block takes most of the ground truth
 FREE = np.iinfo(np.int64).max
 ABOVE_ANY_TIOU = 2.0
@@ -47,8 +50,30 @@ def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -
     """
     thresholds = np.asarray(tiou_thresholds, dtype=np.float64)
     matched = np.full((len(thresholds), len(detections)), -1, dtype=np.int32)
-    if len(ground_truth) == 0 or len(detections) == 0:
-        return matched
+    for truth_rows, rows in _chunks(ground_truth, detections):
+        which, threshold, row = _match_chunk(ground_truth.select(truth_rows), detections.select(rows), thresholds)
+        matched[threshold, rows[row]] = truth_rows[which]
+    return matched
+
+
+def _chunks(ground_truth: Table, detections: Table) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the ground-truth rows and the detections of a few videos at a time."""
+    num_videos = len(ground_truth.videos)
+    truth_rows = number_order(ground_truth.video, num_videos)
+    rows = number_order(detections.video + 1, num_videos + 1)
+    truth_video, video = ground_truth.video[truth_rows], detections.video[rows]
+    borders = np.unique(np.append(video[::CHUNK].clip(0), num_videos))
+    first_truth, first = np.searchsorted(truth_video, borders), np.searchsorted(video, borders)
+    for number in range(len(borders) - 1):
+        inside = slice(first_truth[number], first_truth[number + 1]), slice(first[number], first[number + 1])
+        if inside[0].start < inside[0].stop:
+            yield truth_rows[inside[0]], np.sort(rows[inside[1]])  # by falling score again
+
+
+def _match_chunk(
+    ground_truth: Table, detections: Table, thresholds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Match some videos; return ground-truth row, threshold and detection of each hit, (H,) each."""
     rows, low, high = _candidates(ground_truth, detections)
     crowd = ground_truth.group_sizes()[rows]  # (G,)
     truth = np.stack([ground_truth.start, ground_truth.end], axis=1)[rows]
@@ -65,26 +90,17 @@ def match(ground_truth: Table, detections: Table, tiou_thresholds: np.ndarray) -
         lowest_free = np.where(holder == FREE, thresholds[:, None], np.inf).min(axis=0)  # (G,)
         useful = overlap >= lowest_free[which]
         detection, which, overlap = detection[useful], which[useful], overlap[useful]
-        distance = np.abs(truth[which].sum(axis=1) - segments[detection].sum(axis=1))  # of centers, twice
-        preference = _preference(detection, overlap, rows[which], distance, crowd[which])
+        preference = np.lexsort((-overlap, detection))
+        if ((np.diff(detection[preference]) == 0) & (np.diff(overlap[preference]) == 0)).any():
+            distance = np.abs(truth[which].sum(axis=1) - segments[detection].sum(axis=1))  # of centers, twice
+            far_first = -distance * (crowd[which] > SORTED_STABLY)
+            preference = np.lexsort((-rows[which], far_first, -overlap, detection))
         detection, which, overlap = detection[preference], which[preference], overlap[preference]
         threshold, pair = np.nonzero(overlap >= thresholds[:, None])
         _assign(holder, threshold * len(segments) + detection[pair], threshold * len(rows) + which[pair])
 
     threshold, which = np.nonzero(holder != FREE)
-    matched[threshold, holder[threshold, which] - threshold * len(segments)] = rows[which]
-    return matched
-
-
-def _preference(
-    detection: np.ndarray, overlap: np.ndarray, rows: np.ndarray, distance: np.ndarray, crowd: np.ndarray
-) -> np.ndarray:
-    """Return the order of the pairs (P,): by detection, then by falling tIoU, then by the tie rule."""
-    order = np.lexsort((-overlap, detection))
-    tied = (np.diff(detection[order]) == 0) & (np.diff(overlap[order]) == 0)
-    if not tied.any():
-        return order
-    return np.lexsort((-rows, -distance * (crowd > SORTED_STABLY), -overlap, detection))
+    return rows[which], threshold, holder[threshold, which] - threshold * len(segments)
 
 
 def _assign(holder: np.ndarray, asker: np.ndarray, asked: np.ndarray) -> None:
@@ -96,7 +112,8 @@ def _assign(holder: np.ndarray, asker: np.ndarray, asked: np.ndarray) -> None:
     flat = holder.reshape(-1)
     possible = asker < flat[asked]
     asker, asked = asker[possible], asked[possible]
-    askers, choice = np.unique(asker, return_index=True)  # current choice of each asker, an index of `asked`
+    choice = np.flatnonzero(np.diff(asker, prepend=-1))  # current choice of each asker, an index of `asked`
+    askers = asker[choice]
     last_choice = np.append(choice[1:], len(asked)) - 1
     active = np.arange(len(askers))
     while len(active):

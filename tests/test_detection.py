@@ -195,6 +195,7 @@ def test_equals_the_plain_matcher(truth, detections, thresholds, block):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(eval.matching, "FIRST_BLOCK", block)  # a small case in one block, or in many
         patch.setattr(eval.matching, "LARGEST_BLOCK", 2 * block)
+        patch.setattr(eval.matching, "CHUNK", block)  # likewise: all videos in one chunk, or one or two in each
         names = ("v", "w"), ("x", "y")
         result = evaluate_detections(table(truth, *names), table(detections, *names), thresholds)
     np.testing.assert_allclose(result.ap, plain_matrix(truth, detections, (0, 1), thresholds), rtol=1e-12)

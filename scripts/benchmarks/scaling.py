@@ -80,7 +80,7 @@ def measure_growth(settings: Settings) -> list[dict]:
         return lambda: [localize(*video) for video in videos]
 
     costs = (
-        ("evaluation", "videos", evaluation, (200, 500, 1_000, 2_000), (20, 40)),
+        ("evaluation", "videos", evaluation, (200, 1_000, 5_000, 10_000), (20, 40)),
         ("batch", "videos", batch, (200, 2_000, 20_000), (40, 80)),
         ("step", "snippets", step, (125, 250, 500, 1_000), (8, 16)),
         ("localization of 5 videos", "snippets", localization, (100, 300, 1_000, 5_000), (40, 80)),
