@@ -308,8 +308,12 @@ def test_whole_command(tmp_path, run_main, monkeypatch):
     train([*words.split(), "--device", "cpu", "--no-evaluate-untrained"])
     options = "--device cpu --epochs 2 --batch-size 3 --eval-every 1 --max-proposals 20"
     small = options.split()
-    status, output, error = run_main(second_stage, "--run", "first", *small)
+    epochs, forward = [], PMILLoss.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(PMILLoss, "forward", lambda *arguments: epochs.append(arguments[-1]) or forward(*arguments))
+        status, output, error = run_main(second_stage, "--run", "first", *small)
     assert status == 0, error
+    assert epochs == sorted(epochs) and set(epochs) == {1, 2}
     assert "first stage" in output and "SIMULATED" in output and "proposals: training" in output
     folder = tmp_path / "first_pmil_s0"
     metrics = read_json(folder / "metrics.json")

@@ -84,6 +84,16 @@ def test_fusion_of_a_case_by_hand():
     assert snippet_labels(fuse_segments(*score_segments(np.zeros(5))), 5).tolist() == [0] * 5
 
 
+@pytest.mark.parametrize(
+    "other, is_fused",
+    [((8, 12), True), ((7, 14), True), ((-9, 4), True), ((8, 16), False), ((5, 25), False), ((-9, 3), False)],
+)
+def test_a_segment_joins_by_the_share_of_its_own_length(other, is_fused):
+    """More than a quarter of it must lie in the best segment [0, 10)."""
+    fused = fuse_segments(np.array([[0, 10], other]), np.array([1.0, 0.5]), np.ones(2))
+    assert len(fused) == 2 - is_fused
+
+
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(2, 20)), min_size=1, max_size=6))
 def test_clear_actions_become_their_own_labels(parts):
     """An activation of 1 inside known segments and 0 elsewhere; the margins may reach other segments."""
