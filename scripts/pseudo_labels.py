@@ -31,14 +31,24 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     parser = OneLineParser(
         prog="scripts/pseudo_labels.py",
-        description="Write pseudo labels of the training snippets, for main.py --pseudo-labels. It uses features and "
-        "weak labels of the training subset of the first checkpoint, and no segment.",
+        description="Label the snippets of the training videos with trained networks, for main.py --pseudo-labels. The "
+        "videos are the training subset of the first checkpoint. Only their features and weak labels are read, no "
+        "segment.",
     )
     add = parser.add_argument
-    add("checkpoints", nargs="+", metavar="CHECKPOINT", help="best.pt, selected.pt or last.pt of runs, of any method")
+    add(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="best.pt, selected.pt or last.pt of a run of any method; several: the mean of their activations",
+    )
     add("--path-dataset", required=True, help="folder with annotations.json and the features")
     add("--out", required=True, type=Path, metavar="FILE", help="HDF5 file to write")
-    add("--relative", action="store_true", help="divide the labels by the highest one of each video and class")
+    add(
+        "--relative",
+        action="store_true",
+        help="divide the labels of each video and class by the highest of them, which becomes 1",
+    )
     add("--any-recipe", action="store_true", help=ANY_RECIPE_HELP)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")
     args = parser.parse_args(argv)

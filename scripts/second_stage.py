@@ -53,31 +53,31 @@ def parse_second_stage_args(argv: list[str] | None = None) -> argparse.Namespace
     parser = OneLineParser(
         prog="scripts/second_stage.py",
         description="Train P-MIL, which classifies and ranks the proposals of a first stage, and evaluate it. The "
-        "proposals come from a finished run (--run), or from two detection files (--proposals-train and "
-        "--proposals-test, with --config). Writes a run folder as main.py does, and the proposals.",
+        "first stage is a finished run (--run), or two detection files (--proposals-train and --proposals-test, with "
+        "--config). The results are a run folder, as of main.py, and the proposals in it.",
     )
     add = parser.add_argument_group("first stage").add_argument
-    add("--run", type=Path, metavar="RUN", help="folder of a finished run; its last checkpoint makes the proposals")
-    add("--proposals-train", metavar="FILE", help="proposals of the training videos, a detection file in seconds")
-    add("--proposals-test", metavar="FILE", help="proposals of the test videos")
-    add("--config", help="config with dataset and modalities, for proposals of files")
-    add("--path-dataset", help="folder with annotations.json and the features (default: as in the run)")
+    add("--run", type=Path, metavar="RUN", help="folder of a finished run, whose last checkpoint makes the proposals")
+    add("--proposals-train", metavar="FILE", help="detection file with the proposals of the training videos")
+    add("--proposals-test", metavar="FILE", help="detection file with those of the test videos")
+    add("--config", metavar="FILE", help="config of the dataset and its modalities, for detection files")
+    add("--path-dataset", metavar="DIR", help="folder with annotations.json and the features (default: as in the run)")
     add("--any-recipe", action="store_true", help=ANY_RECIPE_HELP)
     add(
         "--drop-duplicates",
         action="store_true",
-        help="drop proposals that equal another one of their video; P-MIL's release keeps them",
+        help="drop the repeated proposals of a video (default: keep them, as P-MIL's release)",
     )
     add = parser.add_argument_group("second stage").add_argument
-    add("--run-dir", help="folder of the second stage (default: RUN_pmil_sSEED, or runs/CONFIG_pmil_sSEED)")
+    add("--run-dir", metavar="DIR", help="folder to write (default: RUN_pmil_sSEED, or runs/CONFIG_pmil_sSEED)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")
-    add("--max-iter", type=positive_int, help="iterations after which training ends before its last epoch")
+    add("--max-iter", type=positive_int, metavar="NUMBER", help="largest number of steps (default: all of --epochs)")
     numbers = {
         "--seed": (seed, 0, "random seed for weights, batches and dropout"),
         "--epochs": (positive_int, 200, "passes over the training videos"),
         "--eval-every": (positive_int, 10, "epochs between evaluations"),
         "--batch-size": (positive_int, 10, "videos per batch"),
-        "--max-proposals": (positive_int, 1000, "proposals per video and training step"),
+        "--max-proposals": (positive_int, 1000, "proposals per video and step; a random choice if a video has more"),
         "--lr": (positive_float, 5e-5, "learning rate of Adam"),
         "--weight-decay": (non_negative_float, 1e-3, "weight decay of Adam"),
     }
