@@ -389,8 +389,9 @@ def test_several_checkpoints(data, runs, tmp_path, run_main):
         "its architecture has the unknown argument 'topk_ratio'"
         in run_main(evaluate, *other, *words, tmp_path / "no")[2]
     )
-    content = torch.load(last(runs, "b"), weights_only=True)
-    content["options"]["feature_scale"] = 2.0
-    torch.save(content, tmp_path / "b.pt")
-    error = run_main(evaluate, "--checkpoint", paths[0], tmp_path / "b.pt", *words, tmp_path / "no")[2]
-    assert "b.pt: expected feature_scale 1.0 as in" in error and "got 2.0" in error
+    for name, value, expected in (("feature_scale", 2.0, "1.0"), ("modalities", ["flow", "rgb"], "['rgb', 'flow']")):
+        content = torch.load(last(runs, "b"), weights_only=True)
+        content["options"][name] = value
+        torch.save(content, tmp_path / "b.pt")
+        error = run_main(evaluate, "--checkpoint", paths[0], tmp_path / "b.pt", *words, tmp_path / "no")[2]
+        assert f"b.pt: expected {name} {expected} as in" in error and f"got {value}" in error
