@@ -127,12 +127,16 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
 
     # Results
     evaluation = evaluation or evaluate(method)
+    save_outputs = args.save_outputs == "test"
+    if save_outputs:
+        evaluation = evaluate.gather_outputs(evaluation)
     if folder:
         rows = training.table_rows(evaluation.metrics)
         features = f"{store.simulated_prefix}{' + '.join(args.modalities)}"
         title = f"{folder.path.name}, last checkpoint (iteration {training.iteration}), {features}"
         heading = f"\n{args.dataset}, {features}, seed {args.seed}"
-        write_results(folder.path, rows, evaluation, annotations, evaluate.snippet_rate, args.modalities, title)
+        rate = evaluate.snippet_rate
+        write_results(folder.path, rows, evaluation, annotations, rate, args.modalities, title, save_outputs)
         print_results(folder.path, heading, rows, evaluation, spec, choice_notes(training.chosen, spec))
         print(f"HTML report: python scripts/report.py {folder.path}")
         folder.end()

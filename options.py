@@ -38,9 +38,16 @@ FREE_ON_RESUME = (  # options that may change on --resume
     "skip_nonfinite",
     "compile",
     "pseudo_labels",  # the path; checkpoints have the digest of the content
+    "save_outputs",
 )
 DEFAULTS = {"topk_ratio": 7}  # options for which a method may define another default
 ANY_RECIPE_HELP = "accept features of another recipe than those of the training (default: refuse them)"
+SAVE_OUTPUTS = {
+    "choices": ("none", "test"),
+    "default": "test",
+    "help": "videos whose T-CAM and attention to write to outputs.h5, for the curves of the report: the test videos "
+    "(test), or none, which also saves torchrun from collecting them (none)",
+}
 BOOLEAN = argparse.BooleanOptionalAction
 
 
@@ -101,6 +108,7 @@ def parse_test_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")
     add("--any-recipe", action="store_true", help=ANY_RECIPE_HELP)
+    add("--save-outputs", **SAVE_OUTPUTS)
     add_localization_options(parser, trained=True)
     args = parser.parse_args(argv)
     args.options = None
@@ -340,6 +348,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         help="number of steps with a loss or gradient that is not finite to skip before the run stops",
     )
     add("--evaluate-untrained", action=BOOLEAN, default=False, help="also evaluate before the first step")
+    add("--save-outputs", **SAVE_OUTPUTS)
     add(
         "--ema",
         type=fraction_below_one,

@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     title = f"{' + '.join(checkpoints)}, {simulated}features"
     rows = [(name, iteration, evaluation.metrics)] if evaluate.has_ground_truth else []
     heading = f"{options.dataset}, {simulated}features {store.source.path}: {spec.test_subset} {test_set}"
-    write_results(output, rows, evaluation, annotations, evaluate.snippet_rate, options.modalities, title)
+    rate, save_outputs = evaluate.snippet_rate, args.save_outputs == "test"
+    write_results(output, rows, evaluation, annotations, rate, options.modalities, title, save_outputs)
     print_results(output, heading, rows, evaluation, spec)
 
 

@@ -1,4 +1,4 @@
-"""File `outputs.h5` of a run: outputs of the network for each test video, for pictures.
+"""File `outputs.h5` of a run: outputs of the network for each test video, for pictures and the report.
 
 It has one HDF5 group per video with `cas` (T, C + 1), `attention` (T,) and, if the network has it,
 `modality_attention` (2, T), all float16. The classes and the snippet rate are attributes of the file.
@@ -40,7 +40,7 @@ def write_outputs(path: str | Path, results: Sequence, classes: Sequence[str], s
             for name in CURVES:
                 values = getattr(result, name).astype(np.float16)
                 if len(values):
-                    group.create_dataset(name, data=values, compression="gzip", fletcher32=True)
+                    group.create_dataset(name, data=values, shuffle=True, compression="gzip", fletcher32=True)
 
 
 class Outputs:

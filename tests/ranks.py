@@ -73,11 +73,15 @@ def equality(ranks: Ranks, path: Path, out: Path) -> dict:
     train, test = (subset(path, name) for name in ("train", "test"))
     torch.set_num_threads(1)
     result = {}
+    evaluate = Evaluator(test, load_annotations(path), DATASETS["demo"], ranks)
+    untrained = evaluate(Trainer("uneven pairs", train, out / "none", ranks).method)  # equal weights on every rank
+    result["own videos"] = ranks.gather([each.video_id for each in untrained.results])
+    result["untrained"] = evaluate.gather_outputs(untrained)
     for case in CASES:
         trainer = Trainer(case, train, out / "none", ranks)
         result[case] = {"gradients": trainer.step()[1], "terms": [trainer.step()[0] for _ in range(2)]}
         result[case]["weights"] = trainer.net.state_dict()
-    evaluation = Evaluator(test, load_annotations(path), DATASETS["demo"], ranks)(trainer.method)
+    evaluation = evaluate.gather_outputs(evaluate(trainer.method))
     everywhere = ranks.gather((evaluation.metrics, evaluation.selection))
     assert all(scores == everywhere[0] for scores in everywhere)
     result["evaluation"] = {"metrics": evaluation.metrics, "results": evaluation.results}

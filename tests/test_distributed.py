@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import utils.errors
+from eval.outputs import CURVES
 from main import main as train
 from tests.conftest import ROOT
 from tests.ranks import CASES, equality
@@ -104,6 +105,22 @@ def test_shared_evaluation_equals_that_of_one_process(single, many):
     for one, other in zip(expected["results"], result["results"], strict=True):
         np.testing.assert_allclose(other.cas, one.cas, rtol=1e-3, atol=1e-3)
     assert result["metrics"].keys() == expected["metrics"].keys()
+
+
+@needs_processes
+def test_ranks_localize_their_own_videos_and_rank_zero_has_the_detections_of_one_process(single, many):
+    """Bit for bit, with equal weights; the curves come on request, in the float16 of outputs.h5."""
+    expected, result = single["untrained"], many["untrained"]
+    assert sorted(sum(many["own videos"], [])) == sorted(single["own videos"][0])
+    assert all(0 < len(own) < len(single["own videos"][0]) for own in many["own videos"])
+    assert result.metrics == expected.metrics
+    assert result.detections.videos == expected.detections.videos
+    for name in ("video", "label", "start", "end", "score"):
+        np.testing.assert_array_equal(getattr(result.detections, name), getattr(expected.detections, name))
+    assert [video.video_id for video in result.results] == [video.video_id for video in expected.results]
+    for one, other in zip(expected.results, result.results, strict=True):
+        for name in CURVES:
+            np.testing.assert_array_equal(getattr(other, name), getattr(one, name).astype(np.float16))
 
 
 @needs_processes

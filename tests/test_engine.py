@@ -12,6 +12,7 @@ from utils.engine import BatchLoss, Evaluation, Evaluator, holdout_scores, predi
 from utils.features.simulate import invent_timeline, simulate_features
 from utils.losses import CO2Loss
 from utils.methods import Method, build_method
+from utils.run.ranks import Ranks
 from utils.subsets import split_holdout
 from utils.training import Training
 from wsad_dataset import Batch, WeakVideoDataset
@@ -76,6 +77,23 @@ def test_evaluation_uses_the_features_own_rate():
     annotations, dataset = dataset_of({"v": 30})
     evaluation = Evaluator(dataset, annotations, DATASETS["demo"])(attentive_method())
     assert evaluation.detections.end.max() == pytest.approx(30 * 16 / 30)
+
+
+def test_ranks_send_detections_and_no_curves():
+    sent = []
+    annotations, dataset = dataset_of({"v": 30, "w": 20})
+
+    class Listening(Ranks):
+        def gather(self, value):
+            sent.extend(value)
+            return super().gather(value)
+
+    evaluation = Evaluator(dataset, annotations, DATASETS["demo"], Listening())(attentive_method())
+    assert [video.video_id for video in sent] == ["v", "w"]
+    for video, result in zip(sent, evaluation.results, strict=True):
+        assert (video.cas, video.peak) == (None, result.attention.max())
+        arrays = [value for value in vars(video).values() if isinstance(value, np.ndarray)]
+        assert all(array is result.detections or array is result.scores for array in arrays)
 
 
 def test_ground_truth_of_videos_too_short_to_test_counts():

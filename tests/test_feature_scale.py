@@ -190,7 +190,7 @@ LOW, HIGH = np.array([0.02, 0.1]), np.array([0.02, 0.1001])
     ],
 )
 def test_a_network_has_collapsed_if_95_percent_of_the_videos_have_no_proposal(attentions, expected):
-    assert collapse(attentions, 0.1) == expected
+    assert collapse([attention.max() for attention in attentions], 0.1) == expected
     method = build_method("co2net", 1, (2, 2))
     assert method.lowest_threshold == 0.1
     proposals = [len(method.localize({"cas": np.ones((2, 2)), "attention": attention})) for attention in attentions]
@@ -200,7 +200,7 @@ def test_a_network_has_collapsed_if_95_percent_of_the_videos_have_no_proposal(at
 def test_a_localization_without_attention_thresholds_never_collapses():
     method = build_method("audio_visual", 1, (2, 2))
     assert method.lowest_threshold is None
-    assert collapse([LOW], method.lowest_threshold) is None
+    assert collapse([LOW.max()], method.lowest_threshold) is None
 
 
 def test_a_collapsed_run_says_so(dataset, tmp_path, capsys):

@@ -296,7 +296,6 @@ def test_script_compares_runs_in_one_page(run, dataset, tmp_path):
     [
         (lambda run: shutil.rmtree(run), "run folder not found"),
         (lambda run: (run / "metrics.json").unlink(), "metrics.json not found"),
-        (lambda run: (run / "outputs.h5").unlink(), "outputs.h5 not found"),
         (lambda run: (run / "outputs.h5").write_text("not HDF5"), "not the outputs of a run"),
         (lambda run: (run / "metrics.json").write_text("{}"), "not the metrics of a run"),
         (lambda run: (run / "metrics.json").write_text('{"last": '), "not valid JSON"),

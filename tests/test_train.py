@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import yaml
 from main import main as train
 from scripts.report import main as write_report
 from test import main as evaluate
+from tests.test_report import page_data
 from utils.annotations import parse_annotations
 from utils.errors import exit_on_input_error
 from utils.features.simulate import invent_timeline, simulate_features
@@ -120,6 +122,28 @@ def test_a_run_folder_holds_everything(run):
         assert len(outputs) == 8
         video = outputs["test_0012"]
         assert video["cas"].shape == (video["attention"].shape[0], 4)
+
+
+def test_outputs_are_optional(dataset, run, tmp_path):
+    """A finished run is resumed without them: the old file goes, nothing else changes, and the report has no curves."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    train(arguments(dataset, folder, "--holdout", "0.2", "--resume", "--save-outputs", "none"))
+    assert not (folder / "outputs.h5").exists()
+    assert "outputs.h5" not in (folder / "SHA256SUMS").read_text()
+    for name in ("detections.json", "metrics.json"):
+        assert (folder / name).read_bytes() == (run / name).read_bytes()
+    pages = []
+    for path in (run, folder):
+        done = run_program("scripts/report.py", path, "--out", tmp_path / "report.html")
+        assert (done.returncode, done.stderr) == (0, "")
+        pages.append([video["runs"][0] for video in page_data((tmp_path / "report.html").read_text("utf-8"))["videos"]])
+    assert [answer["detections"] for answer in pages[0]] == [answer["detections"] for answer in pages[1]]
+    assert [sum("attention" in answer for answer in page) for page in pages] == [8, 0]
+    argv = ["--checkpoint", str(run / "checkpoints/last.pt"), "--path-dataset", str(dataset), "--device", "cpu"]
+    evaluate([*argv, "--output-dir", str(tmp_path / "test"), "--save-outputs", "none"])
+    files = sorted(path.name for path in (tmp_path / "test").iterdir())
+    assert files == ["detections.json", "metrics.json", "videos.png"]
 
 
 def test_tensorboard_finds_the_scalars(run):

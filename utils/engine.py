@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -143,6 +143,17 @@ class VideoResult:
     scores: np.ndarray  # (C,) video-level class scores
 
 
+@dataclass(frozen=True)
+class ScoredVideo:
+    """Part of a VideoResult that metrics need; ranks send no more than this to rank 0."""
+
+    video_id: str
+    detections: np.ndarray  # label, start, end (snippets), score; see eval.proposals
+    scores: np.ndarray  # (C,) video-level class scores
+    peak: float  # highest attention
+    cas: np.ndarray | None  # (T, C + 1) for snippet accuracy; None for a dataset without it
+
+
 def predict(
     method: Method,
     dataset: WeakVideoDataset,
@@ -223,7 +234,7 @@ class Evaluation:
     """Scored predictions over the test subset.
 
     Attributes:
-        results: Results per video; empty on ranks other than 0.
+        results: Results of the videos of this rank, in the order of the dataset.
         detections: All detections, in seconds; None on ranks other than 0.
         metrics: Content of metrics.json, as fractions: `classification_map`, and per protocol `classes`,
             `tiou_thresholds`, `ap` [threshold][class], `map` [threshold] and `average_map`. Datasets that measure
@@ -242,7 +253,7 @@ class Evaluator:
     """Scores a method on a test subset under every protocol, if it has annotated segments.
 
     The ground truth counts for the videos of the dataset and for those too short to be tested (release). It does not
-    count for videos without features. Ranks share the videos; rank 0 scores them.
+    count for videos without features. Ranks share the videos and send their detections to rank 0, which scores them.
 
     Attributes:
         has_ground_truth: True if a video that can be tested has an annotated segment. Otherwise an evaluation has
@@ -263,24 +274,58 @@ class Evaluator:
         longest_first = np.argsort(-self.dataset.lengths, kind="stable")
         own = longest_first[self.ranks.rank :: self.ranks.size]  # about the same work for each rank
         results = predict(method, self.dataset, self.annotations, self.snippet_rate, own)
-        shares = self.ranks.gather(results)
-        evaluation = None
-        if self.ranks.is_main:
-            evaluation = self.score([result for share in shares for result in share], method.lowest_threshold)
-        scores = self.ranks.on_rank_zero(lambda: (evaluation.metrics, evaluation.selection))
-        return evaluation or Evaluation([], None, *scores)
+        return self.score(results, method.lowest_threshold)
 
     def score(self, results: list[VideoResult], lowest_threshold: float | None = None) -> Evaluation:
-        """Score results of all test videos, in any order; for `lowest_threshold` see `collapse`."""
+        """Score the results of this rank with those of the others. Collective.
+
+        Args:
+            results: Results of all test videos that no other rank has, in the order of the dataset.
+            lowest_threshold: See `collapse`.
+        """
+        own = [
+            ScoredVideo(
+                video_id=result.video_id,
+                detections=result.detections,
+                scores=result.scores,
+                peak=float(result.attention.max()),
+                cas=result.cas if self.spec.accuracy_subsets else None,
+            )
+            for result in results
+        ]
+        videos = self._in_order([video for share in self.ranks.gather(own) for video in share])
+        detections = None
+        if self.ranks.is_main:
+            localized = {video.video_id: video.detections for video in videos}
+            # Videos too short to be tested have no detections, but their ground truth counts.
+            localized |= {video_id: np.empty(0, DETECTION) for video_id in self.dataset.too_short}
+            detections = localized_table(localized, self.annotations.classes, self.snippet_rate)
+        scores = self.ranks.on_rank_zero(self._metrics, videos, detections, lowest_threshold)
+        return Evaluation(results, detections, *scores)
+
+    def gather_outputs(self, evaluation: Evaluation) -> Evaluation:
+        """Return the evaluation with the results of all ranks on rank 0, their curves in float16. Collective."""
+        if self.ranks.size == 1:
+            return evaluation
+        own = [
+            replace(result, **{name: getattr(result, name).astype(np.float16) for name in CURVES})
+            for result in evaluation.results
+        ]
+        shares = self.ranks.gather(own)
+        return replace(evaluation, results=self._in_order([result for share in shares for result in share]))
+
+    def _in_order(self, videos: list) -> list:
+        """Return videos in the order of the dataset."""
         order = {video_id: index for index, video_id in enumerate(self.dataset.video_ids)}
-        results = sorted(results, key=lambda result: order[result.video_id])
-        localized = {result.video_id: result.detections for result in results}
-        # Videos too short to be tested have no detections, but their ground truth counts.
-        localized |= {video_id: np.empty(0, DETECTION) for video_id in self.dataset.too_short}
-        detections = localized_table(localized, self.annotations.classes, self.snippet_rate)
+        return sorted(videos, key=lambda video: order[video.video_id])
+
+    def _metrics(
+        self, videos: list[ScoredVideo], detections: Table, lowest_threshold: float | None
+    ) -> tuple[dict, float]:
+        """Return the metrics and the selection of an Evaluation."""
         if not self.has_ground_truth:
-            return Evaluation(results, detections, {}, float("nan"))
-        scores = np.stack([result.scores for result in results])
+            return {}, float("nan")
+        scores = np.stack([video.scores for video in videos])
         metrics = {"classification_map": nan_to_none(classification_map(scores, self.dataset.labels)[1])}
         for protocol in TABLE_PROTOCOLS:
             metrics[protocol] = evaluate_detections(
@@ -294,19 +339,19 @@ class Evaluator:
         selecting = metrics[TABLE_PROTOCOLS[0]]
         selection = mean_over_range(selecting["tiou_thresholds"], selecting["map"], *self.spec.main_range)
         if subsets := self.spec.accuracy_subsets:
-            activations = {result.video_id: result.cas for result in results}
+            activations = {video.video_id: video.cas for video in videos}
             accuracies = snippet_accuracy(activations, self.annotations, subsets, self.snippet_rate)
             metrics["snippet_accuracy"], selection = accuracies, accuracies[subsets[0]]["accuracy"]
-        if collapsed := collapse([result.attention for result in results], lowest_threshold):
+        if collapsed := collapse([video.peak for video in videos], lowest_threshold):
             metrics["collapsed"] = collapsed
-        return Evaluation(results, detections, metrics, selection)
+        return metrics, selection
 
 
-def collapse(attentions: Sequence[np.ndarray], lowest_threshold: float | None) -> str | None:
+def collapse(peaks: Sequence[float], lowest_threshold: float | None) -> str | None:
     """Describe a collapsed network: without a proposal in at least COLLAPSED_SHARE of the videos.
 
     Args:
-        attentions: Attention (T,) of each video.
+        peaks: Highest attention of each video.
         lowest_threshold: `Method.lowest_threshold`. With None a network cannot collapse.
 
     Returns:
@@ -314,10 +359,10 @@ def collapse(attentions: Sequence[np.ndarray], lowest_threshold: float | None) -
     """
     if lowest_threshold is None:
         return None
-    empty = sum(bool(attention.max() <= lowest_threshold) for attention in attentions)
-    if empty < COLLAPSED_SHARE * len(attentions):
+    empty = sum(peak <= lowest_threshold for peak in peaks)
+    if empty < COLLAPSED_SHARE * len(peaks):
         return None
-    return f"attention below every threshold in {empty} of {len(attentions)} videos"
+    return f"attention below every threshold in {empty} of {len(peaks)} videos"
 
 
 def holdout_scores(method: Method, dataset: WeakVideoDataset) -> dict[str, float | None]:

@@ -22,6 +22,7 @@ def write_results(
     snippet_rate: float,
     modalities: Sequence[str],
     title: str,
+    save_outputs: bool = True,
 ) -> None:
     """Write metrics.json, detections.json, outputs.h5 and the picture videos.png.
 
@@ -33,11 +34,16 @@ def write_results(
         snippet_rate: Snippets per second.
         modalities: Names for the picture.
         title: Title of the picture; it must say whether the data are simulated.
+        save_outputs: Write outputs.h5; otherwise that of an earlier evaluation is removed.
     """
     metrics = {name: {"iteration": iteration, **metrics} for name, iteration, metrics in rows}
     write_json(folder / "metrics.json", metrics)
     write_detections(folder / "detections.json", evaluation.detections, snippet_rate)
-    write_outputs(folder / "outputs.h5", evaluation.results, annotations.classes, snippet_rate)
+    outputs = folder / "outputs.h5"
+    if save_outputs:
+        write_outputs(outputs, evaluation.results, annotations.classes, snippet_rate)
+    else:
+        outputs.unlink(missing_ok=True)
     plot_videos(folder / "videos.png", evaluation.results, annotations, snippet_rate, modalities, title)
 
 
@@ -67,7 +73,8 @@ def print_results(
         print(f"subset '{spec.test_subset}' has no annotated segments: {found}, no scores")
     for note in notes:
         print(note)
-    print(f"results in {folder}: metrics.json, detections.json, outputs.h5, videos.png")
+    outputs = "outputs.h5, " if (folder / "outputs.h5").exists() else ""
+    print(f"results in {folder}: metrics.json, detections.json, {outputs}videos.png")
 
 
 def choice_notes(chosen: Iterable[str], spec: DatasetSpec) -> list[str]:

@@ -15,7 +15,7 @@ from utils.formats.files import read_json, read_json_lines, read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT_CHECKPOINT = "last"  # the checkpoint that detections.json and outputs.h5 come from
-REQUIRED_FILES = ("metrics.json", "options.yaml", "detections.json", "outputs.h5")
+REQUIRED_FILES = ("metrics.json", "options.yaml", "detections.json")
 MAX_DEPTH = 8  # of JSON in a run folder
 
 
@@ -31,7 +31,7 @@ class FinishedRun:
     metrics: dict[str, dict]  # by checkpoint; None for an undefined number
     protocols: tuple[str, ...]  # in the order of metrics.json
     detections: Table  # in seconds
-    outputs: Path | None  # HDF5 file with one group per video
+    outputs: Path | None  # HDF5 file with one group per video; None without curves
     snippet_rate: float  # Hz
     dataset: Path | None  # folder with the annotations
     simulated: bool | None  # None if unknown
@@ -77,8 +77,11 @@ def _read_run(folder: Path, name: str, path_dataset: str | Path | None) -> Finis
     options = _read_options(folder / "options.yaml")
     metrics = _read_metrics(folder / "metrics.json")
     environment = read_environment(folder / "environment.json")
-    with open_outputs(folder / "outputs.h5") as outputs:
-        snippet_rate = outputs.snippet_rate
+    spec, detections = dataset_spec(options), read_detections(folder / "detections.json")
+    outputs, snippet_rate = folder / "outputs.h5", detections.snippet_rate or spec.snippet_rate
+    if outputs.is_file():
+        with open_outputs(outputs) as content:
+            snippet_rate = content.snippet_rate
     return FinishedRun(
         name=name,
         folder=folder,
@@ -87,12 +90,12 @@ def _read_run(folder: Path, name: str, path_dataset: str | Path | None) -> Finis
         log=_read_log(folder / "log.jsonl"),
         metrics=metrics,
         protocols=tuple(protocols_of(metrics[OUTPUT_CHECKPOINT])),
-        detections=read_detections(folder / "detections.json"),
-        outputs=folder / "outputs.h5",
+        detections=detections,
+        outputs=outputs if outputs.is_file() else None,
         snippet_rate=snippet_rate,
         dataset=_dataset_folder(options, folder, path_dataset),
         simulated=environment.get("features", {}).get("simulated"),
-        spec=dataset_spec(options),
+        spec=spec,
     )
 
 
