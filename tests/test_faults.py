@@ -87,7 +87,7 @@ def test_ctrl_c_before_training_leaves_no_folder(dataset, monkeypatch, tmp_path,
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main, "load_annotations", interrupted)
+    monkeypatch.setattr(main, "open_dataset", interrupted)
     status, _, err = run_main(main.main, *arguments(dataset, tmp_path / "run"))
     assert status == 130 and err.strip() == "interrupted"
     assert not (tmp_path / "run").exists()
