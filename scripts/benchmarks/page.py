@@ -68,8 +68,8 @@ class Goal(NamedTuple):
 
 
 CPU_STEP = (
-    "The elements between the convolutions are read and written from memory: dropout, LeakyReLU, losses and Adam take "
-    "the time that the convolutions leave."
+    "Convolutions do not reach the rate of a large matrix product, and memory limits dropout, LeakyReLU, losses and "
+    "Adam."
 )
 COPY = "A batch takes as long as the machine needs to copy it; the column `share of copy` compares."
 FILES = "The time of a command on detection files includes the start of Python and the imports of NumPy and pandas."
