@@ -149,14 +149,20 @@ def test_channels_last_changes_memory_order_and_nothing_else(name, snippets):
 def test_features_are_channels_last_in_training_and_not_in_evaluation():
     net = CO2Net(3, (6, 6))
     use_channels_last(net)
-    layouts = []
+    inputs, layouts = [], []
+
+    def note(_module, arguments, y):
+        inputs.append(arguments[0].stride(1) == 1)
+        layouts.append(y.transpose(1, 2).is_contiguous())
+
     for module in net.modules():
         if isinstance(module, ChannelsLastConv1d):
-            module.register_forward_hook(lambda _module, _inputs, y: layouts.append(y.transpose(1, 2).is_contiguous()))
+            module.register_forward_hook(note)
     features = torch.rand(2, 9, 12)
     net.train()(features)
     assert len(layouts) == 13
     assert all(layouts)
+    assert all(inputs)  # or the convolution copies them
     layouts.clear()
     net.eval()(features)  # evaluation is float32, for which the usual order is faster
     assert layouts.count(False) == 9  # the other layers have one snippet or one channel, and both orders are the same
