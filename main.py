@@ -4,8 +4,6 @@ from argparse import Namespace
 from contextlib import closing, nullcontext
 from dataclasses import replace
 
-import torch
-
 from options import complete_options, method_options, parse_args, resume_options, run_options
 from utils.datasets import dataset_spec
 from utils.engine import BatchLoss, Evaluator, holdout_scores, loss_inputs, selection_scores, train_step
@@ -13,6 +11,7 @@ from utils.errors import exit_on_input_error
 from utils.features.index import open_dataset
 from utils.features.simulate import provide_demo
 from utils.methods import build_method
+from utils.optimizer import FusedAdam
 from utils.pseudo_labels import read_pseudo_labels
 from utils.results import choice_notes, print_results, write_results
 from utils.run import Ranks, RunFolder, RunLog, StopSignal, join_ranks
@@ -78,7 +77,7 @@ def train(args: Namespace, folder: RunFolder | None, ranks: Ranks) -> None:
     net = method.network.to(device)
     if device.type == "cpu":
         speed_up_cpu(net, args.precision, reuse_memory=args.cache != "none")
-    optimizer = torch.optim.Adam(net.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
+    optimizer = FusedAdam(net.parameters(), args.lr, weight_decay=args.weight_decay)
     batch_loss = BatchLoss(net, method.objective, args.precision, args.compile, pseudo_weight=args.pseudo_weight)
     batch_loss = ranks.share(batch_loss, loss_inputs(loader.example(device), 0.0, device))
     training = Training(

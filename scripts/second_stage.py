@@ -24,6 +24,7 @@ from utils.errors import InputError, OneLineParser, exit_on_input_error
 from utils.features.index import open_dataset
 from utils.features.recipes import RECIPE, require_recipe
 from utils.number_types import non_negative_float, positive_float, positive_int, seed
+from utils.optimizer import FusedAdam
 from utils.results import print_results, write_results
 from utils.run import RunFolder, RunLog
 from utils.run.devices import choose_device, memory_advice
@@ -200,7 +201,7 @@ def train(
 ) -> Evaluation:
     """Train the network, with an evaluation every few epochs, and return the last evaluation."""
     loss, total = PMILLoss(), args.max_iter
-    optimizer = torch.optim.Adam(net.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
+    optimizer = FusedAdam(net.parameters(), args.lr, weight_decay=args.weight_decay)
     snippets = round(args.batch_size * train_videos.dataset.lengths.mean())
     log = RunLog(Path(args.run_dir), 0, total, args.eval_every * steps, snippets, evaluator.spec.main_range)
     sums: dict[str, torch.Tensor] = {}

@@ -174,9 +174,8 @@ def test_options_reach_what_is_built(tmp_path, monkeypatch):
 
         return build
 
-    for name in ("build_method", "BatchLoader", "BatchLoss"):
+    for name in ("build_method", "BatchLoader", "BatchLoss", "FusedAdam"):
         monkeypatch.setattr(main, name, spy(name, getattr(main, name)))
-    monkeypatch.setattr(torch.optim, "Adam", spy("Adam", torch.optim.Adam))
     options = "--dataset demo --lr 0.002 --weight-decay 0.03 --batch-size 5 --num-pairs 2 --num-snippets 11 --seed 4 "
     options += "--consensus se --mutual kl "
     options += "--topk-ratio 3 --loss-weights oppo=0.1 --suppression product --attention-logit-dropout 0.25 "
@@ -196,8 +195,8 @@ def test_options_reach_what_is_built(tmp_path, monkeypatch):
         "localization": "outer_inner",
     }
     assert expected.items() <= options.items()
-    assert built["Adam"][0][1] == 0.002
-    assert built["Adam"][1]["weight_decay"] == 0.03
+    assert built["FusedAdam"][0][1] == 0.002
+    assert built["FusedAdam"][1]["weight_decay"] == 0.03
     assert built["BatchLoader"][0][1:] == (5, 2, 11, 4)
     assert built["BatchLoss"][0][2:] == ("bf16", False)
 

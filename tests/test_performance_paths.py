@@ -28,6 +28,7 @@ from utils.losses import CO2Loss
 from utils.methods import METHODS as METHOD_NAMES
 from utils.methods import build_method
 from utils.methods.audio_visual import AudioVisualNet
+from utils.optimizer import FusedAdam
 from utils.run.fast_cpu import LEVELS, ChannelsLastConv1d, FastDropout, use_channels_last, use_fast_dropout
 from utils.training import StepOutcome, Training
 from wsad_dataset import Batch
@@ -228,8 +229,8 @@ class Plain:
         return plain_train_step(self.net, self.criterion, self.optimizer, batch, "float32")
 
 
-def adam(net: CO2Net, weight_decay: float = 1e-3) -> torch.optim.Adam:
-    return torch.optim.Adam(net.parameters(), 1e-3, weight_decay=weight_decay, fused=True)
+def adam(net: CO2Net, weight_decay: float = 1e-3) -> FusedAdam:
+    return FusedAdam(net.parameters(), 1e-3, weight_decay=weight_decay)
 
 
 def trained(net: CO2Net, **options) -> list[dict[str, float]]:
@@ -356,6 +357,25 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_state():
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     assert step(made_batch()).finite
     assert not torch.equal(net.state_dict()["fusion.0.weight"], before[0]["fusion.0.weight"])
+
+
+def test_the_adam_of_a_training_is_pytorchs():
+    """Also after its state went through the other one, and with a step left out."""
+    net = both_nets()[0]
+    nets, kinds = (net, copy.deepcopy(net)), (FusedAdam, partial(torch.optim.Adam, fused=True))
+    optimizers = [kind(each.parameters(), 1e-2, weight_decay=0.1) for kind, each in zip(kinds, nets, strict=True)]
+    for step in range(4):
+        for optimizer, each in zip(optimizers, nets, strict=True):
+            optimizer.zero_grad(set_to_none=True)
+            each(made_batch().features)["cas"].square().sum().backward()
+            optimizer.found_inf = torch.tensor(float(step == 1))
+            optimizer.step()
+        states = [optimizer.state_dict() for optimizer in optimizers]
+        torch.testing.assert_close(*states, rtol=0, atol=0)
+        torch.testing.assert_close(*(dict(each.state_dict()) for each in nets), rtol=0, atol=0)
+        for optimizer, state in zip(optimizers, states[::-1], strict=True):
+            optimizer.load_state_dict(copy.deepcopy(state))
+    assert not torch.equal(nets[0].state_dict()["fusion.0.weight"], both_nets()[0].state_dict()["fusion.0.weight"])
 
 
 HELD = """

@@ -193,6 +193,18 @@ def test_a_finished_run_resumed_only_reports(dataset, tmp_path, capsys):
     assert "already at iteration 3 of 3" in table and "best" in table
 
 
+def test_training_does_not_import_the_compiler(dataset, tmp_path):
+    code = """
+import sys, main
+main.main([*sys.argv[1:], "--max-iter", "2"])
+main.main([*sys.argv[1:], "--max-iter", "4", "--resume"])
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    command = [sys.executable, "-c", code, *arguments(dataset, tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_ctrl_c_saves_and_resume_continues(dataset, tmp_path):
     argv = arguments(dataset, tmp_path / "stopped", "--max-iter", "60", "--eval-every", "30")
     command = [sys.executable, "main.py", *argv]

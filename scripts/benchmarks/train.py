@@ -19,6 +19,7 @@ from scripts.benchmarks.yardstick import Yardstick, count_flops, precisions
 from utils.engine import BatchLoss, train_step
 from utils.features.store import FeatureStore
 from utils.losses import CO2Loss
+from utils.optimizer import FusedAdam
 from utils.run.devices import choose_device
 from utils.run.fast_cpu import use_fast_layers
 from wsad_dataset import Batch, BatchLoader, WeakVideoDataset
@@ -65,7 +66,7 @@ def fast_trainee(dim: int, num_classes: int, precision: str, device: torch.devic
     net, objective = CO2Net(num_classes, (dim, dim)).to(device).train(), CO2Loss()
     if device.type == "cpu":
         use_fast_layers(net, precision)
-    optimizer = torch.optim.Adam(net.parameters(), **ADAM, fused=True)
+    optimizer = FusedAdam(net.parameters(), **ADAM)
     step = partial(train_step, BatchLoss(net, objective, precision, compiled), optimizer)
     return Trainee(net, objective, optimizer, step)
 

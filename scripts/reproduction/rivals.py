@@ -27,6 +27,7 @@ from utils.errors import InputError
 from utils.features import open_features
 from utils.formats.files import atomic_write
 from utils.methods import build_method
+from utils.optimizer import FusedAdam
 from utils.run.devices import choose_device
 from utils.run.fast_cpu import use_fast_layers
 from wsad_dataset import Batch
@@ -158,7 +159,7 @@ def cost(run: PlannedRun) -> dict[str, float]:
     batch = Batch(features, labels, pairs)
     if device.type == "cpu":
         use_fast_layers(network, options.precision)
-    optimizer = torch.optim.Adam(network.parameters(), options.lr, weight_decay=options.weight_decay, fused=True)
+    optimizer = FusedAdam(network.parameters(), options.lr, weight_decay=options.weight_decay)
     step = BatchLoss(network.train(), method.objective, options.precision)
     (seconds,) = time_in_turns(lambda: train_step(step, optimizer, batch), budget=STEP_BUDGET, rounds=STEPS)
     size = sum(parameter.numel() for parameter in network.parameters())

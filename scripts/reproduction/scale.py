@@ -27,6 +27,7 @@ from utils.features import open_features
 from utils.fusion import CONSENSUS
 from utils.methods import build_method
 from utils.number_types import positive_float, positive_int
+from utils.optimizer import FusedAdam
 from utils.run.fast_cpu import speed_up_cpu
 from utils.run.random_states import seed_everything
 from wsad_dataset import BatchLoader, WeakVideoDataset
@@ -82,7 +83,7 @@ def measure(args: Namespace, steps: int) -> Iterator[list[float]]:
     logits: list[torch.Tensor] = []
     for unit in method.network.attention_units:
         unit.layers[-2].register_forward_hook(lambda module, inputs, output: logits.append(output))
-    optimizer = torch.optim.Adam(method.network.parameters(), args.lr, weight_decay=args.weight_decay, fused=True)
+    optimizer = FusedAdam(method.network.parameters(), args.lr, weight_decay=args.weight_decay)
     weights = method.objective.weights
     for _ in range(steps + 1):
         batch = next(loader)
