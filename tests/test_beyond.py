@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from main import StopSignal
 from main import main as train
 from options import parse_args, resume_options
 from scripts import reproduce
-from scripts.reproduction import execute, plan, rivals
+from scripts.reproduction import code_lines, execute, plan, rivals
 from scripts.reproduction.ledger import append_runs, read_ledger
 from scripts.reproduction.plan import Setting, planned_runs, read_tables
 from scripts.reproduction.self_training import main as self_train
@@ -30,7 +31,7 @@ beyond:
   base: thumos14
   rows:
     - {name: CO2-Net}
-    - {name: self-training, after: self_training}
+    - {name: self-training, after: self_training, code: [main.py]}
     - {name: second stage, after: second_stage}
     - {name: pool, after: pool}
 """
@@ -112,28 +113,53 @@ def test_plan_of_the_table(data, tmp_path):
     assert {row.first.key for row in table.rows if row.after} <= {row.key for row in table.rows if not row.after}
     runs = planned_runs([(table, setting)], [3, 1])
     names = [run.name for run in runs]
-    plain = ["co2net", "co2net_feature_scale_auto", "co2net_feature_scale_0.25", "table6_add_feature_scale_0.25"]
-    plain += ["co2net_ema_0.99", "co2net_self_training_4", "co2net_second_stage_4"]
-    recipe = "table6_add_feature_scale_0.25_ema_0.99"
-    assert names[:8] == [f"{name}_s3" for name in [*plain, recipe]]
-    assert names[8:] == [*(f"{name}_s1" for name in plain), "co2net_pool_4_s3_1", f"{recipe}_s1"]
+    local = "co2net_localization_4_ccf9e3"
+    plain, recipe = ["co2net", "co2net_self_training_4", local, "co2net_second_stage_4"], "best_thumos14_r2plus1d"
+    for name in (*plain, recipe, f"{recipe}_self_training_4", f"{recipe}_second_stage_4"):
+        assert names.index(f"{name}_s3") < names.index(f"{name}_s1")
+    assert [name for name in names if "pool" in name] == ["co2net_pool_4_s3_1", f"{recipe}_pool_4_s3_1"]
     for number, run in enumerate(runs):
         assert {first.name for first in run.after} <= set(names[:number])
     firsts = {run.name: [first.name for first in run.after] for run in runs if run.after}
     assert firsts["co2net_pool_4_s3_1"] == ["co2net_s3", "co2net_s1"]
     assert firsts["co2net_self_training_4_s1"] == firsts["co2net_second_stage_4_s1"] == ["co2net_s1"]
+    assert firsts[f"{local}_s1"] == ["co2net_s1"]
     assert len({tuple(run.identity.values()) for run in runs}) == len(runs)
     assert not any("pool" in run.name for run in planned_runs([(table, setting)], [0]))
 
 
-def test_the_recipe_is_a_row_of_the_table(data, tmp_path):
-    recipe = read_tables()["beyond"].rows[-1]
+def test_the_recipe_and_its_localization_are_rows_of_the_table(data, tmp_path):
+    rows = {row.name: row for row in read_tables()["beyond"].rows}
+    recipe = rows["recipe"]
     for base in ("thumos14_r2plus1d", "thumos14"):
-        own = parse_args(["--config", str(ROOT / f"configs/best_{base}.yaml"), "--path-dataset", str(data)])
-        row = Setting(ROOT / f"configs/{base}.yaml", data, tmp_path)
-        config = ["--config", str(ROOT / f"configs/ablations/{recipe.config}.yaml"), "--base", str(row.base)]
-        more = [word for name, value in recipe.options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-        assert resume_options(own) == resume_options(parse_args([*config, *more, "--path-dataset", str(data)]))
+        own = vars(parse_args(["--config", str(ROOT / f"configs/best_{base}.yaml"), "--path-dataset", str(data)]))
+        (run,) = Setting(ROOT / f"configs/{base}.yaml", data, tmp_path).runs(recipe, [0])
+        assert resume_options(Namespace(**own)) == resume_options(run.options)
+        changed = rows["localization of the recipe"].after_options
+        assert {name: own[name] for name in changed} == changed
+
+
+def test_another_localization_is_another_run(data, tmp_path):
+    setting = setting_of(data, tmp_path)
+    row = read_tables()["beyond"].rows[0]
+    rows = [replace(row, after=plan.LOCALIZATION, after_options={"min_length": n}) for n in (2, 3)]
+    (two,), (three,) = (setting.runs(row, [0]) for row in rows)
+    assert two.folder != three.folder and two.identity["options"] != three.identity["options"]
+    assert two.command[-2:] == ("--min-length", "2")
+
+
+def test_lines_of_code(monkeypatch, tmp_path):
+    monkeypatch.setattr(code_lines, "ROOT", tmp_path)
+    (tmp_path / "one.py").write_text("import os\n\n\nclass A:\n    x = 1\n\n    y = 2\n\n\ndef b():\n    return A\n")
+    assert code_lines.count_lines(["one.py"]) == 6
+    assert code_lines.count_lines(["one.py::A", "one.py::b"]) == 5
+    assert code_lines.count_lines([]) == 0
+    with pytest.raises(ValueError, match="one.py has no definition C"):
+        code_lines.count_lines(["one.py::C"])
+
+
+def test_places_of_code_exist():
+    assert all(code_lines.count_lines(row.code) > 0 for row in read_tables()["beyond"].rows if row.code)
 
 
 def fake(run, code):
@@ -211,7 +237,7 @@ def test_differences_and_page(data, finished, tmp_path):
             name, *rest = [cell.strip() for cell in line.strip("|").split("|")]
             cells[name] = rest
     head = cells[""]
-    assert head[-1] == "minutes" and "difference [95 %]" in head
+    assert head[-2:] == ["minutes", "lines"] and "difference [95 %]" in head
     values = {name: dict(zip(head, cells[name], strict=True)) for name in ("CO2-Net", "second stage", "pool")}
     assert [row["minutes"] for row in values.values()] == ["1.0", "2.0", "3.0"]  # with the runs that they follow
     assert [row["seeds"] for row in values.values()] == ["0 1"] * 3

@@ -27,7 +27,8 @@ TABLES = Path(__file__).resolve().parent / "tables.yaml"
 PUBLISHED = ROOT / "eval" / "published.json"
 REPRODUCED = "CO2-Net"  # the row of Tables 1 and 2 that this project trains
 HASH_DIGITS = 12
-SECOND_STAGE, SELF_TRAINING, POOL = "second_stage", "self_training", "pool"  # kinds of runs that follow other runs
+# Kinds of runs that follow other runs.
+SECOND_STAGE, SELF_TRAINING, LOCALIZATION, POOL = "second_stage", "self_training", "localization", "pool"
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,15 @@ class Row:
 
     name: str
     key: str | None  # name of the row's runs, from its config and options. None: a published row that is not trained
-    config: str | None = None  # file in configs/ablations; None: the base config
+    config: str | None = None  # file in configs/ablations or configs; None: the base config
     method: str | None = None  # other method than the base's, with its own config for this base if there is one
     options: Mapping[str, object] = field(default_factory=dict)  # options of main.py, over the config
     paper: float | None = None  # snippet accuracy, or mean mAP over the dataset's main range of tIoU
     at: dict[float, float] = field(default_factory=dict)  # mAP@tIoU
     only: str | None = None  # dataset that the row applies to; None: every dataset
-    after: str | None = None  # kind of run that follows the row's own runs: SECOND_STAGE, SELF_TRAINING or POOL
+    after: str | None = None  # kind of run that follows the row's own runs, such as SECOND_STAGE
+    after_options: Mapping[str, object] = field(default_factory=dict)  # options of the command that follows
+    code: Sequence[str] = ()  # files, or FILE::NAME, that the row has and the base method has not
 
     @property
     def first(self) -> "Row":
@@ -170,8 +173,7 @@ class Setting:
         """Return the run of one row and seed. A wrong option ends the program with one line."""
         config = ["--config", str(self.base)]
         if row.config:
-            ablation = ROOT / "configs" / "ablations" / f"{row.config}.yaml"
-            config = ["--config", os.path.relpath(ablation), "--base", str(self.base)]
+            config = ["--config", os.path.relpath(row_config(row.config)), "--base", str(self.base)]
         elif row.method:
             own = method_config(self.base, row.method)
             config = ["--config", str(own)] if own else [*config, "--method", row.method]
@@ -208,22 +210,37 @@ class Setting:
 
 
 def _following_run(row: Row, firsts: Sequence[PlannedRun], experiment: str) -> PlannedRun:
-    """Return the run that follows the given ones. Its folder has their iterations in its name."""
+    """Return the run that follows the given ones. Its folder has their iterations in its name.
+
+    It also has a digest of the options that follow, if there are any.
+    """
     options, checkpoints = firsts[0].options, [run.folder / "checkpoints" / "last.pt" for run in firsts]
     identity = {**firsts[0].identity, "key": row.key}
     seeds = [str(run.options.seed) for run in firsts]
-    folder = firsts[0].folder.with_name(f"{row.key}_{options.max_iter}_s{'_'.join(seeds)}")
-    common = ("--path-dataset", options.path_dataset, "--device", options.device)
+    more = [word for name, value in row.after_options.items() for word in as_words(name, value)]
+    parts = [row.key, str(options.max_iter)]
+    if more:
+        identity["options"] += f" {row.after}=[{' '.join(more)}]"
+        parts.append(sha256(" ".join(more).encode()).hexdigest()[:6])
+    folder = firsts[0].folder.with_name("_".join([*parts, f"s{'_'.join(seeds)}"]))
+    common = ("--path-dataset", options.path_dataset, "--device", options.device, *more)
     if row.after == SECOND_STAGE:
         words = ("scripts/second_stage.py", "--run", firsts[0].folder, "--run-dir", folder, "--seed", *seeds, *common)
     elif row.after == SELF_TRAINING:
-        training = (*firsts[0].command[2:], "--run-dir", folder)
+        training = (*firsts[0].command[2:], "--run-dir", folder, *more)
         words = ("scripts/reproduction/self_training.py", *checkpoints, folder / "pseudo_labels.h5", *training)
     else:
         words = ("test.py", "--checkpoint", *checkpoints, "--output-dir", folder, *common)
+    if row.after == POOL:
         identity["options"] += f" pooled_seeds=[{','.join(seeds)}]"
     command = (sys.executable, str(ROOT / words[0]), *map(str, words[1:]))
     return PlannedRun(experiment, folder, command, options, identity, tuple(firsts))
+
+
+def row_config(name: str) -> Path:
+    """Return the file of a row's config: in configs/ablations, or a whole recipe in configs."""
+    ablation = ROOT / "configs" / "ablations" / f"{name}.yaml"
+    return ablation if ablation.is_file() else ROOT / "configs" / ablation.name
 
 
 def method_config(base: Path, method: str) -> Path | None:

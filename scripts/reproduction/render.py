@@ -9,6 +9,7 @@ import pandas as pd
 
 from eval.average_precision import range_name
 from eval.tables import format_table
+from scripts.reproduction.code_lines import count_lines
 from scripts.reproduction.ledger import LEDGER
 from scripts.reproduction.plan import Table, slug
 from scripts.reproduction.plot import plot_table
@@ -51,7 +52,10 @@ COMPARISON = (
     "interval is a bootstrap over test videos; it covers no other seeds. GFLOP counts the forward pass of one video, "
     "of as many snippets as in training. A step is a training step of the method's batch."
 )
-MINUTES = "Minutes are the median time of one run, with the runs that it follows. Concurrent runs slow each other down."
+MINUTES = (
+    "Minutes are the median time of one run, with the runs that it follows. Concurrent runs slow each other down. "
+    "Lines are those of code that CO2-Net alone does not need; a row without any only sets options."
+)
 INTERVALS = (
     f"An interval is the {CONFIDENCE:.0%} interval of the mean difference over seeds (paired t). It is not corrected "
     "for the number of pairs, and does not cover other test videos."
@@ -77,6 +81,7 @@ def table_frame(table: Table, group: pd.DataFrame) -> pd.DataFrame:
     if table.has_followers:
         minutes = [minutes_of(row, group) for row in rows]
         columns["minutes"] = ["" if math.isnan(number) else f"{number:.1f}" for number in minutes]
+        columns["lines"] = [str(count_lines(row.code)) for row in rows]
     return pd.DataFrame(columns)
 
 
