@@ -6,6 +6,7 @@ eval/detection_formats.py then take it row by row.
 
 import gc
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 COLUMNS = (*SEGMENT_COLUMNS, "score")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+PART_BYTES = 2**18  # of JSON to parse at a time; its objects fit into a processor's cache
+_NEXT_VIDEO = re.compile(rb'[}\[][ \t\n\r]*\]([ \t\n\r]*,[ \t\n\r]*)"')  # after the last detection of a video
 MAX_PARQUET_ROWS = 10**8  # a few bytes of Parquet can stand for any number of equal rows
 
 
@@ -40,42 +43,79 @@ def read_json_columns(path: Path) -> Table | None:
     content = read_bytes(path).removeprefix(BYTE_ORDER_MARK)
     try:
         with _garbage_collection_off():
-            return _table_of_json(content)
+            return _checked_table(_table_of_json(content))
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
         return None
 
 
-def _table_of_json(content: bytes) -> Table | None:
-    data = orjson.loads(content)
-    results = data["results"]
-    entries = list(chain.from_iterable(results.values()))
-    labels, scores, segments = (list(map(itemgetter(name), entries)) for name in ("label", "score", "segment"))
-    is_plain = set(map(type, results.values())) <= {list} and set(map(type, segments)) <= {list}
-    if not is_plain or set(map(len, segments)) != {2}:
-        return None
-    if set(map(type, labels)) != {str}:
-        labels = [checked_name(label, "label") for label in labels]
-    classes = tuple(dict.fromkeys(labels))
-    label = positions(labels, classes)
-    # JSON has one colon per key, and those within strings. With more than that, a key was there twice.
-    colons = len(results) + sum(map(len, entries)) + sum(name.count(":") for name in results)
+def _table_of_json(content: bytes) -> Table:
+    """Convert the content of a file, a part of its videos at a time.
+
+    Raises:
+        ValueError: The content is unusual. Other errors, of missing keys and wrong types, mean the same.
+    """
+    videos, counts, classes, columns, more = [], [], {}, [], {}
+    colons = 1  # JSON has one per key, such as `results`, and those within strings
+    for data in _parse_parts(content):
+        results = data.pop("results")
+        entries = list(chain.from_iterable(results.values()))
+        columns.append(_columns_of_entries(entries, classes))
+        if set(map(type, results.values())) != {list}:
+            raise ValueError("expected lists of detections")
+        more |= data
+        videos += results
+        counts += map(len, results.values())
+        colons += sum(map(len, entries))
+    label, times, score = map(np.concatenate, zip(*columns, strict=True))
+    colons += len(videos) + sum(name.count(":") for name in videos) + _count_colons(more)
     colons += int(np.dot(np.bincount(label), [name.count(":") for name in classes]))
-    colons += _count_colons({name: value if name != "results" else None for name, value in data.items()})
-    if content.count(b":") != colons or b"\\u003" in content:
-        return None
-    times = np.fromiter(chain.from_iterable(segments), np.float64, 2 * len(segments)).reshape(-1, 2)
-    counts = list(map(len, results.values()))
-    return _checked_table(
-        Table(
-            videos=tuple(checked_name(name, "video") for name in results),
-            classes=tuple(checked_name(name, "label") for name in classes),
-            video=np.repeat(np.arange(len(counts)), counts),
-            label=label,
-            start=times[:, 0].copy(),
-            end=times[:, 1].copy(),
-            score=np.fromiter(scores, np.float64, len(scores)),
-            snippet_rate=stored_snippet_rate(data, "detections"),
-        )
+    # With more colons, a key was there twice.
+    if content.count(b":") != colons or b"\\u003" in content or len(set(videos)) != len(videos):
+        raise ValueError("expected every key once")
+    return Table(
+        videos=tuple(checked_name(name, "video") for name in videos),
+        classes=tuple(checked_name(name, "label") for name in classes),
+        video=np.repeat(np.arange(len(counts)), counts),
+        label=label,
+        start=times[:, 0].copy(),
+        end=times[:, 1].copy(),
+        score=score,
+        snippet_rate=stored_snippet_rate(more, "detections"),
+    )
+
+
+def _parse_parts(content: bytes) -> Iterator[dict]:
+    """Yield the content of a file in parts, each with some of the videos, so that few objects exist at a time.
+
+    A cut is right between the lists of two videos. Elsewhere, brackets before it do not match, or the results are not
+    the last object that is open.
+
+    Raises:
+        ValueError: A part is not valid JSON, or was cut elsewhere.
+    """
+    start, head = 0, b""
+    while cut := _NEXT_VIDEO.search(content, start + PART_BYTES):
+        data = orjson.loads(head + content[start : cut.start(1)] + b"}}")
+        if next(reversed(data)) != "results":
+            raise ValueError("cut in another object")
+        yield data
+        start, head = cut.end(1), b'{"results": {'
+    yield orjson.loads(head + content[start:])
+
+
+def _columns_of_entries(entries: list[dict], classes: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return label (N,), start and end (N, 2), and score (N,) of detections, and number new classes."""
+    labels, scores, segments = (list(map(itemgetter(name), entries)) for name in ("label", "score", "segment"))
+    if not set(map(type, segments)) <= {list} or not set(map(len, segments)) <= {2}:
+        raise ValueError("expected [start, end]")
+    if not set(map(type, labels)) <= {str}:
+        labels = [checked_name(label, "label") for label in labels]
+    for label in dict.fromkeys(labels):
+        classes.setdefault(label, len(classes))
+    return (
+        np.fromiter(map(classes.__getitem__, labels), np.int64, len(labels)),
+        np.fromiter(chain.from_iterable(segments), np.float64, 2 * len(segments)).reshape(-1, 2),
+        np.fromiter(scores, np.float64, len(scores)),
     )
 
 

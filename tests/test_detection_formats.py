@@ -5,6 +5,7 @@ import io
 import json
 import math
 from decimal import Decimal
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +63,12 @@ def check_readers_agree(path, expect_columns=False):
         assert read_columns(path) is not None
 
 
+def check_json_readers_agree(path, expect_columns=False):
+    for part_bytes in (0, 50, 2**18):
+        with mock.patch.object(detection_columns, "PART_BYTES", part_bytes):
+            check_readers_agree(path, expect_columns)
+
+
 def names_have(rows, characters):
     return any(set(characters) & set(str(name)) for video, _, _, label, _ in rows for name in (video, label))
 
@@ -89,12 +96,13 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("detections")
 
 
-@given(rows(), st.sampled_from(["", "\ufeff"]), st.booleans(), st.sampled_from(MORE))
-@example([("a", 1, 2, 3, 3), ("a", -1e16, 1e-7, "3", 0.1), ("b", 1, 2, -7, 3)], "", True, {})
-def test_json_in_columns(folder, rows, mark, is_ascii, more):
+@given(rows(), st.sampled_from(["", "\ufeff"]), st.booleans(), st.sampled_from(MORE), st.sampled_from([None, 1]))
+@example([("a", 1, 2, 3, 3), ("a", -1e16, 1e-7, "3", 0.1), ("b", 1, 2, -7, 3)], "", True, {}, None)
+def test_json_in_columns(folder, rows, mark, is_ascii, more, indent):
     path = folder / "a.json"
-    path.write_text(mark + json.dumps(as_json(rows, **more), ensure_ascii=is_ascii), encoding="utf-8")
-    check_readers_agree(path, expect_columns=not names_have(rows, "\0"))
+    text = json.dumps(as_json(rows, **more), ensure_ascii=is_ascii, indent=indent)
+    path.write_text(mark + text, encoding="utf-8")
+    check_json_readers_agree(path, expect_columns=not names_have(rows, "\0"))
 
 
 @given(rows(odd=0.3), st.data())
@@ -113,7 +121,7 @@ def test_odd_json(folder, rows, data):
         old, new = data.draw(st.sampled_from(DAMAGE))
         text = text.replace(old, new, data.draw(st.integers(1, 3)))
     path.write_text(text)
-    check_readers_agree(path)
+    check_json_readers_agree(path)
 
 
 DAMAGE = [
@@ -167,7 +175,31 @@ DAMAGE = [
 )
 def test_json_at_the_edge(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
-    check_readers_agree(tmp_path / "a.json")
+    check_json_readers_agree(tmp_path / "a.json")
+
+
+ENTRY = '{"label": "x", "score": 1, "segment": [0, 1]}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"results": {"a": [], "b": [], "c": []}}',
+        '{"results": {"a": [ENTRY], "b": [ENTRY], "a": [ENTRY]}}',
+        '{"version": 1, "results": {"a": [ENTRY], "b": [ENTRY]}, "version": 2}',
+        '{"results": {"a": [ENTRY], "b": [ENTRY]}, "results": {"c": [ENTRY], "d": [ENTRY]}}',
+        '{"results": {"a": [ENTRY]}, "more": {"b": [ENTRY], "c": [ENTRY]}}',
+        '{"more": {"b": [ENTRY], "c": [ENTRY]}, "results": {"a": [ENTRY], "b": [ENTRY]}}',
+        '{"more": [{}], "results": {"a": [ENTRY], "b": [ENTRY]}}',
+        '{"more": {"results": {"a": [ENTRY], "b": [ENTRY]}}}',
+        '{"results": {"a": [ENTRY],\f"b": [ENTRY]}}',
+        '{"results": {"}], \\"": [ENTRY], "a}], ": [ENTRY], "b": [{"label": "}], ", "score": 1, "segment": [0, 1]}]}}',
+        '{"results": {"a": [{"more": [{}], "label": "x", "score": 1, "segment": [0, 1]}], "b": [ENTRY]}}',
+    ],
+)
+def test_json_is_cut_between_videos_only(tmp_path, content):
+    (tmp_path / "a.json").write_text(content.replace("ENTRY", ENTRY))
+    check_json_readers_agree(tmp_path / "a.json")
 
 
 def test_a_deep_nest_of_brackets_is_one_line(tmp_path):
