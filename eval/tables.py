@@ -154,19 +154,21 @@ def read_ground_truth(source: GroundTruthSource, subset: str | None) -> GroundTr
     if isinstance(source, Table):
         return GroundTruth(source, make_table((), source.videos, ("",)))
     annotations, classes, class_numbers = read_annotations(source, subset)
-    videos = annotations.subset(_default_subset(annotations.videos.values()) if subset is None else subset)
-    names = [video.video_id for video in videos]
-    segments = (
-        (video.video_id, label, *segment)
-        for video in videos
-        for label, segment in zip(video.segment_labels, video.segments, strict=True)
-    )
-    ambiguous = ((video.video_id, "", *segment) for video in videos for segment in video.ambiguous)
+    videos = annotations.videos
+    names = annotations.subset_ids(_default_subset(annotations) if subset is None else subset)
+    rows, owners = videos.rows_of(names, "segment")
+    labels = videos.columns["segment_labels"][rows]
+    classes = tuple(dict.fromkeys((*classes, *(videos.classes[label] for label in dict.fromkeys(labels.tolist())))))
+    times = videos.columns["segments"][rows].T
+    segments = Table(tuple(names), classes, owners, positions(videos.classes, classes)[labels], *times)
+    rows, owners = videos.rows_of(names, "ambiguous")
+    times = videos.columns["ambiguous"][rows].T
+    durations = videos.columns["duration"][[videos.numbers[name] for name in names]].tolist()
     return GroundTruth(
-        make_table(segments, names, classes),
-        make_table(ambiguous, names, ("",)),
-        durations={video.video_id: video.duration for video in videos if video.duration},
-        annotated=annotations.videos,
+        segments,
+        Table(tuple(names), ("",), owners, np.zeros_like(owners), *times),
+        durations={name: duration for name, duration in zip(names, durations, strict=True) if duration > 0},
+        annotated=videos,
         class_numbers=class_numbers,
     )
 
@@ -221,8 +223,8 @@ def _class_numbers(database: dict) -> dict[int, str]:
     return numbers if len(numbers) == len(pairs) == len(set(numbers.values())) else {}
 
 
-def _default_subset(videos: Iterable[Video]) -> str:
-    present = sorted({video.subset for video in videos})
+def _default_subset(annotations: Annotations) -> str:
+    present = annotations.subsets
     if "test" in map(str.casefold, present):
         return "test"
     if len(present) > 1:

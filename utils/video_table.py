@@ -105,15 +105,25 @@ class VideoTable(Mapping[str, Video]):
 
     def label_matrix(self, video_ids: Sequence[str], classes: Sequence[str]) -> np.ndarray:
         """Return the multi-hot weak labels (len(video_ids), len(classes)) bool."""
-        rows = np.fromiter(map(self.numbers.__getitem__, video_ids), np.int64, len(video_ids))
-        starts = self.columns["label_starts"]
-        first, counts = starts[rows].astype(np.int64), starts[rows + 1] - starts[rows]
-        owners = np.repeat(np.arange(len(rows)), counts)  # row of the matrix that each label belongs to
-        labels = self.columns["labels"][np.arange(len(owners)) + np.repeat(first - _starts(counts)[:-1], counts)]
+        rows, owners = self.rows_of(video_ids, "label")
         order = numbered(classes)
-        matrix = np.zeros((len(rows), len(classes)), dtype=bool)
-        matrix[owners, np.array([order.get(name, 0) for name in self.classes], np.int64)[labels]] = True
+        matrix = np.zeros((len(video_ids), len(classes)), dtype=bool)
+        numbers = np.array([order.get(name, 0) for name in self.classes], np.int64)
+        matrix[owners, numbers[self.columns["labels"][rows]]] = True
         return matrix
+
+    def rows_of(self, video_ids: Sequence[str], name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows (R,) of some videos in columns of any length, and the index of the video of each row (R,).
+
+        Args:
+            video_ids: The videos, in the order wanted.
+            name: `label`, `segment` or `ambiguous`.
+        """
+        numbers = np.fromiter(map(self.numbers.__getitem__, video_ids), np.int64, len(video_ids))
+        starts = self.columns[f"{name}_starts"]
+        first, counts = starts[numbers].astype(np.int64), starts[numbers + 1] - starts[numbers]
+        owners = np.repeat(np.arange(len(numbers)), counts)
+        return np.arange(len(owners)) + np.repeat(first - _starts(counts)[:-1], counts), owners
 
 
 def _starts(counts: Iterable[int]) -> np.ndarray:
