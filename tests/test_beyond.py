@@ -7,6 +7,7 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import pandas as pd
 import pytest
 
@@ -31,7 +32,7 @@ beyond:
   base: thumos14
   rows:
     - {name: CO2-Net}
-    - {name: self-training, after: self_training, code: [main.py]}
+    - {name: self-training, after: self_training, after_options: {relative: true}, code: [main.py]}
     - {name: second stage, after: second_stage}
     - {name: pool, after: pool}
 """
@@ -99,7 +100,7 @@ def finished(data, patched, tmp_path_factory):
         patch.setattr(execute, "run_here", stop)
         with pytest.raises(SystemExit):
             reproduce.main(words(data, run_dir, "--seeds", "0"))
-    folder = setting_of(data, run_dir).folder / "co2net_self_training_4_s0"
+    folder = setting_of(data, run_dir).folder / "co2net_self_training_4_dc1ef1_s0"
     assert not (folder / "metrics.json").exists()
     labels = folder / "pseudo_labels.h5"
     before = labels.stat().st_mtime_ns
@@ -114,15 +115,18 @@ def test_plan_of_the_table(data, tmp_path):
     runs = planned_runs([(table, setting)], [3, 1])
     names = [run.name for run in runs]
     local = "co2net_localization_4_ccf9e3"
-    plain, recipe = ["co2net", "co2net_self_training_4", local, "co2net_second_stage_4"], "best_thumos14_r2plus1d"
-    for name in (*plain, recipe, f"{recipe}_self_training_4", f"{recipe}_second_stage_4"):
+    plain, recipe = (
+        ["co2net", "co2net_self_training_4_dc1ef1", local, "co2net_second_stage_4"],
+        "best_thumos14_r2plus1d",
+    )
+    for name in (*plain, recipe, f"{recipe}_self_training_4_dc1ef1", f"{recipe}_second_stage_4"):
         assert names.index(f"{name}_s3") < names.index(f"{name}_s1")
     assert [name for name in names if "pool" in name] == ["co2net_pool_4_s3_1", f"{recipe}_pool_4_s3_1"]
     for number, run in enumerate(runs):
         assert {first.name for first in run.after} <= set(names[:number])
     firsts = {run.name: [first.name for first in run.after] for run in runs if run.after}
     assert firsts["co2net_pool_4_s3_1"] == ["co2net_s3", "co2net_s1"]
-    assert firsts["co2net_self_training_4_s1"] == firsts["co2net_second_stage_4_s1"] == ["co2net_s1"]
+    assert firsts["co2net_self_training_4_dc1ef1_s1"] == firsts["co2net_second_stage_4_s1"] == ["co2net_s1"]
     assert firsts[f"{local}_s1"] == ["co2net_s1"]
     assert len({tuple(run.identity.values()) for run in runs}) == len(runs)
     assert not any("pool" in run.name for run in planned_runs([(table, setting)], [0]))
@@ -202,7 +206,9 @@ def test_a_stopped_table_continues(data, finished):
     folder, ledger = setting_of(data, finished).folder, read_ledger(finished / "runs.csv")
     expected = {"co2net": [0, 1], "co2net_pool": [0], "co2net_second_stage": [0, 1], "co2net_self_training": [0, 1]}
     assert ledger.groupby("key")["seed"].apply(list).to_dict() == expected
-    log = folder / "co2net_self_training_4_s0/log.jsonl"
+    log = folder / "co2net_self_training_4_dc1ef1_s0/log.jsonl"
+    with h5py.File(log.with_name("pseudo_labels.h5")) as file:
+        assert max(labels[:].max() for labels in file.values()) == 1  # relative labels
     assert [json.loads(line)["iteration"] for line in log.read_text().splitlines()] == [2, 4]
     scores = json.loads((folder / "co2net_pool_4_s0_1/metrics.json").read_text())["mean of 2"]["snippet"]["map"]
     row = ledger[ledger["key"] == "co2net_pool"].iloc[0]

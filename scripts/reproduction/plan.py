@@ -227,7 +227,7 @@ def _following_run(row: Row, firsts: Sequence[PlannedRun], experiment: str) -> P
     if row.after == SECOND_STAGE:
         words = ("scripts/second_stage.py", "--run", firsts[0].folder, "--run-dir", folder, "--seed", *seeds, *common)
     elif row.after == SELF_TRAINING:
-        training = (*firsts[0].command[2:], "--run-dir", folder, *more)
+        training = (*more, *firsts[0].command[2:], "--run-dir", folder)
         words = ("scripts/reproduction/self_training.py", *checkpoints, folder / "pseudo_labels.h5", *training)
     else:
         words = ("test.py", "--checkpoint", *checkpoints, "--output-dir", folder, *common)
