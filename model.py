@@ -177,7 +177,7 @@ class CO2Net(nn.Module):
     def attend(self, enhanced: Tensor) -> Tensor:
         """Return the attention of each modality (B, 2, T), Eq. 4, from both (B, D1 + D2, T)."""
         # The attention units see views of `enhanced`, so autograd stores it only once.
-        modalities = enhanced.split(self.modality_dims, dim=1)
+        modalities = separate(enhanced, self.modality_dims)
         return torch.stack([unit(x) for unit, x in zip(self.attention_units, modalities, strict=True)], dim=1)
 
     def outputs(self, enhanced: Tensor, modality_attention: Tensor) -> dict[str, Tensor]:
@@ -199,6 +199,13 @@ def join(modalities: Sequence[Tensor]) -> Tensor:
     if modalities[0].is_contiguous():
         return torch.cat(modalities, dim=1)
     return torch.cat([x.transpose(1, 2) for x in modalities], dim=-1).transpose(1, 2)
+
+
+def separate(joined: Tensor, dims: Sequence[int]) -> Sequence[Tensor]:
+    """Return views of both modalities (B, D1, T) and (B, D2, T); the gradient has the memory order of `joined`."""
+    if joined.is_contiguous():
+        return joined.split(dims, dim=1)
+    return [x.transpose(1, 2) for x in joined.transpose(1, 2).split(dims, dim=-1)]
 
 
 def pool_over_time(x: Tensor, kernel: int) -> Tensor:

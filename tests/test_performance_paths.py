@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model import CO2Net
+from model import CO2Net, separate
 from scripts.benchmarks.plain_step import PlainCO2Net, PlainLoss, plain_adam, plain_train_step
 from tests.conftest import ROOT
 from tests.golden_cases import PAIRS, assert_golden
@@ -29,6 +29,7 @@ from utils.methods import METHODS as METHOD_NAMES
 from utils.methods import build_method
 from utils.methods.audio_visual import AudioVisualNet
 from utils.optimizer import FusedAdam
+from utils.run import fast_cpu
 from utils.run.fast_cpu import LEVELS, ChannelsLastConv1d, FastDropout, use_channels_last, use_fast_dropout
 from utils.training import StepOutcome, Training
 from wsad_dataset import Batch
@@ -175,6 +176,34 @@ def test_dropout_of_channels_last_features_keeps_the_memory_order():
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert y.stride() == gradient.stride() == x.stride()
     torch.testing.assert_close(gradient, (y / x).detach())
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_dropout_in_blocks_is_dropout_at_once(monkeypatch, kind):
+    """One stream of draws, in memory order, whatever the size of the blocks and the order of the gradient."""
+    x = torch.randn(3, 50, 41, dtype=kind).transpose(1, 2).requires_grad_()
+    gradient = torch.randn(3, 41, 50, dtype=kind)
+    torch.manual_seed(0)
+    draws = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    for block in (x.numel(), 64):
+        monkeypatch.setattr(fast_cpu, "BLOCK", block)
+        torch.manual_seed(0)
+        layer = FastDropout(0.3, slope=0.2)
+        y = layer(x)
+        kept = (draws[: x.numel()] < layer.keep_level - LEVELS // 2).view(3, 50, 41).transpose(1, 2)
+        mask = kept.to(kind) * (LEVELS / layer.keep_level)
+        assert torch.equal(y, nn.functional.leaky_relu(x, 0.2) * mask)
+        (x_gradient,) = torch.autograd.grad(y, x, gradient)
+        assert torch.equal(x_gradient, torch.where(x < 0, gradient * 0.2, gradient) * mask)
+
+
+@pytest.mark.parametrize("order", [lambda x: x, lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)])
+def test_the_gradient_of_separated_modalities_has_their_memory_order(order):
+    x = order(torch.rand(2, 5, 9)).requires_grad_()
+    parts = separate(x, (2, 3))
+    assert all(torch.equal(part, other) for part, other in zip(parts, (x[:, :2], x[:, 2:]), strict=True))
+    (gradient,) = torch.autograd.grad(parts[0].sum() + 2 * parts[1].sum(), x)
+    assert gradient.stride() == x.stride()
 
 
 @given(lengths=st.lists(st.integers(1, 30), max_size=60), max_snippets=st.integers(1, 90))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LEVELS = 2**16  # dropout probabilities are multiples of 1 / LEVELS
+BLOCK = 2**17  # elements; a multiple of 4, because one draw decides four
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -114,33 +115,46 @@ class FastDropout(nn.Dropout):
 
 
 class _LeakyDropout(torch.autograd.Function):
-    """LeakyReLU, then dropout. The backward needs only the output, which the next layer stores too."""
+    """LeakyReLU, then dropout. The backward needs only the output, which the next layer stores too.
+
+    Both work on one block after another, which stays in the cache of the processor between two operations.
+    """
 
     @staticmethod
     def forward(context, x: Tensor, slope: float, keep_level: int) -> Tensor:
         context.slope, context.keep_level = slope, keep_level
-        mask = random_mask(x, keep_level)
-        y = mask.mul_(x if slope == 1 else F.leaky_relu(x, slope))
+        y = torch.empty_like(x)
+        for x_block, y_block in zip(blocks(x, y), blocks(y, y), strict=True):
+            random_mask(keep_level, out=y_block)
+            y_block.mul_(x_block if slope == 1 else F.leaky_relu(x_block, slope))
         context.save_for_backward(y)
         return y
 
     @staticmethod
     def backward(context, gradient: Tensor) -> tuple[Tensor, None, None]:
         (y,) = context.saved_tensors
-        # An element that is 0 counts as dropped, even if it was 0 before.
-        mask = y.sign().abs_().mul_(LEVELS / context.keep_level)
-        if context.slope != 1:
-            gradient = torch.ops.aten.leaky_relu_backward(gradient, y, context.slope, True)
-        return mask.mul_(gradient), None, None
+        result = torch.empty_like(y)
+        scale = torch.tensor(LEVELS / context.keep_level, dtype=y.dtype).item()  # rounded as the mask was
+        for g, y_block, out in zip(blocks(gradient, y), blocks(y, y), blocks(result, y), strict=True):
+            # Its gradient is that of dropout: an element that is 0 counts as dropped, even if it was 0 before.
+            torch.ops.aten.hardshrink_backward.grad_input(g, y_block, 0.0, grad_input=out)
+            if context.slope != 1:
+                torch.ops.aten.leaky_relu_backward.grad_input(out, y_block, context.slope, True, grad_input=out)
+            out.mul_(scale)
+        return result, None, None
 
 
-def random_mask(x: Tensor, keep_level: int) -> Tensor:
-    """Return LEVELS / keep_level with probability keep_level / LEVELS, else 0, for each element of x."""
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits are random
-    draws, mask = draws.view(torch.int16)[: x.numel()], torch.empty_like(x)
-    # In the memory order of x. Written as numbers at once: conversion from bool takes four times as long.
-    torch.lt(draws, keep_level - LEVELS // 2, out=mask.as_strided((x.numel(),), (1,)))
-    return mask.mul_(LEVELS / keep_level)
+def blocks(x: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+    """Return the elements of x in blocks of BLOCK, in the memory order of a dense tensor of its shape."""
+    x = x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
+    return x.as_strided((x.numel(),), (1,)).split(BLOCK)
+
+
+def random_mask(keep_level: int, out: Tensor) -> None:
+    """Set each element of `out` (N,) to LEVELS / keep_level with probability keep_level / LEVELS, else to 0."""
+    draws = torch.empty(-(-len(out) // 4), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits are random
+    # Written as numbers at once: conversion from bool takes four times as long.
+    torch.lt(draws.view(torch.int16)[: len(out)], keep_level - LEVELS // 2, out=out).mul_(LEVELS / keep_level)
 
 
 def set_malloc_policy(reuse: bool) -> None:
