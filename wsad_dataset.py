@@ -85,8 +85,10 @@ class WeakVideoDataset:
         self.store = store
         self.modality_dims = store.modality_dims
         self.snippet_rate = store.snippet_rate
-        self._offsets = np.cumsum(self.lengths) - self.lengths
-        self._rows = None if device is None else self._load(torch.device(device))
+        self._rows = None
+        if device is not None:
+            self._offsets = np.cumsum(self.lengths) - self.lengths  # of videos among all rows
+            self._rows = self._load(torch.device(device))
 
     @property
     def device(self) -> torch.device:

@@ -3,10 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from tests.conftest import ROOT
 from utils.run.log import RunLog
 from utils.run.stop import StopSignal
 from utils.training import StepOutcome, Training
@@ -142,3 +145,24 @@ def test_stop_signal_waits_for_the_step_and_a_second_one_does_not(number, capfd)
     assert end.value.code == 128 + number
     assert signal.getsignal(number) == before
     assert "a second signal stops at once" in capfd.readouterr().err
+
+
+CONVOLUTIONS = """
+import torch
+from utils.run import devices
+devices.PRIMITIVES = 1
+devices.choose_device("cpu")
+network = torch.nn.Conv1d(64, 64, 3)
+for length in (200, 300) * 3:
+    network(torch.ones(10, 64, length))
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+def test_compiled_operations_are_bounded():
+    """Six convolutions of two lengths: with one place in memory, each is compiled again."""
+    environment = {**os.environ, "ONEDNN_VERBOSE": "profile_create"}
+    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+    command = [sys.executable, "-c", CONVOLUTIONS]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert sum("cache_miss" in line and "convolution" in line for line in done.stdout.splitlines()) == 6

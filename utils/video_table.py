@@ -32,7 +32,10 @@ def subset_names(name: str) -> set[str]:
 
 def numbered(names: Iterable[str]) -> dict[str, int]:
     """Return the number of each name in order of first appearance."""
-    return {name: number for number, name in enumerate(dict.fromkeys(names))}
+    numbers: dict[str, int] = {}
+    for name in names:
+        numbers.setdefault(name, len(numbers))
+    return numbers
 
 
 class VideoTable(Mapping[str, Video]):
@@ -119,11 +122,12 @@ class VideoTable(Mapping[str, Video]):
             video_ids: The videos, in the order wanted.
             name: `label`, `segment` or `ambiguous`.
         """
-        numbers = np.fromiter(map(self.numbers.__getitem__, video_ids), np.int64, len(video_ids))
-        starts = self.columns[f"{name}_starts"]
-        first, counts = starts[numbers].astype(np.int64), starts[numbers + 1] - starts[numbers]
-        owners = np.repeat(np.arange(len(numbers)), counts)
-        return np.arange(len(owners)) + np.repeat(first - _starts(counts)[:-1], counts), owners
+        numbers = np.fromiter(map(self.numbers.__getitem__, video_ids), np.int32, len(video_ids))
+        first = self.columns[f"{name}_starts"][numbers]
+        counts = self.columns[f"{name}_starts"][numbers + 1] - first
+        owners = np.repeat(np.arange(len(numbers), dtype=np.int32), counts)
+        first -= _starts(counts)[:-1]  # modulo 2**32, as the next sum
+        return np.arange(len(owners), dtype=np.uint32) + np.repeat(first, counts), owners
 
 
 def _starts(counts: Iterable[int]) -> np.ndarray:

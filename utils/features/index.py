@@ -186,8 +186,8 @@ def _read(path: Path) -> tuple[Annotations, IndexedSource]:
             raise _UnusableIndex("not up to date")
         videos = _read_videos(path, meta)
         places: dict[str, Places] = {}
+        known = [(load_plain_array(path / INDEX, "videos/ids"), videos.numbers)]
         for number, modality in enumerate(meta["rates"]):
-            known = [videos.numbers, *(each.numbers for each in places.values())]
             places[modality] = _read_places(path, str(number), len(stamps) - 1, known)
         rates = {modality: rate and Rate(*rate) for modality, rate in meta["rates"].items()}
         facts = Facts(path / meta["path"], meta["form"], meta["simulated"], meta["recipe"])
@@ -210,13 +210,21 @@ def _read_videos(path: Path, meta: dict) -> VideoTable:
     return VideoTable(numbers, meta["subsets"], meta["labels"], columns)
 
 
-def _read_places(path: Path, prefix: str, num_files: int, known: list[dict[str, int]]) -> Places:
-    """Return the places of a modality; videos that are numbered equally elsewhere share the memory."""
-    video_ids = _split(_text(path, f"{prefix}/ids"))
-    numbers = next((other for other in known if list(other) == video_ids), None)
+def _read_places(path: Path, prefix: str, num_files: int, known: list[tuple[np.ndarray, dict[str, int]]]) -> Places:
+    """Return the places of a modality; videos that are numbered equally elsewhere share the memory.
+
+    Args:
+        path: Dataset folder.
+        prefix: Names of the columns begin with it.
+        num_files: Number of files with features.
+        known: Joined ids and their numbers, to which this function adds.
+    """
+    video_ids = load_plain_array(path / INDEX, f"{prefix}/ids")
+    numbers = next((numbers for other, numbers in known if np.array_equal(other, video_ids)), None)
     if numbers is None:
-        same = {name: name for name in known[0]}
-        numbers = numbered(same.get(name, name) for name in video_ids)
+        same = {name: name for name in known[0][1]}
+        numbers = numbered(same.get(name, name) for name in _split(video_ids.tobytes().decode()))
+        known.append((video_ids, numbers))
     columns = {name: load_plain_array(path / INDEX, f"{prefix}/{name}") for name in _PLACES}
     columns = {name: np.broadcast_to(column, len(numbers)) for name, column in columns.items()}
     chunk_starts, offsets = (load_plain_array(path / INDEX, f"{prefix}/{name}") for name in ("chunk_starts", "offsets"))
