@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from scripts.benchmarks.machine import peak_memory
 from utils.formats.files import read_json_lines
@@ -52,22 +53,31 @@ def run_main(arguments: Sequence[str], run_dir: Path, threads: int, processes: i
     return {"start seconds": start_seconds, "seconds": seconds, **memory, "snippets/s": speed, "ended": "ok"}
 
 
-def run_module(module: str, *arguments: str) -> tuple[float | None, str]:
-    """Run `python -m MODULE` on one thread; return its peak memory in MB (on Linux) and its output.
+class Finished(NamedTuple):
+    """Python command that has succeeded."""
+
+    seconds: float
+    peak_mb: float | None  # on Linux
+    output: str
+
+
+def run_python(threads: int, *arguments: str) -> Finished:
+    """Run Python with these arguments.
 
     Raises:
         RuntimeError: The command fails.
     """
-    peak = None
-    with tempfile.TemporaryFile() as output, _process([sys.executable, "-m", module, *arguments], 1, output) as process:
+    peak, started = None, time.perf_counter()
+    with tempfile.TemporaryFile() as output, _process([sys.executable, *arguments], threads, output) as process:
         while process.poll() is None:
             peak = peak_memory(process.pid) or peak
             time.sleep(POLL_SECONDS)
+        seconds = time.perf_counter() - started
         output.seek(0)
         text = output.read().decode()
     if process.returncode:
-        raise RuntimeError(f"python -m {module}: {text}")
-    return peak and peak / 1e6, text
+        raise RuntimeError(f"python {' '.join(arguments)}: {text}")
+    return Finished(seconds, peak and peak / 1e6, text)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pandas as pd
 from eval.detection_columns import COLUMNS
 from eval.detection_formats import write_detections
 from eval.tables import Table
-from scripts.benchmarks.command import run_module
+from scripts.benchmarks.command import run_python
 from scripts.benchmarks.measure import Settings, progress, time_in_turns
 from scripts.benchmarks.synthetic import ACTIVITYNET12, make_annotations, make_detections, make_ground_truth
 from scripts.benchmarks.table import ResultTable
@@ -21,7 +21,8 @@ QUICK_FORMATS = {"JSON": 2_000, "Parquet": 2_000}
 PLAIN_UNTIL = 1_000_000  # detections
 
 NOTES = (
-    "seconds: python -m eval.detection from start to end, one thread; peak MB: the process; SIMULATED detections",
+    "seconds: python -m eval.detection from start to end, one thread; import: `python -c 'import eval.detection'`, a "
+    "part of it, same run; peak MB: the process; SIMULATED detections",
     "plain: the same metric after json.load, csv.DictReader or pandas.read_parquet and a loop over the rows with the "
     f"same checks of numbers, same run; not run for more than {PLAIN_UNTIL:,} detections",
     "JSON, written: write_detections alone; plain: a list of dicts and json.dump",
@@ -48,22 +49,26 @@ def file_row(name: str, count: int, folder: Path, budget: float) -> dict:
     options = ["--dataset", DATASET, "--ground-truth", truth, "--predictions", str(path)]
     runs = {}
 
+    def start() -> None:
+        run_python(1, "-c", "import eval.detection")
+
     def fast() -> None:
-        runs["fast"] = run_module("eval.detection", *options)
+        runs["fast"] = run_python(1, "-m", "eval.detection", *options)
 
     def plain() -> None:
-        runs["plain"] = run_module("scripts.benchmarks.plain_evaluation", DATASET, truth, str(path))
+        runs["plain"] = run_python(1, "-m", "scripts.benchmarks.plain_evaluation", DATASET, truth, str(path))
 
     has_plain = count <= PLAIN_UNTIL
-    seconds = time_in_turns(fast, *([plain] if has_plain else []), budget=budget)
-    row = {"file": name, "detections": count, "file MB": path.stat().st_size / 1e6, "seconds": seconds[0]}
+    start_seconds, seconds, *plain_seconds = time_in_turns(start, fast, *([plain] if has_plain else []), budget=budget)
+    row = {"file": name, "detections": count, "file MB": path.stat().st_size / 1e6}
+    row |= {"seconds": seconds, "import seconds": start_seconds}
     path.unlink()
     if not has_plain:
-        return {**row, "peak MB": runs["fast"][0]}
-    row |= {"plain seconds": seconds[1], "ratio": seconds[1] / seconds[0]}
-    tables = {tuple(output.splitlines()[-2:]) for _, output in runs.values()}  # without notes
+        return {**row, "peak MB": runs["fast"].peak_mb}
+    row |= {"plain seconds": plain_seconds[0], "ratio": plain_seconds[0] / seconds}
+    tables = {tuple(run.output.splitlines()[-2:]) for run in runs.values()}  # without notes
     row |= {"results": "equal" if len(tables) == 1 else "differ"}
-    return {**row, "peak MB": runs["fast"][0], "plain peak MB": runs["plain"][0]}
+    return {**row, "peak MB": runs["fast"].peak_mb, "plain peak MB": runs["plain"].peak_mb}
 
 
 def written_row(count: int, folder: Path, budget: float) -> dict:

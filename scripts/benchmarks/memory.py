@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.benchmarks.command import run_main
+from scripts.benchmarks.command import run_main, run_python
 from scripts.benchmarks.linked import write_linked_dataset
 from scripts.benchmarks.measure import Settings, progress
 from scripts.benchmarks.synthetic import THUMOS14, equal_videos, write_dataset_files
@@ -25,7 +25,8 @@ ITERATIONS, WHOLE_TRAINING = 3, 5_000  # the whole training, with 25 evaluations
 NOTES = (
     "python main.py ... --max-iter ITERATIONS, with one evaluation and the files of a run, in a process of its own; "
     "peak: the most main memory of the process (VmHWM), interpreter and PyTorch included",
-    "start: time until the first step, with imports, check of the dataset and, with a cache, reading all features",
+    "start: time until the first step, with imports, check of the dataset and, with a cache, reading all features; "
+    "torch: `python -c 'import torch'` alone, right before; own: the difference",
     "SIMULATED features, float16, in chunks with checksums, as the project writes them; the narrow datasets have "
     f"{SNIPPETS} snippets per video and {TEST_VIDEOS} test videos each, and differ in training videos only",
     "index: made, before the first training on a dataset, with the check of all videos; there, at every later start",
@@ -82,9 +83,13 @@ def _run_trainings(dataset: Dataset, folder: Path, settings: Settings) -> Iterat
     for cache, precision, iterations in dataset.trainings:
         options = ["--path-dataset", str(data), "--cache", cache, "--precision", precision, "--device", settings.device]
         index = "there" if (data / INDEX).exists() else "made"
+        torch_seconds = run_python(settings.threads, "-c", "import torch").seconds
         figures = run_main([*dataset.options, *options, "--max-iter", str(iterations)], run_dir, settings.threads)
         shutil.rmtree(run_dir, ignore_errors=True)
         figures.pop("snippets/s", None)  # three steps are too few to tell
+        if figures["ended"] == "ok":
+            start = {"torch seconds": torch_seconds, "own start seconds": figures["start seconds"] - torch_seconds}
+            figures = {"start seconds": figures["start seconds"], **start, **figures}
         yield {
             "data": dataset.name,
             "training videos": dataset.videos,
