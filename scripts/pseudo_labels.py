@@ -26,6 +26,8 @@ from utils.run.devices import choose_device, memory_advice
 from utils.trained import load_method, match_training, stored_options
 from wsad_dataset import WeakVideoDataset
 
+RELATIVE_HELP = "divide the pseudo labels of each video and class by the highest of them, which becomes 1"
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
@@ -47,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     add(
         "--relative",
         action="store_true",
-        help="divide the labels of each video and class by the highest of them, which becomes 1",
+        help=RELATIVE_HELP,
     )
     add("--any-recipe", action="store_true", help=ANY_RECIPE_HELP)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device; auto: the GPU if there is one")

@@ -18,8 +18,8 @@ from scripts import reproduce
 from scripts.reproduction import code_lines, execute, plan, rivals
 from scripts.reproduction.ledger import append_runs, read_ledger
 from scripts.reproduction.plan import Setting, planned_runs, read_tables
-from scripts.reproduction.self_training import main as self_train
 from scripts.second_stage import main as train_second_stage
+from scripts.self_training import main as self_train
 from test import main as evaluate
 from tests.conftest import ROOT
 from utils.annotations import parse_annotations

@@ -1,6 +1,8 @@
 """Self-training with pseudo labels, averages of weights, and checkpoints whose outputs are averaged."""
 
 import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from eval.outputs import open_outputs
 from main import main as train
 from scripts.pseudo_labels import main as write_labels
+from scripts.self_training import main as self_train
 from test import main as evaluate
 from tests.test_dataset import MemoryStore, assert_equal, batches, dataset
 from tests.test_method_interface import FEATURES, LABELS, PAIRS, built
@@ -21,6 +24,7 @@ from utils.annotations import parse_annotations
 from utils.engine import BatchLoss
 from utils.errors import InputError
 from utils.features.simulate import invent_timeline, simulate_features
+from utils.formats.files import read_yaml
 from utils.losses import CLAMP
 from utils.methods import METHODS
 from utils.pseudo_labels import (
@@ -320,6 +324,25 @@ def test_self_training(data, runs, tmp_path, run_main):
     train(words_of(data, run, "--pseudo-labels", tmp_path / "moved.h5", *options[2:], "--max-iter", 4, "--resume"))
     status, _, error = run_main(lambda: train(words_of(data, tmp_path / "um", *options, "--method", "um")))
     assert status == 2 and "--pseudo-labels needs a background class, which --method um does not have" in error
+
+
+def test_one_command_labels_and_trains(data, runs, tmp_path, run_main):
+    """The options are those of the first run, but for those of the command."""
+    first = tmp_path / "first"
+    shutil.copytree(runs / "a", first)
+    status, text, _ = run_main(self_train, "--run", first, "--relative", "--seed", 5)
+    assert status == 0 and "SIMULATED pseudo labels of 7 videos" in text
+    before, after = (read_yaml(folder / "options.yaml") for folder in (first, tmp_path / "first_self_training"))
+    changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    assert changed == {"run_dir", "seed", "pseudo_labels"} and after["seed"] == 5
+    labels = Path(after["pseudo_labels"])
+    assert labels == tmp_path / "first_self_training/pseudo_labels.h5"
+    with h5py.File(labels) as content:
+        assert max(values[:].max() for values in content.values()) == 1
+    status, _, error = run_main(self_train, "--run", tmp_path)
+    assert status == 2 and error == (
+        f"error: --run {tmp_path}: expected the folder of a finished run, with options.yaml and last.pt\n"
+    )
 
 
 def test_labels_need_features_with_the_same_snippets(data, runs, tmp_path, run_main):

@@ -224,11 +224,10 @@ def _following_run(row: Row, firsts: Sequence[PlannedRun], experiment: str) -> P
         parts.append(sha256(" ".join(more).encode()).hexdigest()[:6])
     folder = firsts[0].folder.with_name("_".join([*parts, f"s{'_'.join(seeds)}"]))
     common = ("--path-dataset", options.path_dataset, "--device", options.device, *more)
-    if row.after == SECOND_STAGE:
-        words = ("scripts/second_stage.py", "--run", firsts[0].folder, "--run-dir", folder, "--seed", *seeds, *common)
-    elif row.after == SELF_TRAINING:
-        training = (*more, *firsts[0].command[2:], "--run-dir", folder)
-        words = ("scripts/reproduction/self_training.py", *checkpoints, folder / "pseudo_labels.h5", *training)
+    if row.after in (SECOND_STAGE, SELF_TRAINING):
+        resume = ("--resume",) if row.after == SELF_TRAINING else ()
+        own = ("--run", firsts[0].folder, "--run-dir", folder, "--seed", *seeds)
+        words = (f"scripts/{row.after}.py", *own, *common, *resume)
     else:
         words = ("test.py", "--checkpoint", *checkpoints, "--output-dir", folder, *common)
     if row.after == POOL:
