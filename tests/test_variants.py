@@ -104,7 +104,7 @@ def test_base_is_about_a_config(capsys):
 def test_every_ablation_is_in_a_table_and_the_papers_own_row_is_one_number():
     tables = read_tables()
     named = {row.config for table in tables.values() for row in table.rows if row.config}
-    assert named == {path.stem for path in ABLATIONS}
+    assert named == {"best_thumos14_r2plus1d", *(path.stem for path in ABLATIONS)}
     (published,) = (row.paper for row in tables["table1"].rows if row.key)
     for key in ("table3", "table4", "table5", "table6"):
         assert [row.paper for row in tables[key].rows if row.config is None] == [published] == [44.6]
