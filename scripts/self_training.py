@@ -12,13 +12,14 @@ from main import main as train
 from options import parse_args
 from scripts.pseudo_labels import RELATIVE_HELP
 from scripts.pseudo_labels import main as write_labels
+from utils.checkpoint import has_training_state
 from utils.errors import InputError, OneLineParser, exit_on_input_error
 
 LABELS = "pseudo_labels.h5"  # of the run folder
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command. A resumed run has the labels that it began with, unless the first run is newer."""
+    """Run the command. A resumed run keeps the labels that it began with."""
     parser = OneLineParser(
         prog="scripts/self_training.py",
         description="Label the training videos with the last checkpoint of a finished run, and train from scratch with "
@@ -36,9 +37,13 @@ def main(argv: list[str] | None = None) -> None:
     folder = args.run_dir or f"{args.run}_self_training"
     words = ["--config", str(options), *others, "--run-dir", folder]
     labels, training = Path(folder) / LABELS, parse_args(words)
-    if not labels.exists() or labels.stat().st_mtime < checkpoint.stat().st_mtime:
+    if not has_training_state(Path(folder) / "checkpoints"):
         common = ["--path-dataset", training.path_dataset, "--device", training.device]
         write_labels([str(checkpoint), "--out", str(labels), *common, *(["--relative"] if args.relative else [])])
+    elif not training.resume:
+        raise InputError(f"{folder}: already has a run; continue it with --resume, or choose another --run-dir")
+    elif labels.exists() and labels.stat().st_mtime < checkpoint.stat().st_mtime:
+        raise InputError(f"{labels} is older than {checkpoint}, expected its labels; choose another --run-dir")
     train([*words, "--pseudo-labels", str(labels)])
 
 

@@ -1,6 +1,7 @@
 """Self-training with pseudo labels, averages of weights, and checkpoints whose outputs are averaged."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from utils.annotations import parse_annotations
 from utils.engine import BatchLoss
 from utils.errors import InputError
 from utils.features.simulate import invent_timeline, simulate_features
+from utils.formats.checksums import sha256_of
 from utils.formats.files import read_yaml
 from utils.losses import CLAMP
 from utils.methods import METHODS
@@ -339,6 +341,13 @@ def test_one_command_labels_and_trains(data, runs, tmp_path, run_main):
     assert labels == tmp_path / "first_self_training/pseudo_labels.h5"
     with h5py.File(labels) as content:
         assert max(values[:].max() for values in content.values()) == 1
+    digest = sha256_of(labels)
+    status, _, error = run_main(self_train, "--run", first)
+    assert status == 2 and "already has a run; continue it with --resume, or choose another --run-dir" in error
+    os.utime(first / "checkpoints/last.pt", (labels.stat().st_mtime + 10,) * 2)
+    status, _, error = run_main(self_train, "--run", first, "--relative", "--seed", 5, "--resume")
+    assert status == 2 and "expected its labels; choose another --run-dir" in error
+    assert sha256_of(labels) == digest
     status, _, error = run_main(self_train, "--run", tmp_path)
     assert status == 2 and error == (
         f"error: --run {tmp_path}: expected the folder of a finished run, with options.yaml and last.pt\n"

@@ -126,7 +126,7 @@ class VideoTable(Mapping[str, Video]):
         first = self.columns[f"{name}_starts"][numbers]
         counts = self.columns[f"{name}_starts"][numbers + 1] - first
         owners = np.repeat(np.arange(len(numbers), dtype=np.int32), counts)
-        first -= _starts(counts)[:-1]  # modulo 2**32, as the next sum
+        first -= _starts(counts)[:-1]  # may wrap around below 0; the sum with the repeated values wraps back
         return np.arange(len(owners), dtype=np.uint32) + np.repeat(first, counts), owners
 
 
